@@ -1,0 +1,1 @@
+"""fastinfer: a low-latency inference server."""

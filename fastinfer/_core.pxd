@@ -1,0 +1,125 @@
+# Declarations of the compiled core: every struct and every class that two parts share, once.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    MAX_RANK = 8
+
+# The Open Inference Protocol's datatypes, in the order of the table in signature.pyx.
+cdef enum Datatype:
+    DT_BOOL, DT_UINT8, DT_UINT16, DT_UINT32, DT_UINT64
+    DT_INT8, DT_INT16, DT_INT32, DT_INT64
+    DT_FP16, DT_FP32, DT_FP64, DT_BF16, DT_BYTES
+    DT_COUNT
+
+# What a nogil leaf fills when it fails; the Python-facing function turns it into an error of errors.py.
+cdef enum Fault:
+    OK = 0
+    BAD_JSON, BAD_VALUE, BAD_SHAPE, BAD_INPUT, BAD_OUTPUT, BAD_BINARY, BAD_PARAMETER, BAD_RECORD
+    UNKNOWN_CATEGORY, NO_MEMORY
+
+cdef struct Failure:
+    Fault fault
+    int reason              # which sentence; each part numbers its own
+    Py_ssize_t offset       # byte offset in the body, or -1
+    Py_ssize_t input        # index of the input (column), or -1
+    Py_ssize_t index        # flat index of the element, or of the row, or -1
+
+cdef inline void failure_clear(Failure* failure) noexcept nogil:
+    failure.fault = OK
+    failure.reason = 0
+    failure.offset = failure.input = failure.index = -1
+
+cdef inline bint fail(Failure* failure, Fault fault, int reason, Py_ssize_t offset,
+                      Py_ssize_t input, Py_ssize_t index) noexcept nogil:
+    """Fill ``failure`` and return False, so that a leaf says ``return fail(...)``."""
+    failure.fault = fault
+    failure.reason = reason
+    failure.offset = offset
+    failure.input = input
+    failure.index = index
+    return False
+
+# ---- memory.pyx -----------------------------------------------------------------------------------------------
+cdef struct Slab:
+    char* data              # 64-byte aligned, or NULL
+    size_t capacity         # bytes
+
+cdef bint slab_reserve(Slab* slab, size_t used, size_t need) noexcept nogil
+cdef void slab_free(Slab* slab) noexcept nogil
+
+# An element of a BYTES tensor in a slab: a range of the Rows' arena. A missing value has length MISSING_BYTES.
+cdef struct Span:
+    uint64_t offset
+    uint64_t length
+
+cdef enum:
+    SPAN_SIZE = 16
+
+cdef class Rows:
+    cdef readonly Signature signature
+    cdef int count                  # inputs
+    cdef Slab* slabs                # one an input
+    cdef size_t* row_bytes          # bytes of one row of each input
+    cdef int* ranks                 # dimensions of one row of each input
+    cdef int64_t* dims              # count * MAX_RANK: the dimensions of one row
+    cdef Py_ssize_t rows            # committed rows
+    cdef Slab arena                 # payload of BYTES elements
+    cdef size_t arena_size
+    cdef int leases                 # arrays alive that look into the slabs
+
+    cdef bint set_dims(self, int input, int rank, const int64_t* dims) noexcept nogil
+    cdef bint same_dims(self, const int* ranks, const int64_t* dims) noexcept nogil
+    cdef bint reserve(self, Py_ssize_t rows) noexcept nogil
+    cdef bint arena_reserve(self, size_t extra) noexcept nogil
+    cdef bint append(self, Rows source, Py_ssize_t start, Py_ssize_t rows) noexcept nogil
+    cdef size_t nbytes(self) noexcept nogil
+    cdef bint reset(self) noexcept nogil
+
+cdef inline char* rows_at(Rows rows, int input, Py_ssize_t row) noexcept nogil:
+    return rows.slabs[input].data + <size_t>row * rows.row_bytes[input]
+
+# A growing byte buffer for answers.
+cdef struct Writer:
+    char* data
+    size_t size
+    size_t capacity
+
+cdef bint writer_reserve(Writer* writer, size_t extra) noexcept nogil
+cdef bint writer_put(Writer* writer, const char* data, size_t size) noexcept nogil
+cdef void writer_free(Writer* writer) noexcept nogil
+
+# ---- signature.pyx --------------------------------------------------------------------------------------------
+cdef struct TensorInfo:
+    const char* name                # UTF-8, owned by the Signature
+    Py_ssize_t name_size
+    Datatype datatype
+    size_t itemsize                 # bytes of an element in a slab (BYTES: a Span)
+    int rank                        # of the whole tensor, as declared
+    int64_t shape[MAX_RANK]         # -1 is variable
+    bint nullable                   # a program's column that may be missing
+    bint column                     # a program's column: [n] and [n, 1] are both accepted
+
+cdef struct NameSlot:
+    uint32_t hash
+    int32_t index                   # -1 empty
+
+cdef class NameTable:
+    cdef NameSlot* slots
+    cdef uint32_t mask
+    cdef list names                 # bytes, in order
+    cdef const char** data
+    cdef Py_ssize_t* sizes
+    cdef int find(self, const char* name, Py_ssize_t size) noexcept nogil
+
+cdef class Signature:
+    cdef readonly tuple inputs      # of Tensor
+    cdef readonly tuple outputs
+    cdef readonly bint batched      # the first dimension of every tensor is the rows
+    cdef int n_inputs
+    cdef int n_outputs
+    cdef TensorInfo* input_info
+    cdef TensorInfo* output_info
+    cdef NameTable input_names
+    cdef NameTable output_names
+
+cdef size_t datatype_size(Datatype datatype) noexcept nogil

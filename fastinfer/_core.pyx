@@ -1,0 +1,8 @@
+# distutils: language = c++
+"""The compiled core: a request's way from bytes to rows, through the feature program and the batch, to an answer.
+
+Parts stand in the order in which a request meets them.
+"""
+
+include "core/signature.pyx"
+include "core/memory.pyx"
