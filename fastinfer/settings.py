@@ -1,0 +1,246 @@
+"""Every option of the server and of a model, declared once.
+
+The command line's flags, the FASTINFER_* variables, the keys of fastinfer.toml and model.toml, the pages in
+docs/reference and the JSON schemas all derive from here. Precedence: flag, FASTINFER_*, fastinfer.toml, default.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastinfer.errors import ConfigurationError
+from fastinfer.options import (
+    BOOLEAN,
+    DURATION,
+    INTEGER,
+    NAME,
+    NAMES,
+    PATH,
+    SIZE,
+    TEXT,
+    Option,
+    TomlFile,
+    check_fields,
+    nearest,
+    option,
+    options,
+    shown,
+    take_table,
+)
+
+MIB = 1 << 20
+DAY = 86_400
+SETTINGS_FILE = Path("fastinfer.toml")
+PREFIX = "FASTINFER_"
+NOT_SETTINGS = frozenset({"FASTINFER_CONFIG", "FASTINFER_BUILD"})  # the file's path; setup.py's build kind
+# Kubernetes gives every pod variables for every service of its namespace: a service called "fastinfer" makes
+# FASTINFER_SERVICE_HOST and FASTINFER_PORT=tcp://10.0.0.1:8000. They are nobody's settings.
+SERVICE_LINK = re.compile(
+    r"FASTINFER_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
+)
+SERVICE_LINK_PORT = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a server is run with. Values may be written as in TOML (`max_body_bytes="64MiB"`).
+
+    Raises:
+        ConfigurationError: a value of the wrong type or out of bounds; names the option, the value and what it takes.
+    """
+
+    path: Path | None = option(
+        None, PATH, "A model file, a model's folder, or a repository of models.", unset="none", flag=False)
+    name: str | None = option(
+        None, NAME, "Name of the model, where PATH is one model.", unset="the file's stem or the folder's name")
+    host: str = option(
+        "127.0.0.1", TEXT, "Address or host name to listen on; 0.0.0.0 for every IPv4 interface.")
+    port: int = option(
+        8000, INTEGER, "TCP port to listen on; 0 takes a free one.", low=0, high=65535)
+    uds: Path | None = option(
+        None, PATH, "Unix socket to listen on, in place of host and port.", unset="none")
+    log_level: str = option(
+        "info", TEXT, "Least severe log record that is written.",
+        choices=("critical", "error", "warning", "info", "debug"))
+    log_format: str | None = option(
+        None, TEXT, "Form of a log record.", choices=("text", "json"), unset="text on a terminal, else json")
+    access_log: bool = option(
+        False, BOOLEAN, "Log a record for every request.")
+    strict_readiness: bool = option(
+        True, BOOLEAN, "Be ready only if every model is; else if any model is.")
+    shutdown_timeout: float = option(
+        30.0, DURATION, "Longest time that admitted requests have to finish after SIGTERM.", low=0, high=DAY)
+    drain_delay: float = option(
+        0.0, DURATION, "Time between SIGTERM, which ends readiness, and the end of accepting.", low=0, high=DAY)
+    workers: int = option(
+        1, INTEGER, "Server processes.", low=1, high=1)
+    max_connections: int | None = option(
+        None, INTEGER, "Connections open at once.", low=1, high=1 << 20, unset="80% of the open-file limit")
+    max_body_bytes: int = option(
+        64 * MIB, SIZE, "Largest request body, decompressed too.", low=1, high=1 << 40)
+    inflight_bytes: int = option(
+        512 * MIB, SIZE, "Bodies of all requests in flight, together.", low=1, high=1 << 44)
+    head_timeout: float = option(
+        10.0, DURATION, "Longest time in which a request's head must arrive.", low=0.1, high=DAY)
+    idle_timeout: float = option(
+        75.0, DURATION, "How long a connection without a request is kept.", low=0.1, high=DAY)
+    compress_responses: bool = option(
+        False, BOOLEAN, "Compress answers to clients that accept it.")
+    queue_rows: int = option(
+        4096, INTEGER, "Rows that wait for one model; model.toml may say otherwise.", low=1, high=1 << 30)
+    queue_bytes: int = option(
+        64 * MIB, SIZE, "Bytes of rows that wait for one model; model.toml may say otherwise.", low=1, high=1 << 44)
+    run_timeout_ms: int = option(
+        30_000, INTEGER, "Longest run of a batch, in milliseconds; model.toml may say otherwise.",
+        low=1, high=DAY * 1000)
+    inline_budget_us: int = option(
+        500, INTEGER, "A batch predicted to take less than this, in microseconds, runs on the event loop, any other on "
+        "a thread; model.toml may say otherwise.", low=0, high=1_000_000)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxConfig:
+    """The table [onnx] of model.toml."""
+
+    intra_op_threads: int | None = option(
+        None, INTEGER, "Threads within one operator.", low=1, high=1024,
+        unset="1 for small models, else the CPUs allowed to the process")
+    inter_op_threads: int | None = option(
+        None, INTEGER, "Threads over independent operators.", low=1, high=1024, unset="1: operators run in order")
+    graph_optimization: str = option(
+        "all", TEXT, "How far onnxruntime rewrites the graph at load.",
+        choices=("all", "extended", "basic", "disabled"))
+    execution_providers: tuple[str, ...] = option(
+        ("CPUExecutionProvider",), NAMES, "onnxruntime's execution providers, preferred first; one that is not active "
+        "after load is an error.")
+    provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What model.toml says of one model; None where the server's own setting holds."""
+
+    runtime: str | None = option(
+        None, TEXT, "Engine that runs the model.", choices=("onnx",), unset="told by the file")
+    max_batch_size: int = option(
+        64, INTEGER, "Rows in a batch; 0 runs every request alone.", low=0, high=1 << 16)
+    max_delay_us: int = option(
+        0, INTEGER, "How long a batch may wait for more rows, in microseconds; rounded up to whole milliseconds. "
+        "0 never makes a lone request wait.", low=0, high=10_000_000)
+    instances: int = option(
+        1, INTEGER, "Batches of this model that may run at the same time.", low=1, high=64)
+    warmup_rows: int = option(
+        8, INTEGER, "Rows of the load's own trial run, beside 1 and max_batch_size.", low=1, high=1 << 16)
+    queue_rows: int | None = option(
+        None, INTEGER, "Rows that wait for this model.", low=1, high=1 << 30, unset="the server's queue_rows")
+    queue_bytes: int | None = option(
+        None, SIZE, "Bytes of rows that wait for this model.", low=1, high=1 << 44, unset="the server's queue_bytes")
+    run_timeout_ms: int | None = option(
+        None, INTEGER, "Longest run of a batch, in milliseconds.", low=1, high=DAY * 1000,
+        unset="the server's run_timeout_ms")
+    inline_budget_us: int | None = option(
+        None, INTEGER, "A batch predicted to take less than this, in microseconds, runs on the event loop.",
+        low=0, high=1_000_000, unset="the server's inline_budget_us")
+    onnx: OnnxConfig = field(default_factory=OnnxConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelConfig":
+        """The model.toml at `path`.
+
+        Raises:
+            ConfigurationError: not TOML, an unknown key (names the nearest), a bad value; names file and line.
+        """
+        file = TomlFile(path)
+        values = take_table(options(cls), file, tables=["onnx"])
+        if "onnx" in file.table:
+            engine = take_table(options(OnnxConfig), file, "onnx", tables=["provider_options"])
+            chosen = engine.get("execution_providers", OnnxConfig().execution_providers)
+            values["onnx"] = OnnxConfig(**engine, provider_options=_provider_options(file, chosen))
+        return cls(**values)
+
+
+def _provider_options(file: TomlFile, providers: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """[onnx.provider_options.<Provider>]: each value as the text that onnxruntime takes."""
+    result = {}
+    for provider, table in file.table["onnx"].get("provider_options", {}).items():
+        keys = ("onnx", "provider_options", provider)
+        place = f"{file.place(*keys)}: {'.'.join(keys)}"
+        if not isinstance(table, dict):
+            raise ConfigurationError(f"{place} is {shown(table)}; it takes a table.")
+        if provider not in providers:
+            raise ConfigurationError(f"{place} is for a provider that execution_providers does not name."
+                                     f"{nearest(provider, providers)}")
+        for key, value in table.items():
+            if not isinstance(value, str | int | float):
+                raise ConfigurationError(f"{file.place(*keys, key)}: {'.'.join((*keys, key))} is {shown(value)}; "
+                                         "it takes text, a number, true or false.")
+        result[provider] = {key: str(int(value) if isinstance(value, bool) else value) for key, value in table.items()}
+    return result
+
+
+def flag(declared: Option) -> str:
+    return "--" + declared.name.replace("_", "-")
+
+
+def variable(declared: Option) -> str:
+    return PREFIX + declared.name.upper()
+
+
+def resolve(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
+    """The settings of a command line.
+
+    Args:
+        flags: text (or bool, for a boolean) by option name, of what the command line gave; None is not given.
+        environ: variables.
+        config: the settings file; else FASTINFER_CONFIG, else fastinfer.toml of this folder where there is one.
+
+    Raises:
+        ConfigurationError: an unknown name (names the nearest known one) or a bad value, by flag, variable or line.
+    """
+    values = _from_file(config, environ) | _from_environment(environ)
+    for declared in options(Settings):
+        given = flags.get(declared.name)
+        if given is not None:
+            place = flag(declared) if declared.flag else declared.name.upper()
+            convert = declared.read if isinstance(given, str) else declared.take
+            values[declared.name] = convert(given, place)
+    return Settings(**values)
+
+
+def _from_file(config: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
+    named = config or environ.get("FASTINFER_CONFIG")
+    path = Path(named or SETTINGS_FILE)
+    if not named and not path.exists():
+        return {}
+    values = take_table(options(Settings), TomlFile(path))
+    # A path in the file is meant from where the file lies, whatever folder the server was started in.
+    return {name: path.parent / value if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    known = {variable(declared): declared for declared in options(Settings)}
+    values = {}
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in NOT_SETTINGS or _is_service_link(name, environ[name]):
+            continue
+        if name not in known:
+            hint = nearest(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known])
+            raise ConfigurationError(f"{name} is not a known variable.{hint.replace(chr(39), chr(39) + PREFIX, 1)}")
+        values[known[name].name] = known[name].read(environ[name], name)
+    return values
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return SERVICE_LINK.fullmatch(name) is not None or (name.endswith("PORT") and bool(SERVICE_LINK_PORT.match(value)))
