@@ -1,0 +1,81 @@
+"""Which file is what: the formats that models come in, and what to do with one that is not served as it is."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+from fastinfer.errors import ModelLoadError
+
+HEAD_BYTES = 4096
+
+
+class Format(NamedTuple):
+    """A file format of models.
+
+    `mark` is a pattern for the first bytes where the suffix alone says too little; `module`, `extra` and `convert` tell
+    how a format that is not served natively becomes ONNX.
+    """
+
+    kind: str
+    label: str
+    mark: bytes | None = None
+    module: str = ""
+    extra: str = ""
+    convert: str = ""
+
+
+ONNX = Format("onnx", "an ONNX model")
+PICKLE = Format("pickle", "a pickle")
+LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n", "lightgbm", "lightgbm",
+                  "onnxmltools.convert_lightgbm")
+XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', "xgboost", "xgboost", "onnxmltools.convert_xgboost")
+XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
+CATBOOST = Format("catboost", "a CatBoost model", None, "catboost", "catboost",
+                  "CatBoost.save_model('model.onnx', format='onnx')")
+TORCH = Format("torch", "a PyTorch file", None, "torch", "torch", "torch.onnx.export")
+SKOPS = Format("skops", "a skops file", None, "skops", "skops", "skops.io.load and fastinfer.import_pipeline")
+
+FORMATS = {
+    ".onnx": ONNX, ".txt": LIGHTGBM, ".json": XGBOOST_JSON, ".ubj": XGBOOST_UBJ, ".cbm": CATBOOST, ".pt": TORCH,
+    ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE,
+}
+SERVED = frozenset({ONNX.kind})
+
+
+def format_of(file: Path) -> Format:
+    """The format of a model file, by its suffix and, where that says too little, its first bytes.
+
+    Raises:
+        ModelLoadError: it cannot be read, is empty, is no model, or is a Git LFS pointer to one.
+    """
+    form = FORMATS.get(file.suffix.lower())
+    if form is None:
+        raise ModelLoadError(f"{file} is not a model file; fastinfer serves .onnx files and the models of a folder.")
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+    except OSError as error:
+        raise ModelLoadError(f"{file}: {error.strerror or error}") from None
+    if not head:
+        raise ModelLoadError(f"{file} is empty.")
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelLoadError(f"{file} is a Git LFS pointer, not the model itself; run: git lfs pull")
+    if form.mark is not None and not re.search(form.mark, head):
+        raise ModelLoadError(f"{file} is not {form.label}, which is the only {file.suffix} file that is a model.")
+    return form
+
+
+def refusal(form: Format, file: Path, name: str) -> ModelLoadError | None:
+    """What to do with a file that is not served as it is, in at most two lines; None for one that is."""
+    if form.kind in SERVED:
+        return None
+    if form is PICKLE:
+        return ModelLoadError(
+            f"{file} is a pickle: it is imported once, then served. Loading it runs the code in it; if you trust it:\n"
+            f"  fastinfer import {shlex.quote(str(file))} --out models/{name}/1 --trust-pickle")
+    sentence = f"{file} is {form.label}, which this version serves as ONNX: convert it with {form.convert}."
+    if importlib.util.find_spec(form.module) is None:
+        sentence += f"\n  pip install 'fastinfer[{form.extra}]'"
+    return ModelLoadError(sentence)
