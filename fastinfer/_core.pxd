@@ -1,4 +1,5 @@
 # Declarations of the compiled core: every struct and every class that two parts share, once.
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
@@ -123,3 +124,59 @@ cdef class Signature:
     cdef NameTable output_names
 
 cdef size_t datatype_size(Datatype datatype) noexcept nogil
+
+# ---- program.pyx ----------------------------------------------------------------------------------------------
+# A text value: bytes of the arena or of the program, or missing.
+cdef struct Text:
+    const char* data
+    uint64_t size           # or NAN_TEXT, NONE_TEXT: missing, as pandas or as Python has it
+
+cdef enum:
+    BLOCK_ROWS = 256        # at most; wide programs take fewer, so that the registers stay in the cache
+
+# One run of a program over one block of rows. Registers hold a block's values of one column.
+cdef struct Block:
+    Slab* slabs             # the raw columns
+    const char* arena
+    double* numbers         # register r, row i: numbers[r * stride + i]; integers share the storage
+    Text* texts
+    Py_ssize_t stride
+    Py_ssize_t rows
+    Py_ssize_t row          # the block's first row in the slabs
+    Py_ssize_t offset       # the same, counted from the request's first
+    char* out               # the block's first output row
+    Py_ssize_t width
+    Failure* failure
+
+cdef struct Operation
+
+ctypedef bint (*Kernel)(const Operation* operation, const Block* block) noexcept nogil
+
+cdef struct Operation:
+    Kernel kernel
+    int32_t source          # register, or raw column of a load
+    int32_t target          # register, or output column of a store
+    int32_t column          # raw column that is named when it fails
+    int32_t count           # entries of `table`, where it has several
+    bint single             # the result is rounded to float32
+    uint32_t flags
+    double a
+    double b
+    void* table             # owned by the program
+
+@cython.final
+cdef class CompiledProgram:
+    cdef readonly Signature columns     # inputs = raw columns, outputs = ()
+    cdef readonly Py_ssize_t width      # features out
+    cdef readonly str dtype             # "float32" | "float64"
+    cdef size_t row_bytes               # of one output row
+    cdef Operation* operations
+    cdef Py_ssize_t n_operations
+    cdef Py_ssize_t n_numbers           # registers
+    cdef Py_ssize_t n_texts
+    cdef Py_ssize_t block_rows
+    cdef bint sparse                    # some outputs are written only where they are not zero
+    cdef list owned                     # what the operations' tables point into
+
+    cdef bint run(self, Rows columns, Py_ssize_t start, Py_ssize_t rows, char* out, Failure* failure) noexcept nogil
+    cdef object error(self, Failure* failure)

@@ -6,3 +6,6 @@ Parts stand in the order in which a request meets them.
 
 include "core/signature.pyx"
 include "core/memory.pyx"
+include "core/transforms/numeric.pyx"
+include "core/transforms/categories.pyx"
+include "core/program.pyx"

@@ -1,0 +1,493 @@
+# The feature program: a flat table of operations, compiled once at load, run over a request's rows without the GIL.
+cimport cython
+cimport numpy as cnp
+from libc.math cimport isnan
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastinfer.errors import ConfigurationError, InvalidRecordError, UnknownCategoryError
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+
+cdef Py_ssize_t SCRATCH_BYTES = 1 << 18     # what a block's registers may take: well inside a core's L2 cache
+cdef Py_ssize_t MAX_WIDTH = 1 << 24
+
+
+class Instruction(NamedTuple):
+    """One operation of the flat table, as `preprocessing/lowering.py` writes it.
+
+    Attributes:
+        kernel: a name of ``KERNELS``.
+        source: register, or raw column of a load.
+        target: register, or output column of a store.
+        column: raw column that an error names.
+        single: the result is rounded to float32.
+        a, b: the kernel's constants.
+        flags: what counts as missing, 1 NaN, 2 None.
+        table: the kernel's table, see `compile_table`.
+    """
+
+    kernel: str
+    source: int
+    target: int
+    column: int = 0
+    single: bool = False
+    a: float = 0.0
+    b: float = 0.0
+    flags: int = 0
+    table: Any = None
+
+
+@cython.final
+cdef class Memory:
+    """Bytes that an operation's table points into; they live as long as their program."""
+
+    cdef void* data
+
+    def __cinit__(self, size_t size):
+        self.data = calloc(max(size, <size_t>1), 1)
+        if self.data == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.data)
+
+
+cdef enum Place:
+    NOWHERE, NUMBER, TEXT, FP64_COLUMN, INT64_COLUMN, BOOL_COLUMN, BYTES_COLUMN, OUTPUT_FLOAT32, OUTPUT_FLOAT64
+
+cdef struct KernelEntry:
+    Kernel kernel
+    Place source
+    Place target
+
+cdef KernelEntry kernel_entry(str name) except *:
+    """The kernel of that name, and where it reads and writes."""
+    if name == "load_float64":
+        return KernelEntry(load_float64, FP64_COLUMN, NUMBER)
+    if name == "load_float32":
+        return KernelEntry(load_float32, FP64_COLUMN, NUMBER)
+    if name == "load_int64":
+        return KernelEntry(load_int64, INT64_COLUMN, NUMBER)
+    if name == "load_bool":
+        return KernelEntry(load_bool, BOOL_COLUMN, NUMBER)
+    if name == "load_text":
+        return KernelEntry(load_text, BYTES_COLUMN, TEXT)
+    if name == "from_integer":
+        return KernelEntry(from_integer, NUMBER, NUMBER)
+    if name == "round_float32":
+        return KernelEntry(round_float32, NUMBER, NUMBER)
+    if name == "check_finite":
+        return KernelEntry(check_finite, NUMBER, NOWHERE)
+    if name == "check_not_infinite":
+        return KernelEntry(check_not_infinite, NUMBER, NOWHERE)
+    if name == "check_text":
+        return KernelEntry(check_text, TEXT, NOWHERE)
+    if name == "subtract":
+        return KernelEntry(subtract, NUMBER, NUMBER)
+    if name == "add":
+        return KernelEntry(add, NUMBER, NUMBER)
+    if name == "multiply":
+        return KernelEntry(multiply, NUMBER, NUMBER)
+    if name == "divide":
+        return KernelEntry(divide, NUMBER, NUMBER)
+    if name == "clip":
+        return KernelEntry(clip, NUMBER, NUMBER)
+    if name == "fill_missing":
+        return KernelEntry(fill_missing, NUMBER, NUMBER)
+    if name == "fill_equal":
+        return KernelEntry(fill_equal, NUMBER, NUMBER)
+    if name == "is_missing":
+        return KernelEntry(is_missing, NUMBER, NUMBER)
+    if name == "is_equal":
+        return KernelEntry(is_equal, NUMBER, NUMBER)
+    if name == "is_above":
+        return KernelEntry(is_above, NUMBER, NUMBER)
+    if name == "bucketize":
+        return KernelEntry(bucketize, NUMBER, NUMBER)
+    if name == "apply_function":
+        return KernelEntry(apply_function, NUMBER, NUMBER)
+    if name == "lookup_number":
+        return KernelEntry(lookup_number, NUMBER, NUMBER)
+    if name == "lookup_integer":
+        return KernelEntry(lookup_integer, NUMBER, NUMBER)
+    if name == "lookup_text":
+        return KernelEntry(lookup_text, TEXT, NUMBER)
+    if name == "is_code":
+        return KernelEntry(is_code, NUMBER, NUMBER)
+    if name == "fill_text":
+        return KernelEntry(fill_text, TEXT, TEXT)
+    if name == "is_text":
+        return KernelEntry(is_text, TEXT, NUMBER)
+    if name == "store_float32":
+        return KernelEntry(store_float32, NUMBER, OUTPUT_FLOAT32)
+    if name == "store_float64":
+        return KernelEntry(store_float64, NUMBER, OUTPUT_FLOAT64)
+    if name == "scatter_float32":
+        return KernelEntry(scatter_float32, NUMBER, OUTPUT_FLOAT32)
+    if name == "scatter_float64":
+        return KernelEntry(scatter_float64, NUMBER, OUTPUT_FLOAT64)
+    raise ConfigurationError(f"the compiled core has no operation {name!r}")
+
+
+@cython.final
+cdef class CompiledProgram:
+    """A feature program as a flat table: loads, operations over registers, stores.
+
+    Args:
+        columns: the raw columns as inputs; no outputs.
+        instructions: list of Instruction, in the order they run.
+        numbers, texts: how many registers of each kind the instructions use.
+        width: features out, one or more.
+        dtype: of the output, "float32" or "float64".
+
+    Raises:
+        ConfigurationError: an unknown kernel, a register or column out of range.
+    """
+
+    def __cinit__(self, Signature columns not None, list instructions not None, Py_ssize_t numbers, Py_ssize_t texts,
+                  Py_ssize_t width, str dtype not None):
+        cdef Py_ssize_t i
+        if dtype not in ("float32", "float64"):
+            raise ConfigurationError(f"a program's output is float32 or float64, not {dtype!r}")
+        if not 0 < width <= MAX_WIDTH or numbers < 0 or texts < 0:
+            raise ConfigurationError("a program gives one feature or more")
+        self.columns = columns
+        self.width = width
+        self.dtype = dtype
+        self.row_bytes = width * (4 if dtype == "float32" else 8)
+        self.n_numbers = numbers
+        self.n_texts = texts
+        self.block_rows = SCRATCH_BYTES // max(1, numbers * <Py_ssize_t>sizeof(double) + texts * <Py_ssize_t>sizeof(Text))
+        self.block_rows = min(max(self.block_rows, 8), BLOCK_ROWS)
+        self.owned = []
+        self.n_operations = len(instructions)
+        self.operations = <Operation*>calloc(self.n_operations + 1, sizeof(Operation))
+        if self.operations == NULL:
+            raise MemoryError
+        for i in range(self.n_operations):
+            compile_operation(self, &self.operations[i], instructions[i])
+
+    def __dealloc__(self):
+        free(self.operations)
+
+    cdef bint run(self, Rows columns, Py_ssize_t start, Py_ssize_t rows, char* out, Failure* failure) noexcept nogil:
+        """Preprocess ``rows`` rows of ``columns`` from row ``start`` into ``out``, row-major [rows, width].
+
+        Re-entrant. False with the column and the row (counted from ``start``) in ``failure`` when a row cannot be
+        preprocessed; ``out`` is then undefined.
+        """
+        cdef Block block
+        cdef Py_ssize_t done = 0, i
+        cdef size_t numbers, texts
+        cdef char* scratch
+        block.stride = min(rows, self.block_rows)
+        numbers = <size_t>(self.n_numbers * block.stride) * sizeof(double)
+        texts = <size_t>(self.n_texts * block.stride) * sizeof(Text)
+        scratch = <char*>malloc(numbers + texts + 1)
+        if scratch == NULL:
+            return fail(failure, NO_MEMORY, 0, -1, -1, -1)
+        block.numbers = <double*>scratch
+        block.texts = <Text*>(scratch + numbers)
+        block.slabs = columns.slabs
+        block.arena = columns.arena.data
+        block.width = self.width
+        block.failure = failure
+        while done < rows:
+            block.rows = min(rows - done, block.stride)
+            block.row = start + done
+            block.offset = done
+            block.out = out + <size_t>done * self.row_bytes
+            if self.sparse:
+                memset(block.out, 0, <size_t>block.rows * self.row_bytes)
+            for i in range(self.n_operations):
+                if not self.operations[i].kernel(&self.operations[i], &block):
+                    free(scratch)
+                    return False
+            done += block.rows
+        free(scratch)
+        return True
+
+    cdef object error(self, Failure* failure):
+        """The error of a run that failed: names the row and the field."""
+        cdef str name, place, says
+        if failure.fault == NO_MEMORY:
+            return MemoryError()
+        name = self.columns.inputs[failure.input].name
+        place = f"$.records[{failure.index}].{name}"
+        says = f"row {failure.index}, field {name!r}: "
+        if failure.fault == UNKNOWN_CATEGORY:
+            return UnknownCategoryError(says + "a category that the feature program does not know", place)
+        if failure.reason == SAYS_MISSING:
+            says += "missing, and the feature program does not fill it"
+        elif failure.reason == SAYS_INFINITE:
+            says += "infinite"
+        elif failure.reason == SAYS_TOO_LARGE:
+            says += "too large for float32"
+        else:
+            says += "outside what the feature program takes"
+        return InvalidRecordError(says, place)
+
+    def transform(self, dict columns not None):
+        """Features of columns given as arrays.
+
+        Args:
+            columns: every raw column by name, all of one length: float64, int64 or bool arrays, and for BYTES
+                sequences of str, None and NaN.
+
+        Returns:
+            array [rows, width] of the program's dtype.
+
+        Raises:
+            InvalidRecordError, UnknownCategoryError: a row that scikit-learn would refuse, too.
+        """
+        cdef Rows rows = rows_from_arrays(self.columns, columns)
+        cdef Failure failure
+        cdef cnp.ndarray out = np.empty((rows.rows, self.width), dtype=self.dtype)
+        cdef char* data = <char*>cnp.PyArray_DATA(out)
+        cdef bint done
+        failure_clear(&failure)
+        with nogil:
+            done = self.run(rows, 0, rows.rows, data, &failure)
+        if not done:
+            raise self.error(&failure)
+        return out
+
+
+cdef int place_limit(CompiledProgram program, Place place) except -1:
+    if place == NUMBER:
+        return <int>program.n_numbers
+    if place == TEXT:
+        return <int>program.n_texts
+    if place == OUTPUT_FLOAT32 or place == OUTPUT_FLOAT64:
+        return <int>program.width
+    return program.columns.n_inputs
+
+
+cdef int compile_operation(CompiledProgram program, Operation* operation, instruction) except -1:
+    cdef KernelEntry entry = kernel_entry(instruction.kernel)
+    cdef Datatype wanted
+    if not 0 <= instruction.source < place_limit(program, entry.source):
+        raise ConfigurationError(f"{instruction.kernel}: source {instruction.source} is out of range")
+    if entry.target != NOWHERE and not 0 <= instruction.target < place_limit(program, entry.target):
+        raise ConfigurationError(f"{instruction.kernel}: target {instruction.target} is out of range")
+    if not 0 <= instruction.column < program.columns.n_inputs:
+        raise ConfigurationError(f"{instruction.kernel}: column {instruction.column} is out of range")
+    if entry.source >= FP64_COLUMN:
+        wanted = (DT_FP64 if entry.source == FP64_COLUMN else DT_INT64 if entry.source == INT64_COLUMN
+                  else DT_BOOL if entry.source == BOOL_COLUMN else DT_BYTES)
+        if program.columns.input_info[<int>instruction.source].datatype != wanted:
+            raise ConfigurationError(f"{instruction.kernel}: column {instruction.source} has another datatype")
+    if ((entry.target == OUTPUT_FLOAT32 and program.dtype != "float32")
+            or (entry.target == OUTPUT_FLOAT64 and program.dtype != "float64")):
+        raise ConfigurationError(f"{instruction.kernel}: the output is {program.dtype}")
+    operation.kernel = entry.kernel
+    operation.source = instruction.source
+    operation.target = instruction.target
+    operation.column = instruction.column
+    operation.single = instruction.single
+    operation.a = instruction.a
+    operation.b = instruction.b
+    operation.flags = instruction.flags
+    compile_table(program, operation, instruction.kernel, instruction.table)
+    return 0
+
+
+cdef int compile_table(CompiledProgram program, Operation* operation, str kernel, table) except -1:
+    """What each kernel's table is: see the branches."""
+    if kernel == "bucketize":                            # edges, ascending
+        compile_numbers(program, operation, table)
+    elif kernel == "apply_function":                     # a ufunc of one argument
+        compile_function(program, operation, table)
+    elif kernel in ("lookup_number", "lookup_integer", "lookup_text"):
+        categories, codes, nan, none, unknown = table    # codes; None where refused
+        compile_lookup(program, operation, kernel, categories, codes, nan, none, unknown)
+    elif kernel in ("fill_text", "is_text"):             # (what counts as missing, the filling)
+        compile_texts(program, operation, table)
+    elif kernel in ("scatter_float32", "scatter_float64"):   # a code's output column, or -1
+        compile_columns(program, operation, table)
+    return 0
+
+
+cdef void* own(CompiledProgram program, size_t size) except NULL:
+    """Zeroed bytes that live as long as the program."""
+    cdef Memory memory = Memory(size)
+    program.owned.append(memory)
+    return memory.data
+
+
+cdef int compile_numbers(CompiledProgram program, Operation* operation, table) except -1:
+    cdef Py_ssize_t count = len(table), i
+    cdef double* numbers = <double*>own(program, count * sizeof(double))
+    for i in range(count):
+        numbers[i] = table[i]
+    operation.table = numbers
+    operation.count = <int32_t>count
+    return 0
+
+
+cdef int compile_columns(CompiledProgram program, Operation* operation, table) except -1:
+    cdef Py_ssize_t count = len(table), i
+    cdef int32_t* columns = <int32_t*>own(program, count * sizeof(int32_t))
+    for i in range(count):
+        if not -1 <= table[i] < program.width:
+            raise ConfigurationError(f"output column {table[i]} is out of range")
+        columns[i] = table[i]
+    operation.table = columns
+    operation.count = <int32_t>count
+    program.sparse = True
+    return 0
+
+
+cdef int compile_function(CompiledProgram program, Operation* operation, cnp.ufunc ufunc) except -1:
+    """Find the ufunc's loop from float64 to float64, or from float32 to float32."""
+    cdef char wanted = <char>(cnp.NPY_FLOAT if operation.single else cnp.NPY_DOUBLE)
+    cdef UfuncLoop* loop = <UfuncLoop*>own(program, sizeof(UfuncLoop))
+    cdef int i
+    if ufunc.nin != 1 or ufunc.nout != 1:
+        raise ConfigurationError(f"numpy.{ufunc.__name__} is not a function of one value")
+    for i in range(ufunc.ntypes):
+        if ufunc.types[2 * i] == wanted and ufunc.types[2 * i + 1] == wanted:
+            loop.function = <UfuncFunction><void*>ufunc.functions[i]  # float loops need no GIL
+            loop.data = ufunc.data[i]
+            operation.table = loop
+            program.owned.append(ufunc)
+            return 0
+    raise ConfigurationError(f"numpy.{ufunc.__name__} does not map floats to floats of the same width")
+
+
+cdef int put_text(CompiledProgram program, Text* text, str value) except -1:
+    cdef bytes encoded = value.encode()
+    program.owned.append(encoded)
+    text.data = <const char*>encoded
+    text.size = len(encoded)
+    return 0
+
+
+cdef int compile_texts(CompiledProgram program, Operation* operation, table) except -1:
+    cdef Text* texts = <Text*>own(program, 2 * sizeof(Text))
+    for i in range(2):
+        put_text(program, &texts[i], table[i] if table[i] is not None else "")
+    if not operation.flags and table[0] is None:
+        raise ConfigurationError("nothing counts as missing")
+    operation.table = texts
+    return 0
+
+
+cdef int compile_lookup(CompiledProgram program, Operation* operation, str kernel, list categories, list codes,
+                        nan, none, unknown) except -1:
+    """Categories to codes; ``nan``, ``none`` and ``unknown`` are the codes of those, None where they are refused."""
+    cdef Py_ssize_t count = len(categories), i
+    cdef uint64_t size = 4, position
+    cdef Lookup* lookup = <Lookup*>own(program, sizeof(Lookup))
+    cdef double number
+    cdef int64_t integer
+    cdef uint64_t key
+    cdef Text text
+    if len(codes) != count:
+        raise ConfigurationError(f"{count} categories and {len(codes)} codes")
+    while size < 2 * <uint64_t>count:
+        size *= 2
+    lookup.mask = size - 1
+    lookup.slots = <LookupSlot*>own(program, size * sizeof(LookupSlot))
+    lookup.codes = <double*>own(program, count * sizeof(double))
+    lookup.data = <const char**>own(program, count * sizeof(char*))
+    lookup.sizes = <uint64_t*>own(program, count * sizeof(uint64_t))
+    for position in range(size):
+        lookup.slots[position].index = -1
+    for i in range(count):
+        lookup.codes[i] = codes[i]
+        if kernel == "lookup_text":
+            put_text(program, &text, categories[i])
+            lookup.data[i], lookup.sizes[i] = text.data, text.size
+            key = text_key(&text)
+            position = 0 if find_text(lookup, &text) < 0 else 1
+        else:
+            if kernel == "lookup_number":
+                number = categories[i]
+                key = number_key(number)
+            else:
+                integer = categories[i]
+                key = <uint64_t>integer
+            position = 0 if find_number(lookup, key) < 0 else 1
+        if position:
+            raise ConfigurationError(f"the category {categories[i]!r} stands twice")
+        position = spread(key) & lookup.mask
+        while lookup.slots[position].index >= 0:
+            position = (position + 1) & lookup.mask
+        lookup.slots[position].key = key
+        lookup.slots[position].index = <int32_t>i
+    if nan is not None:
+        lookup.nan_code = nan
+        lookup.flags |= HOLDS_NAN
+    if none is not None:
+        lookup.none_code = none
+        lookup.flags |= HOLDS_NONE
+    if unknown is not None:
+        lookup.unknown_code = unknown
+        lookup.flags |= TAKES_UNKNOWN
+    operation.table = lookup
+    return 0
+
+
+cdef Rows rows_from_arrays(Signature signature, dict columns):
+    """Copy whole columns into rows; text as UTF-8 spans, with None and NaN told apart."""
+    cdef Rows rows = Rows(signature)
+    cdef Py_ssize_t count = -1
+    cdef int i
+    for tensor in signature.inputs:
+        if tensor.name not in columns:
+            raise InvalidRecordError(f"the column {tensor.name!r} is missing", f"$.{tensor.name}")
+        if count >= 0 and len(columns[tensor.name]) != count:
+            raise InvalidRecordError(f"the column {tensor.name!r} has {len(columns[tensor.name])} rows, others {count}")
+        count = len(columns[tensor.name])
+    if not rows.reserve(max(count, 1)):
+        raise MemoryError
+    for i in range(rows.count):
+        tensor = signature.inputs[i]
+        if signature.input_info[i].datatype == DT_BYTES:
+            fill_spans(rows, i, columns[tensor.name])
+        else:
+            fill_array(rows, i, columns[tensor.name], count)
+    rows.rows = max(count, 0)
+    return rows
+
+
+cdef int fill_array(Rows rows, int input, values, Py_ssize_t count) except -1:
+    cdef Datatype datatype = rows.signature.input_info[input].datatype
+    cdef cnp.ndarray array = np.ascontiguousarray(values, dtype=DTYPES[<int>datatype])
+    if cnp.PyArray_NDIM(array) != 1:
+        raise InvalidRecordError(f"the column {rows.signature.inputs[input].name!r} is not one-dimensional")
+    memcpy(rows.slabs[input].data, cnp.PyArray_DATA(array), <size_t>count * rows.row_bytes[input])
+    return 0
+
+
+cdef int fill_spans(Rows rows, int input, values) except -1:
+    cdef Span* spans = <Span*>rows.slabs[input].data
+    cdef Py_ssize_t i = 0, size
+    cdef const char* data
+    for value in values:
+        if isinstance(value, str):
+            data = PyUnicode_AsUTF8AndSize(value, &size)
+            if not rows.arena_reserve(<size_t>size):
+                raise MemoryError
+            if size:
+                memcpy(rows.arena.data + rows.arena_size, data, size)
+            spans[i].offset, spans[i].length = rows.arena_size, <uint64_t>size
+            rows.arena_size += <size_t>size
+        elif value is None:
+            spans[i].offset, spans[i].length = 1, MISSING_BYTES
+        elif isinstance(value, float) and isnan(value):
+            spans[i].offset, spans[i].length = 2, MISSING_BYTES
+        else:
+            name = rows.signature.inputs[input].name
+            raise InvalidRecordError(f"row {i}, field {name!r}: {type(value).__name__}, and the column takes text",
+                                     f"$.records[{i}].{name}")
+        i += 1
+    return 0
