@@ -1,0 +1,112 @@
+"""The three models that every server is measured with, as a model repository: 32 float32 features, two classes.
+
+    python bench/models.py          # writes .bench/models/<name>/1/model.onnx
+
+Each has the outputs `label` (INT64) and `probabilities` (FP32 [-1, 2]). Seeds are fixed, so a second run makes the same
+files. Needs the `sklearn` extra.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FEATURES = 32
+HIDDEN = 256
+TREES = 300
+ROWS = 4000
+OPSET = 17
+HERE = Path(__file__).resolve().parent
+MODELS = HERE.parent / ".bench" / "models"
+
+
+def data() -> tuple[Any, Any]:
+    from sklearn.datasets import make_classification
+
+    features, labels = make_classification(ROWS, FEATURES, n_informative=20, random_state=1)
+    return features.astype(np.float32), labels
+
+
+def converted(estimator: Any) -> bytes:
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
+
+    model = convert_sklearn(estimator, initial_types=[("input", FloatTensorType([None, FEATURES]))],
+                            options={"zipmap": False}, target_opset=OPSET)
+    for output, name in zip(model.graph.output, ("label", "probabilities"), strict=True):
+        rename(model, output.name, name)
+    return bytes(model.SerializeToString())
+
+
+def rename(model: Any, old: str, new: str) -> None:
+    """Give an output its name in every model alike, whatever the converter called it."""
+    for node in model.graph.node:
+        node.output[:] = [new if name == old else name for name in node.output]
+        node.input[:] = [new if name == old else name for name in node.input]
+    for output in model.graph.output:
+        if output.name == old:
+            output.name = new
+
+
+def logistic() -> bytes:
+    from sklearn.linear_model import LogisticRegression
+
+    return converted(LogisticRegression(max_iter=1000).fit(*data()))
+
+
+def trees() -> bytes:
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    return converted(GradientBoostingClassifier(n_estimators=TREES, max_depth=3, random_state=1).fit(*data()))
+
+
+def mlp() -> bytes:
+    """A perceptron 32-256-256-2; its weights are random, since only its arithmetic is timed."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    source = np.random.default_rng(1)
+    sizes = (FEATURES, HIDDEN, HIDDEN, 2)
+    weights, nodes, flow = [], [], "input"
+    for layer, (before, after) in enumerate(itertools.pairwise(sizes)):
+        matrix = source.normal(0, before**-0.5, (before, after)).astype(np.float32)
+        weights += [numpy_helper.from_array(matrix, f"W{layer}"),
+                    numpy_helper.from_array(np.zeros(after, np.float32), f"b{layer}")]
+        nodes.append(helper.make_node("Gemm", [flow, f"W{layer}", f"b{layer}"], [f"z{layer}"]))
+        flow = f"z{layer}"
+        if layer < 2:
+            nodes.append(helper.make_node("Relu", [flow], [f"a{layer}"]))
+            flow = f"a{layer}"
+    nodes += [helper.make_node("Softmax", [flow], ["probabilities"], axis=-1),
+              helper.make_node("ArgMax", [flow], ["label"], axis=-1, keepdims=0)]
+    graph = helper.make_graph(
+        nodes, "mlp", [helper.make_tensor_value_info("input", TensorProto.FLOAT, [None, FEATURES])],
+        [helper.make_tensor_value_info("label", TensorProto.INT64, [None]),
+         helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+BUILDERS: dict[str, Callable[[], bytes]] = {"logistic": logistic, "trees": trees, "mlp": mlp}
+
+
+def model_path(name: str) -> Path:
+    return MODELS / name / "1" / "model.onnx"
+
+
+def ensure(names: list[str]) -> Path:
+    """Make the models that are missing; the repository's folder."""
+    for name in names:
+        path = model_path(name)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(BUILDERS[name]())
+    return MODELS
+
+
+if __name__ == "__main__":
+    print(ensure(list(BUILDERS)))
