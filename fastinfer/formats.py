@@ -14,28 +14,29 @@ HEAD_BYTES = 4096
 class Format(NamedTuple):
     """A file format of models.
 
-    `mark` is a pattern for the first bytes where the suffix alone says too little; `module`, `extra` and `convert` tell
-    how a format that is not served natively becomes ONNX.
+    `mark` is a pattern for the first bytes where the suffix alone says too little. A format that is not served natively
+    becomes ONNX by `convert`, which takes the modules that the extra called as the `kind` installs.
     """
 
     kind: str
     label: str
     mark: bytes | None = None
-    module: str = ""
-    extra: str = ""
     convert: str = ""
+    modules: tuple[str, ...] = ()
 
 
 ONNX = Format("onnx", "an ONNX model")
 PICKLE = Format("pickle", "a pickle")
-LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n", "lightgbm", "lightgbm",
-                  "onnxmltools.convert_lightgbm")
-XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', "xgboost", "xgboost", "onnxmltools.convert_xgboost")
+LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n", "onnxmltools.convert_lightgbm",
+                  ("lightgbm", "onnxmltools"))
+XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', "onnxmltools.convert_xgboost",
+                      ("xgboost", "onnxmltools"))
 XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
-CATBOOST = Format("catboost", "a CatBoost model", None, "catboost", "catboost",
-                  "CatBoost.save_model('model.onnx', format='onnx')")
-TORCH = Format("torch", "a PyTorch file", None, "torch", "torch", "torch.onnx.export")
-SKOPS = Format("skops", "a skops file", None, "skops", "skops", "skops.io.load and fastinfer.import_pipeline")
+CATBOOST = Format("catboost", "a CatBoost model", None, "CatBoost.save_model('model.onnx', format='onnx')",
+                  ("catboost",))
+TORCH = Format("torch", "a PyTorch file", None, "torch.onnx.export", ("torch", "onnxscript"))
+SKOPS = Format("skops", "a skops file", None, "skops.io.load and fastinfer.importing.import_pipeline",
+               ("skops", "sklearn", "skl2onnx"))
 
 FORMATS = {
     ".onnx": ONNX, ".txt": LIGHTGBM, ".json": XGBOOST_JSON, ".ubj": XGBOOST_UBJ, ".cbm": CATBOOST, ".pt": TORCH,
@@ -76,6 +77,6 @@ def refusal(form: Format, file: Path, name: str) -> ModelLoadError | None:
             f"{file} is a pickle: it is imported once, then served. Loading it runs the code in it; if you trust it:\n"
             f"  fastinfer import {shlex.quote(str(file))} --out models/{name}/1 --trust-pickle")
     sentence = f"{file} is {form.label}, which this version serves as ONNX: convert it with {form.convert}."
-    if importlib.util.find_spec(form.module) is None:
-        sentence += f"\n  pip install 'fastinfer[{form.extra}]'"
+    if any(importlib.util.find_spec(module) is None for module in form.modules):
+        sentence += f"\n  pip install 'fastinfer[{form.kind}]'"
     return ModelLoadError(sentence)

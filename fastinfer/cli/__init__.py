@@ -1,0 +1,33 @@
+"""The command line: `fastinfer serve`, `check` and `import`.
+
+Exit codes: 0 done, 1 `check` found something wrong, 2 usage or configuration, in one or two lines on stderr.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; `arguments` default to the process's own. Returns the exit code."""
+    import click  # here, so that the package's modules can be imported without it
+
+    from fastinfer.cli.commands import fastinfer, usage
+    from fastinfer.errors import ConfigurationError
+
+    try:
+        return int(fastinfer.main(arguments, "fastinfer", standalone_mode=False) or 0)
+    except click.UsageError as error:
+        return _refuse(usage(error))
+    except ConfigurationError as error:
+        return _refuse(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        return 130  # as the shell counts an interrupt
+    except BrokenPipeError:  # `fastinfer check models | head -1`: nobody reads on, and the exit must not try to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"fastinfer: {message}\n")
+    return 2

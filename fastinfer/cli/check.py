@@ -1,0 +1,95 @@
+"""`fastinfer check`: load every model as the server would, answer one record with it, and say what is wrong."""
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastinfer.cli.serve import found
+from fastinfer.errors import FastinferError
+from fastinfer.settings import resolve
+
+if TYPE_CHECKING:
+    from fastinfer.lifecycle import Registry
+    from fastinfer.model import Model
+
+KIND_RECORDS = 1
+
+
+class Verdict(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    version: str
+    good: bool
+    sentence: str
+
+
+def run_check(flags: Mapping[str, Any], config: Path | None) -> int:
+    """Print a table of all models and what is wrong with each. Returns 0, or 1 if anything is wrong.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or there is no model to check.
+    """
+    logging.getLogger("fastinfer").addHandler(logging.NullHandler())  # the table says it all, once
+    settings = resolve(flags, config=config)
+    stray = found(settings, "check").stray
+    from fastinfer.lifecycle import Registry  # after the refusals: it brings onnxruntime
+
+    registry = Registry(settings)
+    try:
+        registry.load()
+        verdicts = sorted(asyncio.run(judge(registry)))
+    finally:
+        registry.close()
+    sys.stdout.writelines(f"{line}\n" for line in (*table(verdicts), *(f"note: {sentence}" for sentence in stray)))
+    return 0 if all(verdict.good for verdict in verdicts) else 1
+
+
+async def judge(registry: "Registry") -> list[Verdict]:
+    """A verdict on everything that was found, loaded or not."""
+    registry.attach(asyncio.get_running_loop())
+    verdicts = [Verdict(*key, False, str(reason)) for key, reason in registry.failures.items()]
+    for model in registry.models():
+        try:
+            verdicts.append(Verdict(model.name, model.version, True, f"{summary(model)}, {await answer(model)}"))
+        except FastinferError as error:
+            verdicts.append(Verdict(model.name, model.version, False, f"{error} (answering its own example record)"))
+    return verdicts
+
+
+async def answer(model: "Model") -> str:
+    """Answer the model's example record on the way that a request takes.
+
+    Raises:
+        FastinferError: it cannot be answered.
+    """
+    body = json.dumps({"records": [model.example()]}).encode()
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    started = time.perf_counter()
+    model.endpoint.submit(KIND_RECORDS, body, -1, done.set_result)
+    (await done).encode()
+    return f"a record in {(time.perf_counter() - started) * 1e3:.2f} ms"
+
+
+def summary(model: "Model") -> str:
+    """What the model is, in a few words."""
+    inputs = len(model.signature.inputs)
+    task = model.task.kind if model.task is not None else "model"
+    batches = f"batches of {model.max_batch_size}" if model.max_batch_size else "requests run alone"
+    return f"{task} of {inputs} input{'s' * (inputs != 1)}, {batches}"
+
+
+def table(verdicts: list[Verdict]) -> Iterator[str]:
+    rows = [("MODEL", "VERSION", "RESULT")]
+    for verdict in verdicts:
+        first, *more = f"{'ok' if verdict.good else 'FAILED'}: {verdict.sentence}".splitlines()
+        rows += [(verdict.name, verdict.version or "-", first), *(("", "", line) for line in more)]
+    name, version = (max(len(row[column]) for row in rows) for column in (0, 1))
+    yield from (f"{row[0]:<{name}}  {row[1]:<{version}}  {row[2]}".rstrip() for row in rows)
+    failed = sum(not verdict.good for verdict in verdicts)
+    yield f"{failed} of {len(verdicts)} failed." if failed else f"{len(verdicts)} checked, nothing wrong."

@@ -1,0 +1,126 @@
+"""What can be typed: the commands and their options. What a command does is a file of its own, imported when run."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastinfer.options import BOOLEAN, PATH, Option, nearest, options
+from fastinfer.settings import PREFIX, SETTINGS_FILE, Settings, flag
+
+PRECEDENCE = (f"Every option can also be given as a variable ({PREFIX}LOG_LEVEL=debug) and in {SETTINGS_FILE} "
+              "(log_level = \"debug\"); a flag comes before a variable, a variable before the file.")
+
+
+class Commands(click.Group):
+    """A group whose errors name the nearest command, or the command that was left out."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            hint = nearest(name, self.commands)
+            if not hint and Path(name).exists():
+                hint = f" Did you mean 'fastinfer serve {name}'?"
+            raise click.UsageError(f"{name!r} is not a command.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def usage(error: click.UsageError) -> str:
+    """What was wrong with the command line, with the nearest option for a misspelt one."""
+    where = error.ctx.command_path if error.ctx is not None else "fastinfer"
+    if isinstance(error, click.NoSuchOption):
+        known = [name for param in (error.ctx.command.params if error.ctx else []) if isinstance(param, click.Option)
+                 for name in (*param.opts, *param.secondary_opts)]
+        hint = nearest(error.option_name, known)
+        return f"{error.option_name} is not an option of {where}.{hint}\nTry '{where} --help'."
+    message = error.format_message()
+    return f"{message[:1].lower()}{message[1:]}\nTry '{where} --help'."
+
+
+def setting(declared: Option) -> click.Option:
+    """The flag of a declared option; its text is read and checked by the settings, not by click."""
+    name = flag(declared)
+    if declared.kind is BOOLEAN:
+        names, metavar = f"{name}/--no-{name.removeprefix('--')}", None
+    else:
+        names, metavar = name, "|".join(declared.choices) or declared.kind.label.upper()
+    return click.Option([names], default=None, metavar=metavar, expose_value=True,
+                        help=f"{declared.text}  [default: {declared.written(declared.default)}]")
+
+
+def config() -> click.Option:
+    return click.Option(["--config"], metavar="PATH", default=None,
+                        help=f"Settings file.  [default: {SETTINGS_FILE}, where there is one]")
+
+
+def model_path() -> click.Argument:
+    return click.Argument(["path"], required=False, metavar="PATH")
+
+
+def serve(path: str | None, config: str | None, **flags: Any) -> int:
+    from fastinfer.cli.serve import run_serve
+
+    return run_serve({"path": path, **flags}, path_option(config, "--config"))
+
+
+def check(path: str | None, config: str | None, **flags: Any) -> int:
+    from fastinfer.cli.check import run_check
+
+    return run_check({"path": path, **flags}, path_option(config, "--config"))
+
+
+def import_(pipeline: str, out: str, sample: str | None, trust_pickle: bool) -> int:
+    from fastinfer.cli.import_ import run_import
+
+    return run_import(PATH_OPTION.read(pipeline, "PIPELINE"), PATH_OPTION.read(out, "--out"),
+                      sample=path_option(sample, "--sample"), trust_pickle=trust_pickle)
+
+
+PATH_OPTION = Option(kind=PATH, text="")
+
+
+def path_option(text: str | None, place: str) -> Path | None:
+    return None if text is None else PATH_OPTION.read(text, place)
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, help="Print the version.")
+@click.pass_context
+def fastinfer(context: click.Context, version: bool) -> int:
+    """Serve trained models over HTTP."""
+    if version:
+        from fastinfer import __version__
+
+        click.echo(f"fastinfer {__version__}")
+        context.exit()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit(2)
+    return 0
+
+
+fastinfer.add_command(click.Command(
+    "serve", callback=serve,
+    params=[model_path(), config(), *(setting(each) for each in options(Settings) if each.flag)],
+    short_help="Serve a model or a repository of models.", epilog=PRECEDENCE,
+    help="Serve PATH: a model file, a model's folder, or a repository of models (<name>/<version>/model.onnx)."))
+fastinfer.add_command(click.Command(
+    "check", callback=check,
+    params=[model_path(), config(), *(setting(each) for each in options(Settings) if each.name == "name")],
+    short_help="Load every model, run it once, and say what is wrong.", epilog="Exits with 1 if anything is wrong.",
+    help="Load every model under PATH as the server would, run it once, and say what is wrong, by file and line."))
+fastinfer.add_command(click.Command(
+    "import", callback=import_, short_help="Make a served model of a fitted scikit-learn pipeline.",
+    help="Make a served model of PIPELINE, a fitted scikit-learn pipeline saved by joblib or pickle: its preprocessing "
+         "becomes features.json, its estimator model.onnx. The result is proven to answer as the pipeline does, or "
+         "refused.",
+    params=[
+        click.Argument(["pipeline"], metavar="PIPELINE"),
+        click.Option(["--out"], metavar="FOLDER", required=True,
+                     help="Folder of the new version, such as models/credit/1."),
+        click.Option(["--sample"], metavar="FILE", help="Rows (.parquet or .csv) to compare on, as the pipeline was "
+                     "fitted on; without it rows are made from what the fitted steps know."),
+        click.Option(["--trust-pickle"], is_flag=True, help="Load the file, which runs whatever code is in it."),
+    ]))
