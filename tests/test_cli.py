@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import fastinfer
 from fastinfer.cli import main
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(fastinfer.__file__).parent.parent  # a checkout, or where it is installed
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """The command as a shell runs it."""
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
     return subprocess.run([sys.executable, "-m", "fastinfer", *arguments], capture_output=True, text=True, timeout=60,
                           env={**os.environ, "PYTHONPATH": paths, **environ})
 

@@ -5,12 +5,14 @@ A fenced block says what is done with it by the word after its language:
   `bash serve`                  a server that runs until the next one or the end of the page
   `json answer`, `json error`   what the command before it printed: all of it, or at least these members
   `toml model`, `toml settings` a model.toml, a fastinfer.toml
-Commands of pip and make need no word: what they name must exist.
+`make serve` in a block to serve stands for the server that it starts, on the demo model that `make test` builds too.
+Other commands of pip and make need no word: what they name must exist.
 """
 
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -25,9 +27,12 @@ from typing import NamedTuple
 
 import pytest
 
+import fastinfer
 from fastinfer.settings import ModelConfig, resolve
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(fastinfer.__file__).parent.parent  # a checkout, or where it is installed
+DEMO = ROOT / ".demo" / "models"  # what `make serve` makes and serves
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)?[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -63,7 +68,7 @@ class Page:
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FASTINFER_")},
             "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")])),
             "FASTINFER_PORT": str(self.port),
         }
 
@@ -98,6 +103,7 @@ class Page:
 
     def serve(self, command: str) -> None:
         self.stop()
+        command = re.sub(r"^make serve$", f"fastinfer serve {shlex.quote(str(DEMO))}", command, flags=re.MULTILINE)
         self.server = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.environ)
         deadline = time.monotonic() + 60
         while not self.ready():

@@ -1,7 +1,9 @@
 """Settings and model.toml: precedence, forms of a value, errors that name the option, the value and what it takes."""
 
+import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from fastinfer.errors import ConfigurationError
 from fastinfer.options import SIZE_UNITS, options, read_size
-from fastinfer.settings import ModelConfig, Settings, flag, resolve, variable
+from fastinfer.settings import ModelConfig, OnnxConfig, Settings, flag, resolve, variable
 
 
 @pytest.fixture
@@ -207,3 +209,49 @@ def test_flags_and_variables_are_named_by_one_rule():
 def test_settings_import_neither_the_command_line_nor_the_server():
     code = "import sys, fastinfer.settings; print(*({'click', 'numpy', 'uvicorn', 'difflib'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5)
+EVERY_OPTION = st.sampled_from([*options(Settings), *options(ModelConfig), *options(OnnxConfig)])
+
+
+def attempt(call, *arguments):
+    """What a call returns, or the error of ours that it raises."""
+    try:
+        return call(*arguments)
+    except ConfigurationError as error:
+        return error
+
+
+@given(EVERY_OPTION, ANYTHING)
+def test_any_value_is_taken_as_it_is_declared_or_is_an_error_that_names_the_option(declared, value):
+    taken = attempt(declared.take, value, declared.name)
+    if isinstance(taken, ConfigurationError):
+        assert str(taken).startswith(f"{declared.name} is ")
+        assert "\n" not in str(taken)
+    else:
+        assert declared.take(taken, declared.name) == taken
+        assert declared.written(taken)
+
+
+@given(EVERY_OPTION, st.text() | st.integers().map(str) | st.floats().map(str))
+def test_any_text_is_read_as_it_is_declared_or_is_an_error_that_names_the_option(declared, text):
+    read = attempt(declared.read, text, declared.name)
+    if isinstance(read, ConfigurationError):
+        assert str(read).startswith(f"{declared.name} is ")
+    else:
+        assert declared.take(read, declared.name) == read
+
+
+@given(st.recursive(st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.text(st.characters(codec="ascii")),
+                    lambda inner: st.lists(inner, max_size=2), max_leaves=3),
+       st.sampled_from(["", "[onnx]", "[onnx.provider_options.CPUExecutionProvider]", "[onnx.provider_options]"]),
+       st.sampled_from([declared.name for declared in [*options(ModelConfig), *options(OnnxConfig)]]))
+def test_any_model_toml_is_a_configuration_or_an_error_with_its_line(value, table, key):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.toml"
+        path.write_text(f"# first\n{table}\n{key} = {json.dumps(value)}\n")
+        config = attempt(ModelConfig.read, path)
+    assert isinstance(config, ModelConfig) or str(config).startswith(f"{path}:3:")
