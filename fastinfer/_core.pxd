@@ -180,3 +180,92 @@ cdef class CompiledProgram:
 
     cdef bint run(self, Rows columns, Py_ssize_t start, Py_ssize_t rows, char* out, Failure* failure) noexcept nogil
     cdef object error(self, Failure* failure)
+# ---- json.pyx -------------------------------------------------------------------------------------------------
+cdef struct Key:
+    const char* data                # text, escapes resolved: in the body, or in Json.scratch
+    size_t size
+    size_t offset                   # of its opening quote
+
+cdef struct Json:
+    const char* begin
+    const char* end
+    Key* keys                       # members of the objects that are open, innermost last
+    size_t n_keys
+    size_t key_capacity
+    char* scratch                   # text of keys that were written with escapes
+    size_t scratch_used
+    size_t scratch_capacity
+
+# ---- decode.pyx -----------------------------------------------------------------------------------------------
+cdef enum:
+    KIND_INFER = 0                  # Open Inference Protocol, JSON and binary tensors
+    KIND_RECORDS = 1                # {"records": [{"<input>": value, ...}, ...]}
+    EXCERPT = 48
+
+# One requested output.
+cdef struct Wanted:
+    int output
+    bint binary
+    bint stated                     # the output says itself whether it wants binary
+
+# One input as the request has it.
+cdef struct Part:
+    int position                    # in the request's inputs, -1 absent
+    int datatype                    # -1 absent
+    int rank                        # of the whole tensor, -1 absent
+    int64_t shape[MAX_RANK]
+    int64_t binary_size             # -1 absent
+    const char* begin               # its data: the JSON array, or the bytes; NULL absent
+    const char* end
+    size_t offset                   # where its object starts
+
+# What a message says beside a Failure's place.
+cdef struct Blame:
+    int64_t have
+    int64_t want
+    int axis                        # of nested data
+    bint nested
+    int excerpt_size
+    char excerpt[EXCERPT]           # the body at Failure.offset
+
+# One request as decoded: everything but its rows. Used by one thread at a time, and again for the next request.
+cdef class Request:
+    cdef readonly Signature signature       # wire
+    cdef str model                          # its name, for messages
+    cdef readonly Py_ssize_t rows           # after scan; 1 where the model is not batched
+    cdef int* ranks                         # dimensions of one row of each input, laid out as in Rows
+    cdef int64_t* dims
+    cdef readonly int64_t timeout_us        # 0: none given
+    cdef readonly uint64_t priority
+    cdef int n_wanted
+    cdef Wanted* wanted                     # outputs to answer with, in order
+    cdef readonly bint raw                  # Inference-Header-Content-Length: 0
+    cdef readonly int kind
+    cdef Writer id_text                     # the id as the client wrote it, quotes included; empty when absent
+    cdef Json json
+    cdef const char* payload                # behind the JSON: binary tensors
+    cdef const char* payload_end
+    cdef Part* parts                        # one an input of the signature
+    cdef int* order                         # inputs in the request's order
+    cdef int n_sent
+    cdef bint binary_output                 # parameter binary_data_output
+    cdef int* columns                       # inputs in the order of the previous record's members
+    cdef bint* plain                        # names that are written in JSON as they are
+    cdef Py_ssize_t* stamps                 # for each input the record that had it last, plus 1
+    cdef Blame blame
+
+    cdef bint scan(self, int kind, const char* body, size_t size, Py_ssize_t header_length,
+                   Failure* failure) noexcept nogil
+    cdef bint fill(self, Rows target, Py_ssize_t start, Failure* failure) noexcept nogil
+    cdef object error(self, Failure* failure)
+
+# ---- encode.pyx -----------------------------------------------------------------------------------------------
+# Writes the answers of one model version; used by any thread. Both return (body, JSON length or -1).
+cdef class Encoder:
+    cdef Signature signature                # wire
+    cdef bytes opening                      # {"model_name": ..., "model_version": ...
+    cdef list heads                         # an output's object up to its shape
+    cdef list fields                        # members of a prediction
+
+    cdef object infer(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows)
+    cdef object records(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows)

@@ -1,0 +1,278 @@
+# The sentences: from a Failure to the exception that the client reads.
+import json
+import re
+
+from fastinfer.errors import (
+    FastinferError,
+    InvalidBinaryError,
+    InvalidInputError,
+    InvalidJsonError,
+    InvalidOutputError,
+    InvalidParameterError,
+    InvalidRecordError,
+    InvalidShapeError,
+    InvalidValueError,
+)
+
+parse_json = json.loads
+
+JSON_SENTENCES = {
+    JSON_END: "the body ends inside a value",
+    JSON_EMPTY: "the body is empty",
+    JSON_TRAILING: "nothing may follow the JSON value",
+    JSON_VALUE: "a JSON value is expected",
+    JSON_NUMBER: "not a JSON number",
+    JSON_NAN: "NaN and Infinity are not JSON",
+    JSON_CONTROL: "a control character in a string must be escaped",
+    JSON_ESCAPE: "not a JSON escape",
+    JSON_SURROGATE: "a lone surrogate is not a character",
+    JSON_UTF8: "not valid UTF-8",
+    JSON_ITEM: "',' or ']' is expected",
+    JSON_MEMBER: "',' or '}' is expected",
+    JSON_KEY: "a member's name in quotes is expected",
+    JSON_COLON: "':' is expected",
+    JSON_DEEP: f"arrays and objects may be nested {MAX_DEPTH} deep",
+    JSON_DUPLICATE: "the name {text} stands twice in one object",
+    JSON_CROWDED: f"at most {MAX_KEYS} members may be open at a time",
+    JSON_MARK: "a byte order mark is not JSON",
+}
+INPUT_SENTENCES = {
+    INPUT_DOCUMENT: "the body must be a JSON object",
+    INPUT_LIST: "'inputs' must be an array",
+    INPUT_OBJECT: "an input must be an object",
+    INPUT_NAMELESS: "an input lacks its 'name'",
+    INPUT_NAME: "an input's 'name' must be a string",
+    INPUT_UNKNOWN: "unexpected inference input {text}{model}; it takes {takes}",
+    INPUT_TWICE: "input {name} is given twice",
+    INPUT_MISSING: "input {name} is missing{model}; it takes {takes}",
+    INPUT_NONE: "the body lacks {member}",
+    INPUT_UNTYPED: "input {name} lacks its 'datatype'",
+    INPUT_DATATYPE: "'datatype' must be one of {datatypes}",
+    INPUT_MISTYPED: "input {name} takes datatype {datatype}, the request has {sent_datatype}",
+    INPUT_DATALESS: "input {name} has neither 'data' nor 'binary_data_size'",
+    INPUT_DATA: "'data' must be an array",
+    INPUT_HALF: "input {name}: JSON does not carry {datatype}; send it as binary data ('binary_data_size')",
+    INPUT_ID: "'id' must be a string",
+}
+OUTPUT_SENTENCES = {
+    OUTPUT_LIST: "'outputs' must be an array",
+    OUTPUT_OBJECT: "a requested output must be an object",
+    OUTPUT_NAMELESS: "a requested output lacks its 'name'",
+    OUTPUT_NAME: "a requested output's 'name' must be a string",
+    OUTPUT_UNKNOWN: "unexpected inference output {text}{model}; it gives {gives}",
+    OUTPUT_TWICE: "output {name} is requested twice",
+    OUTPUT_HALF: "output {name}: JSON does not carry {datatype}; ask for it with the parameter 'binary_data': true",
+}
+PARAMETER_SENTENCES = {
+    PARAMETER_OBJECT: "'parameters' must be an object",
+    PARAMETER_VALUE: "parameter {text} must be a string, a number or a boolean",
+    PARAMETER_CROWDED: f"at most {MAX_PARAMETERS} parameters are taken",
+    PARAMETER_INTEGER: "parameter {text} must be an integer of 64 bits{natural}",
+    PARAMETER_BOOL: "parameter {text} must be true or false",
+    PARAMETER_UNSUPPORTED: "parameter {text} is not supported",
+}
+SHAPE_SENTENCES = {
+    SHAPE_FEW: "input {name}: {data} fewer values than shape {sent_shape} takes",
+    SHAPE_MANY: "input {name}: {data} more values than shape {sent_shape} takes",
+    SHAPE_NESTING: "input {name}: data must be flat, or nested as shape {sent_shape}",
+    SHAPE_ABSENT: "input {name} lacks its 'shape'",
+    SHAPE_NEGATIVE: "a dimension must not be negative",
+    SHAPE_HUGE: "the shape is larger than any body",
+    SHAPE_MISMATCH: "input {name} takes shape {shape}, the request has {sent_shape}",
+    SHAPE_ROWS: "input {name} has {sent_rows} rows, input {first_name} has {rows}",
+    SHAPE_INTEGER: "'shape' must be an array of integers",
+    SHAPE_EMPTY: f"at most {MAX_EMPTY_ROWS} rows may be empty, the request has {{rows}}",
+}
+BINARY_SENTENCES = {
+    BINARY_HEADER: "inference header size should be in range (0, {want}), got: {have}",
+    BINARY_UNANNOUNCED: "input {name} has 'binary_data_size', but the request lacks Inference-Header-Content-Length",
+    BINARY_BOTH: "input {name} has both 'data' and 'binary_data_size'",
+    BINARY_SHORT: "unexpected size for input {name}, expecting {want} additional bytes{model}",
+    BINARY_SURPLUS: "unexpected additional input data{model}",
+    BINARY_SIZE: "unexpected size for input {name}: shape {sent_shape} of {datatype} takes {least}{want} bytes, "
+                 "got {have}",
+    BINARY_ELEMENT: "input {name}: element {index} runs past the tensor's bytes",
+    BINARY_REST: "input {name}: bytes are left behind the last element",
+    BINARY_RAW: "a raw binary request needs a model with one input, at most one variable dimension, and one element "
+                "where it is BYTES",
+    BINARY_RECORDS: "records are JSON only; send them without Inference-Header-Content-Length",
+}
+RECORD_SENTENCES = {
+    RECORD_LIST: "'records' must be an array of objects",
+    RECORD_OBJECT: "record {index} is not an object",
+    RECORD_UNKNOWN: "record {index} has the unknown field {text}; the model takes {takes}",
+    RECORD_ABSENT: "record {index} lacks the field {name}",
+    RECORD_SINGLE: "the model takes one record a request, the body has {rows}",
+    RECORD_VALUE: "record {index}, field {name}: {value}",
+    RECORD_SHAPE: "record {index}, field {name} must be an array of shape {row_shape}",
+    RECORD_NONE: "without a record the model's variable dimensions are not known",
+}
+VALUE_SENTENCES = {
+    VALUE_BOOL: "a BOOL byte must be 0 or 1",
+    VALUE_NAN: "NaN (a missing value) is not taken here",
+    VALUE_UTF8: "not valid UTF-8",
+}
+SENTENCES = {
+    <int>BAD_JSON: (InvalidJsonError, JSON_SENTENCES),
+    <int>BAD_INPUT: (InvalidInputError, INPUT_SENTENCES),
+    <int>BAD_OUTPUT: (InvalidOutputError, OUTPUT_SENTENCES),
+    <int>BAD_PARAMETER: (InvalidParameterError, PARAMETER_SENTENCES),
+    <int>BAD_SHAPE: (InvalidShapeError, SHAPE_SENTENCES),
+    <int>BAD_BINARY: (InvalidBinaryError, BINARY_SENTENCES),
+    <int>BAD_RECORD: (InvalidRecordError, RECORD_SENTENCES),
+}
+MAX_NAMES = 8  # of inputs or outputs in one message
+TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,\[\]{}":]+')
+
+
+cdef object request_error(Request self, Failure* failure):
+    """The exception for a failed scan or fill: the sentence, and the place as a JSON path."""
+    at = place(self, failure)
+    if failure.fault == NO_MEMORY:
+        return FastinferError("out of memory")
+    if failure.fault == BAD_VALUE:
+        name = self.signature.inputs[failure.input].name
+        return InvalidValueError(f"input '{name}', {element(self, failure)}: {value_sentence(self, failure)}", at)
+    kind, sentences = SENTENCES[<int>failure.fault]
+    message = sentences[failure.reason].format(**facts(self, failure))
+    if failure.fault == BAD_JSON:
+        message = f"invalid JSON at byte {failure.offset}: {message}"
+    return kind(message, at)
+
+
+cdef dict facts(Request self, Failure* failure):
+    """What the sentences may name."""
+    cdef Signature signature = self.signature
+    tensors = signature.outputs if failure.fault == BAD_OUTPUT else signature.inputs
+    tensor = tensors[failure.input] if 0 <= failure.input < len(tensors) else None
+    known = tensor is not None
+    shape = sent_shape(self, failure.input) if known and failure.fault != BAD_OUTPUT else []
+    text = excerpt(self)
+    return {
+        "text": text,
+        "name": f"'{tensor.name}'" if known else "",
+        "model": f" for model '{self.model}'" if self.model else "",
+        "takes": names(signature.inputs),
+        "gives": names(signature.outputs),
+        "member": "'records'" if self.kind == KIND_RECORDS else "'inputs'",
+        "datatype": tensor.datatype if known else "",
+        "datatypes": ", ".join(DATATYPES),
+        "sent_datatype": sent_datatype(self, failure.input) if known and failure.fault != BAD_OUTPUT else "",
+        "shape": list(tensor.shape) if known else [],
+        "sent_shape": shape,
+        "row_shape": list(tensor.shape[1:] if signature.batched else tensor.shape) if known else [],
+        "sent_rows": shape[0] if shape else 0,
+        "first_name": f"'{signature.inputs[0].name}'" if signature.inputs else "",
+        "rows": self.rows,
+        "index": failure.index,
+        "have": self.blame.have,
+        "want": self.blame.want,
+        "least": "at least " if known and tensor.datatype == "BYTES" else "",
+        "natural": "" if text == '"timeout"' else ", not negative",
+        "data": f"{element_path(self, failure)} has" if self.blame.nested else "data has",
+        "value": value_text(self, tensor) if failure.fault == BAD_RECORD and known else "",
+    }
+
+
+cdef str names(tuple tensors):
+    listed = ", ".join(f"'{tensor.name}'" for tensor in tensors[:MAX_NAMES])
+    return f"{listed} and {len(tensors) - MAX_NAMES} more" if len(tensors) > MAX_NAMES else listed or "none"
+
+
+cdef list sent_shape(Request self, Py_ssize_t i):
+    return [self.parts[i].shape[axis] for axis in range(max(self.parts[i].rank, 0))]
+
+
+cdef str sent_datatype(Request self, Py_ssize_t i):
+    return DATATYPES[self.parts[i].datatype] if self.parts[i].datatype >= 0 else ""
+
+
+cdef str excerpt(Request self):
+    """The culprit's text, to the end of its token and shortened."""
+    found = TOKEN.match(self.blame.excerpt[:self.blame.excerpt_size])
+    if found and found.end() < EXCERPT:
+        return found.group().decode("utf-8", "replace")
+    text = self.blame.excerpt[:self.blame.excerpt_size].decode("utf-8", "replace")
+    return text[:1] if text[:1] in ("[", "{") else text[:EXCERPT // 2] + "..."
+
+
+cdef str value_sentence(Request self, Failure* failure):
+    if failure.reason in VALUE_SENTENCES:
+        return VALUE_SENTENCES[failure.reason]
+    return value_text(self, self.signature.inputs[failure.input])
+
+
+cdef str value_text(Request self, tensor):
+    """Why a JSON value is not one of the tensor's."""
+    text = excerpt(self)
+    datatype = tensor.datatype
+    if datatype == "BYTES" or datatype == "BOOL":
+        return f"{datatype} takes {'a string' if datatype == 'BYTES' else 'true or false'}, got {described(text)}"
+    if not (text[:1] == "-" or text[:1].isdigit()):
+        return f"{datatype} takes a number, got {described(text)}"
+    if datatype[:2] == "FP" or (text[1:] or text).isdigit():
+        return f"{text} is out of range for {datatype}"
+    return f"{datatype} takes integers without point or exponent, got {text}"
+
+
+cdef str described(str text):
+    return {"[": "an array", "{": "an object", "null": "null"}.get(text, text)
+
+
+# ---- places ------------------------------------------------------------------------------------------------------
+cdef str place(Request self, Failure* failure):
+    """The JSON path of the culprit, or None."""
+    cdef Fault fault = failure.fault
+    cdef int position
+    if fault == BAD_JSON or fault == NO_MEMORY:
+        return None
+    if fault == BAD_RECORD or (self.kind == KIND_RECORDS and fault == BAD_INPUT):
+        return record_place(self, failure)
+    if fault == BAD_OUTPUT:
+        return f"$.outputs[{failure.index}]" if failure.index >= 0 and self.kind == KIND_INFER and not self.raw \
+            else None
+    if fault == BAD_PARAMETER:
+        owner = {OF_INPUT: f"inputs[{failure.index}].", OF_OUTPUT: f"outputs[{failure.index}]."}
+        return f"$.{owner.get(self.blame.axis, '')}parameters"
+    if fault == BAD_INPUT and failure.reason == INPUT_ID:
+        return "$.id"
+    position = self.parts[failure.input].position if failure.input >= 0 else <int>failure.index
+    if position < 0 or self.raw:
+        return None
+    if fault == BAD_VALUE or (fault == BAD_SHAPE and failure.reason <= SHAPE_NESTING):
+        return f"$.inputs[{position}].{element_path(self, failure)}"
+    return f"$.inputs[{position}]{'.shape' if fault == BAD_SHAPE else ''}"
+
+
+cdef str record_place(Request self, Failure* failure):
+    if failure.index < 0:
+        return "$.records" if failure.fault == BAD_RECORD else None
+    if failure.input < 0:
+        return f"$.records[{failure.index}]"
+    name = self.signature.inputs[failure.input].name
+    return f"$.records[{failure.index}]" + (f".{name}" if name.isidentifier() else f"[{json.dumps(name)}]")
+
+
+cdef str element(Request self, Failure* failure):
+    """Which element, in words: binary data have no JSON path."""
+    if self.parts[failure.input].binary_size >= 0:
+        return f"element {failure.index}"
+    return element_path(self, failure)
+
+
+cdef str element_path(Request self, Failure* failure):
+    """data[17], or data[2][3] where the data are nested; the whole array where its length is at fault."""
+    cdef Part* part = &self.parts[failure.input]
+    cdef Py_ssize_t index = failure.index
+    cdef int axis
+    cdef list path = []
+    if part.binary_size >= 0:
+        return "data"
+    if not self.blame.nested:
+        return f"data[{index}]" if failure.fault == BAD_VALUE else "data"
+    for axis in range(part.rank - 1, -1, -1):
+        path.append(index % part.shape[axis] if part.shape[axis] else 0)
+        index //= max(part.shape[axis], 1)
+    path.reverse()
+    length = part.rank if failure.fault == BAD_VALUE else self.blame.axis
+    return "data" + "".join(f"[{k}]" for k in path[:length])
