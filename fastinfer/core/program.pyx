@@ -87,6 +87,10 @@ cdef KernelEntry kernel_entry(str name) except *:
         return KernelEntry(check_finite, NUMBER, NOWHERE)
     if name == "check_not_infinite":
         return KernelEntry(check_not_infinite, NUMBER, NOWHERE)
+    if name == "check_finite_float32":
+        return KernelEntry(check_finite_float32, NUMBER, NOWHERE)
+    if name == "check_not_infinite_float32":
+        return KernelEntry(check_not_infinite_float32, NUMBER, NOWHERE)
     if name == "check_text":
         return KernelEntry(check_text, TEXT, NOWHERE)
     if name == "subtract":
@@ -258,6 +262,34 @@ cdef class CompiledProgram:
         if not done:
             raise self.error(&failure)
         return out
+
+
+    def refusals(self, dict columns not None):
+        """Which cells a program refuses: each row runs by itself, and goes on after a refusal.
+
+        Args:
+            columns: as for `transform`.
+
+        Returns:
+            list of (row, raw column), in order.
+        """
+        cdef Rows rows = rows_from_arrays(self.columns, columns)
+        cdef Failure failure
+        cdef Block block
+        cdef Py_ssize_t row, i
+        cdef Memory numbers = Memory(self.n_numbers * sizeof(double))
+        cdef Memory texts = Memory(self.n_texts * sizeof(Text))
+        cdef Memory out = Memory(self.row_bytes)
+        found = set()
+        block.numbers, block.texts, block.stride, block.rows = <double*>numbers.data, <Text*>texts.data, 1, 1
+        block.slabs, block.arena, block.offset = rows.slabs, rows.arena.data, 0
+        block.out, block.width, block.failure = <char*>out.data, self.width, &failure
+        for row in range(rows.rows):
+            block.row = row
+            for i in range(self.n_operations):
+                if not self.operations[i].kernel(&self.operations[i], &block):
+                    found.add((row, failure.input))
+        return sorted(found)
 
 
 cdef int place_limit(CompiledProgram program, Place place) except -1:

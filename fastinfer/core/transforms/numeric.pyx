@@ -85,6 +85,27 @@ cdef bint check_not_infinite(const Operation* operation, const Block* block) noe
     return True
 
 
+cdef bint check_finite_float32(const Operation* operation, const Block* block) noexcept nogil:
+    """The same after the cast to float32, which may overflow."""
+    cdef const double* source = numbers_of(block, operation.source)
+    cdef float value
+    cdef Py_ssize_t i
+    for i in range(block.rows):
+        value = <float>source[i]
+        if value - value != 0.0:
+            return spoiled(operation, block, BAD_RECORD, SAYS_MISSING if isnan(source[i]) else SAYS_TOO_LARGE, i)
+    return True
+
+
+cdef bint check_not_infinite_float32(const Operation* operation, const Block* block) noexcept nogil:
+    cdef const double* source = numbers_of(block, operation.source)
+    cdef Py_ssize_t i
+    for i in range(block.rows):
+        if isinf(<float>source[i]):
+            return spoiled(operation, block, BAD_RECORD, SAYS_TOO_LARGE, i)
+    return True
+
+
 cdef bint subtract(const Operation* operation, const Block* block) noexcept nogil:
     cdef const double* source = numbers_of(block, operation.source)
     cdef double* target = numbers_of(block, operation.target)

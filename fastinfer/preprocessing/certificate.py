@@ -1,0 +1,248 @@
+"""Golden rows: rows that take each branch of a program, and the bytes that scikit-learn made of them.
+
+They are made at import and checked whenever the program is loaded, so that a machine, a numpy or an edited file that
+gives other numbers is noticed before the first request.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfer._core import CompiledProgram
+from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError
+from fastinfer.preprocessing.spec import Column, Place, Spec, Step, document, plain
+
+MAX_CELLS: Final = 1 << 20  # rows * features of a certificate
+MAX_ROWS: Final = 512
+MAX_VALUES: Final = 400  # tried for each column
+UNKNOWN_TEXT: Final = "\u2047 not a category"
+
+
+def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any], exact: Sequence[bool]) -> tuple[int, int] | None:
+    """The first cell (row, feature) that differs: in any bit, or by over 1 ulp where the feature is not exact.
+
+    A NaN equals any other NaN: its payload says nothing.
+    """
+    integer = np.int32 if expected.dtype == np.float32 else np.int64
+    bits, other = (np.ascontiguousarray(array).view(integer).astype(np.int64) for array in (expected, got))
+    floor = np.int64(np.iinfo(integer).min)
+    ordered = [np.where(side < 0, floor - side, side).astype(object if integer is np.int64 else np.int64)
+               for side in (bits, other)]
+    distance = abs(ordered[0] - ordered[1])
+    allowed = np.array([0 if flag else 1 for flag in exact])
+    same = (bits == other) | ((distance <= allowed) & (allowed > 0)) | (np.isnan(expected) & np.isnan(got))
+    cells = np.argwhere(~same)
+    return (int(cells[0][0]), int(cells[0][1])) if len(cells) else None
+
+
+def spec_hash(spec: Spec) -> str:
+    """SHA-256 of everything that decides the numbers; examples, paths and the task may change."""
+    whole = document(spec)
+    columns = [{key: column[key] for key in ("name", "datatype", "dtype", "nullable", "missing") if key in column}
+               for column in whole["columns"]]
+    steps = [{key: value for key, value in step.items() if key != "path"} for step in whole["steps"]]
+    kept = {"columns": columns, "steps": steps, "output": whole["output"]}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def make(spec: Spec, rows: Mapping[str, Sequence[Any]], expected: npt.NDArray[Any],
+         versions: Mapping[str, str]) -> dict[str, Any]:
+    """A certificate, as JSON values."""
+    packed = base64.b64encode(zlib.compress(np.ascontiguousarray(expected).tobytes(), 9)).decode()
+    cells = {
+        column.name: [None if is_missing(value) else value for value in rows[column.name]]
+        if column.datatype == "BYTES" else plain(list(rows[column.name])) for column in spec.columns
+    }
+    return {"made_by": dict(versions), "spec": spec_hash(spec), "rows": cells, "expected": packed}
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def check(compiled: CompiledProgram, spec: Spec, exact: Sequence[bool]) -> None:
+    """Run the golden rows.
+
+    Raises:
+        ConfigurationError: the certificate itself is not as documented.
+        ModelLoadError: a row comes out otherwise; names row, feature, expected and got.
+    """
+    members = Place(spec.certificate, "$.certificate").members(
+        ("made_by", "spec", "rows", "expected"), ("spec", "rows", "expected")
+    )
+    columns = golden_columns(members["rows"], spec.columns)
+    expected = unpacked(members["expected"], len(next(iter(columns.values()))), spec)
+    try:
+        got = compiled.transform(columns)
+    except FastinferError as error:
+        raise ModelLoadError(f"the certificate's rows are refused: {error}", "$.certificate.rows") from None
+    found = difference(expected, got, exact)
+    if found is not None:
+        row, feature = found
+        raise ModelLoadError(
+            f"golden row {row}, feature {feature} ({spec.output.features[feature][0]!r}): expected "
+            f"{expected[found]!r}, got {got[found]!r} ({shown_row(columns, row)})", "$.certificate.expected"
+        )
+    if members["spec"].text() != spec_hash(spec):
+        raise ModelLoadError("the program was changed after its certificate was made; import it again, or remove the "
+                             "certificate to vouch for the change yourself", "$.certificate.spec")
+
+
+def shown_row(columns: Mapping[str, Any], row: int) -> str:
+    shown = ", ".join(f"{name}={columns[name][row]!r}" for name in list(columns)[:8])
+    return shown + (", …" if len(columns) > 8 else "")
+
+
+def golden_columns(place: Place, columns: Sequence[Column]) -> dict[str, Any]:
+    names = [column.name for column in columns]
+    members = place.members(names, names)
+    found: dict[str, Any] = {}
+    for column in columns:
+        cells = members[column.name].items()
+        if column.datatype == "BYTES":
+            found[column.name] = [missing_text(column) if cell.value is None else cell.text() for cell in cells]
+        elif column.datatype == "FP64":
+            found[column.name] = np.array([cell.number() for cell in cells], dtype=np.float64)
+        elif column.datatype == "BOOL":
+            found[column.name] = np.array([cell.flag() for cell in cells], dtype=bool)
+        else:
+            found[column.name] = np.array([integer_cell(cell) for cell in cells], dtype=np.int64)
+        if len(found[column.name]) != len(next(iter(found.values()))):
+            raise members[column.name].fault("has not as many rows as the other columns")
+    return found
+
+
+def integer_cell(cell: Place) -> int:
+    value = cell.integer()
+    if not -(2**63) <= value < 2**63:
+        raise cell.wrong("an integer of 64 bits")
+    return value
+
+
+def missing_text(column: Column) -> float | None:
+    return None if column.missing == "none" else math.nan
+
+
+def unpacked(place: Place, rows: int, spec: Spec) -> npt.NDArray[Any]:
+    dtype = np.dtype(spec.output.dtype).newbyteorder("<")
+    size = rows * len(spec.output.features) * dtype.itemsize
+    try:
+        inflater = zlib.decompressobj()
+        data = inflater.decompress(base64.b64decode(place.text(), validate=True), size + 1)
+    except (ValueError, zlib.error):
+        raise place.fault("is not base64 of deflated bytes") from None
+    if len(data) != size:
+        raise place.fault(f"holds {len(data)} bytes for {rows} rows of {len(spec.output.features)} features")
+    return np.frombuffer(data, dtype).astype(spec.output.dtype).reshape(rows, -1)
+
+
+def candidates(spec: Spec) -> dict[str, list[Any]]:
+    """Values of each column that take each branch: missing, unknown, extremes, categories, edges and neighbours."""
+    origin = origins(spec.steps, [column.name for column in spec.columns])
+    found: dict[str, dict[Any, Any]] = {column.name: {} for column in spec.columns}
+    kinds = {column.name: column for column in spec.columns}
+    for step in spec.steps:
+        for source in step.sources:
+            name = origin.get(source)
+            if name is not None:
+                for value in telling(step, kinds[name]):
+                    found[name].setdefault(repr(value), value)
+    return {name: basics(kinds[name]) + spread(list(values.values())) for name, values in found.items()}
+
+
+def spread(values: list[Any]) -> list[Any]:
+    """At most MAX_VALUES of them, evenly."""
+    if len(values) <= MAX_VALUES:
+        return values
+    return [values[i * len(values) // MAX_VALUES] for i in range(MAX_VALUES)]
+
+
+def origins(steps: Sequence[Step], columns: Sequence[str]) -> dict[str, str]:
+    """Values that hold a raw column's own values still (filled or rounded at most), and which column."""
+    found = {name: name for name in columns}
+    for step in steps:
+        if step.op in ("impute", "cast"):
+            found.update({target: found[source] for source, target in zip(step.sources, step.targets, strict=True)
+                          if source in found})
+    return found
+
+
+def basics(column: Column) -> list[Any]:
+    if column.datatype == "BOOL":
+        return [True, False]
+    if column.datatype == "INT64":
+        return [column.example or 0, 0, -1, 2**31, 2**53 + 1, -(2**63)]
+    if column.datatype == "BYTES":
+        return [column.example or "", missing_text(column), "", UNKNOWN_TEXT]
+    example = float(column.example) if isinstance(column.example, (int, float)) else 0.0
+    values = [example, math.nan, 0.0, -0.0, 1.0, -1.0, 0.1, 1 / 3, math.pi * 1e3, 16777217.0, 1e300, 5e-324, math.inf,
+              -math.inf]
+    if np.dtype(column.dtype).kind in "iu":
+        values = [value for value in values if math.isnan(value) or (value.is_integer() and abs(value) < 2**31)]
+    return values
+
+
+def telling(step: Step, column: Column) -> list[Any]:
+    """The values at which a step's result changes."""
+    parameters = step.parameters
+    if step.op in ("ordinal", "onehot"):
+        return list(parameters["categories"])
+    if column.datatype == "BYTES":
+        missing = parameters.get("missing")
+        return [missing["text"]] if isinstance(missing, Mapping) else []
+    numbers = {"bucketize": parameters.get("edges"), "binarize": [parameters.get("threshold")],
+               "subtract": parameters.get("by"), "impute": [parameters.get("missing"), *parameters.get("fill", ())],
+               "indicate": [parameters.get("missing")]}.get(step.op)
+    found = [float(value) for value in numbers or () if isinstance(value, (int, float)) and math.isfinite(value)]
+    if column.datatype != "FP64" or np.dtype(column.dtype).kind in "iu":
+        return [int(value) for value in found if value.is_integer()] if column.datatype != "BOOL" else []
+    return [near for value in found
+            for near in (value, math.nextafter(value, math.inf), math.nextafter(value, -math.inf))]
+
+
+def golden_rows(compiled: CompiledProgram, spec: Spec) -> tuple[dict[str, list[Any]], dict[str, bool]]:
+    """Rows that the program takes, and for each column whether it takes a missing value.
+
+    Row i has each column's value number i + (the column's number), so that columns vary against one another; what
+    the program refuses is replaced by a value of the column that it takes.
+
+    Raises:
+        ConfigurationError: the program takes none of a column's values.
+    """
+    tried = candidates(spec)
+    names = list(tried)
+    accepted = accepted_values(compiled, spec, tried)
+    for name in names:
+        if not accepted[name]:
+            raise ConfigurationError(f"the program takes no value of the column {name!r} that could be thought of")
+    longest = max(len(values) for values in accepted.values())
+    count = max(1, min(longest, MAX_ROWS, MAX_CELLS // len(spec.output.features)))
+    rows = {name: [accepted[name][(i + shift) % len(accepted[name])] for i in range(count)]
+            for shift, name in enumerate(names)}
+    nullable = {column.name: column.datatype in ("FP64", "BYTES") and any(map(is_missing, accepted[column.name]))
+                for column in spec.columns}
+    return rows, nullable
+
+
+def accepted_values(compiled: CompiledProgram, spec: Spec, tried: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The candidates that the program does not refuse, whatever the other columns hold."""
+    longest = max(len(values) for values in tried.values())
+    chosen = {name: [values[i % len(values)] for i in range(longest)] for name, values in tried.items()}
+    refused = {(row, column) for row, column in compiled.refusals(as_columns(chosen, spec))}
+    return {
+        name: [value for i, value in enumerate(values) if (i, position) not in refused]
+        for position, (name, values) in enumerate(tried.items())
+    }
+
+
+def as_columns(rows: Mapping[str, Sequence[Any]], spec: Spec) -> dict[str, Any]:
+    dtypes = {"FP64": np.float64, "INT64": np.int64, "BOOL": np.bool_}
+    return {column.name: rows[column.name] if column.datatype == "BYTES"
+            else np.array(rows[column.name], dtype=dtypes[column.datatype]) for column in spec.columns}

@@ -1,0 +1,229 @@
+"""What a fitted pipeline knows about its raw columns: text, integers, booleans or floats, and how wide.
+
+A sample says it best. Without one, encoders tell by their categories and imputers by the dtype they were fitted on;
+a column that nothing tells about is float64.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastinfer.preprocessing.spec import Column
+from fastinfer.preprocessing.tracing import FLOAT32, is_nan, refuse
+
+Origins = Sequence["Origin | None"] | None  # None: a transformer that is not known gave these columns
+SAME_COLUMNS = ("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "Binarizer")
+MAX_SHOWN = 100  # categories that features.json repeats for documentation
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What was seen of one raw column.
+
+    Attributes:
+        categories: of encoders that read it.
+        direct: whether one of them read it as it came (not through an imputer, which may change its dtype).
+        text: whether something fills it with text.
+        dtypes: that numeric transformers were fitted on.
+        none: whether None counts as missing.
+        example: a value it may have, for documentation.
+    """
+
+    categories: list[Any] = field(default_factory=list)
+    dtype: np.dtype[Any] | None = None
+    direct: bool = False
+    text: bool = False
+    single: bool = False
+    none: bool = False
+    example: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A column of a matrix that is a raw column still, filled in at most."""
+
+    evidence: Evidence
+    direct: bool = True
+
+
+def observe(transformer: Any, origins: Origins) -> Origins:
+    """Walk a fitted transformer and note what it tells about each raw column; the origins of what it gives."""
+    if origins is None or transformer is None or isinstance(transformer, str):
+        return origins if transformer != "drop" else []
+    observer = OBSERVERS.get(type(transformer).__name__)
+    if observer is not None:
+        return observer(transformer, origins)
+    note_floats(transformer, origins)
+    return [None] * len(origins) if type(transformer).__name__ in SAME_COLUMNS else None
+
+
+def observe_pipeline(pipeline: Any, origins: Origins) -> Origins:
+    for _, step in pipeline.steps:
+        origins = observe(step, origins)
+    return origins
+
+
+def observe_columns(transformer: Any, origins: Origins) -> Origins:
+    from fastinfer.preprocessing.from_sklearn import column_parts
+
+    parts = [observe(part, [origins[i] for i in indices])
+             for _, part, indices, _ in column_parts(transformer, "")] if origins is not None else []
+    return None if any(part is None for part in parts) else [origin for part in parts for origin in part or ()]
+
+
+def observe_union(union: Any, origins: Origins) -> Origins:
+    parts = [observe(part, origins) for _, part in union.transformer_list if not is_drop(part)]
+    return None if any(part is None for part in parts) else [origin for part in parts for origin in part or ()]
+
+
+def is_drop(transformer: Any) -> bool:
+    return isinstance(transformer, str) and transformer == "drop"
+
+
+def observe_encoder(encoder: Any, origins: Origins) -> Origins:
+    for origin, categories in zip(origins or (), encoder.categories_, strict=False):
+        if origin is None:
+            continue
+        origin.evidence.categories.extend(categories)
+        if origin.direct:
+            origin.evidence.direct = True
+            origin.evidence.dtype = categories.dtype
+    return None if type(encoder).__name__ != "OrdinalEncoder" else [None] * len(encoder.categories_)
+
+
+def observe_imputer(imputer: Any, origins: Origins) -> Origins:
+    kept: list[Origin | None] = []
+    for origin, statistic in zip(origins or (), imputer.statistics_, strict=False):
+        if origin is not None:
+            origin.evidence.text |= isinstance(statistic, str)
+            origin.evidence.single |= imputer._fit_dtype == FLOAT32
+            origin.evidence.none |= imputer.missing_values is None
+            if not is_nan(statistic):
+                origin.evidence.example = statistic
+            origin = Origin(origin.evidence, direct=False)
+        if imputer.keep_empty_features or not is_nan(statistic):
+            kept.append(origin)
+    return kept + [None] * (len(imputer.indicator_.features_) if imputer.add_indicator else 0)
+
+
+def observe_function(transformer: Any, origins: Origins) -> Origins:
+    return origins if transformer.func is None else [None] * len(origins or ())
+
+
+def note_floats(transformer: Any, origins: Origins) -> None:
+    """A scaler whose own arrays are float32 was fitted on float32."""
+    arrays = [getattr(transformer, name, None) for name in ("data_min_", "max_abs_")]
+    example = next((getattr(transformer, name) for name in ("mean_", "center_", "data_min_")
+                    if getattr(transformer, name, None) is not None), None)
+    for i, origin in enumerate(origins or ()):
+        if origin is None:
+            continue
+        origin.evidence.single |= any(getattr(array, "dtype", None) == FLOAT32 for array in arrays)
+        if origin.evidence.example is None and example is not None and len(example) > i:
+            origin.evidence.example = float(example[i])
+
+
+OBSERVERS = {
+    "Pipeline": observe_pipeline,
+    "ColumnTransformer": observe_columns,
+    "FeatureUnion": observe_union,
+    "OneHotEncoder": observe_encoder,
+    "OrdinalEncoder": observe_encoder,
+    "TargetEncoder": observe_encoder,
+    "SimpleImputer": observe_imputer,
+    "FunctionTransformer": observe_function,
+}
+
+
+def classify(name: str, evidence: Evidence, dtype: np.dtype[Any] | None, path: str) -> tuple[str, str]:
+    """(datatype, dtype) of a column; ``dtype`` is the sample's, or None."""
+    present = [value for value in evidence.categories if value is not None and not is_nan(value)]
+    if dtype is not None and dtype.kind in "US":
+        return "BYTES", "str"
+    if evidence.text or any(isinstance(value, str) for value in present):
+        return "BYTES", "object"
+    if dtype is not None and dtype.kind == "b":
+        return "BOOL", "bool"
+    holder = dtype if dtype is not None else evidence.dtype if evidence.direct else None
+    boxed = holder is not None and holder.kind == "O"
+    if present and all(isinstance(value, (bool, np.bool_)) for value in present):
+        if len(present) != len(evidence.categories):
+            raise refuse(path, f"the column {name!r} holds booleans and missing values; make it text or a number")
+        return "BOOL", "object" if boxed else "bool"
+    integral = present and len(present) == len(evidence.categories) and all(is_integer(value) for value in present)
+    if evidence.direct and integral and holder is not None and holder.kind in "iuO":
+        return "INT64", "object" if boxed else str(holder)
+    if boxed and not present:
+        return "BYTES", "object"
+    if dtype is not None and dtype.kind in "fiu" and dtype.itemsize > 1 and dtype != np.float16:
+        return ("FP64", str(dtype)) if str(dtype) != "uint64" else ("FP64", "float64")
+    return "FP64", "object" if boxed else "float32" if evidence.single else "float64"
+
+
+def is_integer(value: Any) -> bool:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and -(2**63) <= int(value) < 2**63
+
+
+def columns_of(transformer: Any, names: Sequence[str], samples: Mapping[str, np.dtype[Any]] | None, *,
+               framed: bool, missing: Mapping[str, str], path: str) -> tuple[Column, ...]:
+    """Every raw column as the wire will have it."""
+    evidence = [Evidence() for _ in names]
+    observe(transformer, [Origin(item) for item in evidence])
+    kinds = [classify(name, item, samples[name] if samples else None, path)
+             for name, item in zip(names, evidence, strict=True)]
+    if not framed:
+        kinds = one_array(kinds, names, path)
+    return tuple([
+        Column(name, datatype, dtype, missing=missing.get(name, missing_of(item)),
+               categories=shown_categories(item, datatype), example=example_of(item, datatype))
+        for name, item, (datatype, dtype) in zip(names, evidence, kinds, strict=True)
+    ])
+
+
+def one_array(kinds: list[tuple[str, str]], names: Sequence[str], path: str) -> list[tuple[str, str]]:
+    """Columns of one numpy array share a dtype: object as soon as one of them holds text."""
+    dtypes = {dtype for _, dtype in kinds}
+    if "object" in dtypes or "str" in dtypes:
+        return [(datatype, "object") for datatype, _ in kinds]
+    if {datatype for datatype, _ in kinds} == {"BOOL"}:
+        return kinds
+    if "float32" in dtypes and dtypes <= {"float32"}:
+        return kinds
+    if {datatype for datatype, _ in kinds} == {"INT64"} and len(dtypes) == 1:
+        return kinds
+    widest = str(np.result_type(*[np.dtype(dtype) for dtype in dtypes]))
+    return [("FP64", widest) for _ in names]
+
+
+def missing_of(evidence: Evidence) -> str:
+    values = evidence.categories
+    none = evidence.none or any(value is None for value in values)
+    return "none" if none else "nan"
+
+
+def shown_categories(evidence: Evidence, datatype: str) -> tuple[Any, ...]:
+    wanted: Any = {"BYTES": str, "INT64": (int, np.integer), "FP64": (int, float, np.number)}.get(datatype)
+    if wanted is None:
+        return ()
+    found = dict.fromkeys(value for value in evidence.categories
+                          if isinstance(value, wanted) and not is_nan(value))
+    convert: Any = {"BYTES": str, "INT64": int, "FP64": float}[datatype]
+    return tuple([convert(value) for value in list(found)[:MAX_SHOWN]])
+
+
+def example_of(evidence: Evidence, datatype: str) -> str | float | bool | None:
+    shown = shown_categories(evidence, datatype)
+    if datatype == "BOOL":
+        return True
+    if shown:
+        return shown[0]  # type: ignore[no-any-return]
+    example = evidence.example
+    if datatype == "BYTES":
+        return str(example) if isinstance(example, str) else "text"
+    if isinstance(example, (int, float, np.number)) and np.isfinite(example):
+        return int(example) if datatype == "INT64" else float(example)
+    return 0 if datatype == "INT64" else 0.0
+

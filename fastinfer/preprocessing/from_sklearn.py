@@ -1,0 +1,256 @@
+"""A fitted scikit-learn transformer as a spec, for any nesting; what cannot be expressed is refused by its path.
+
+scikit-learn itself is not imported here: everything is read from the fitted objects.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from fastinfer.errors import ImportRefusedError
+from fastinfer.preprocessing import sklearn_categories, sklearn_imputation, sklearn_numeric
+from fastinfer.preprocessing.evidence import columns_of
+from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Output, Spec
+from fastinfer.preprocessing.tracing import FLOAT64, OBJECT, Feature, Matrix, Trace, constant_in, refuse, single
+
+Converter = Callable[[Trace, Any, Matrix, str], Matrix]
+
+
+def convert(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix:
+    """What a fitted transformer makes of a matrix.
+
+    Raises:
+        ImportRefusedError: the transformer, or a setting of it, cannot be expressed; the message begins with `path`.
+    """
+    if transformer is None or (isinstance(transformer, str) and transformer == "passthrough"):
+        return matrix
+    name = type(transformer).__name__
+    converter = CONVERTERS.get(name) if type(transformer).__module__.split(".")[0] == "sklearn" else None
+    if converter is None:
+        raise refuse(path, f"{name} cannot be imported; known are {', '.join(sorted(CONVERTERS))}")
+    if matrix.features and name not in ("Pipeline", "FeatureUnion"):
+        check_width(transformer, matrix, path)
+    try:
+        result = converter(trace, transformer, matrix, path)
+    except AttributeError as error:
+        raise refuse(path, f"{name} is not fitted, or of a scikit-learn that is not known ({error})") from None
+    return framed(transformer, result, name)
+
+
+def check_width(transformer: Any, matrix: Matrix, path: str) -> None:
+    fitted = getattr(transformer, "n_features_in_", None)
+    if fitted is not None and fitted != matrix.width:
+        raise refuse(path, f"fitted on {fitted} columns, and {matrix.width} arrive")
+
+
+def framed(transformer: Any, result: Matrix, name: str) -> Matrix:
+    """With `set_output(transform="pandas")` the result is a frame."""
+    wanted = getattr(transformer, "_sklearn_output_config", {}).get("transform")
+    if wanted is None:
+        from sklearn import get_config
+
+        wanted = get_config()["transform_output"]
+    if wanted in ("pandas", "polars") and result.container == "array" and name != "Pipeline":
+        return replace(result, container="frame")
+    return result
+
+
+def pipeline(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
+    for i, (_, step) in enumerate(fitted.steps):
+        matrix = convert(trace, step, matrix, f"{path}.steps[{i}]")
+    return matrix
+
+
+def column_parts(fitted: Any, path: str) -> Iterator[tuple[str, Any, list[int], float | None]]:
+    """The parts of a fitted ColumnTransformer that give columns: (name, transformer, positions, weight)."""
+    weights = fitted.transformer_weights or {}
+    for name, transformer, columns in fitted.transformers_:
+        if isinstance(transformer, str) and transformer == "drop":
+            continue
+        indices = [int(i) for i in fitted._transformer_to_input_indices[name]]
+        if not indices:
+            continue
+        if np.isscalar(columns):
+            raise refuse(f"{path}.transformers[{name!r}]", f"the single column {columns!r} is given as a vector")
+        yield name, transformer, indices, weights.get(name)
+
+
+def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
+    parts = []
+    for name, transformer, indices, weight in column_parts(fitted, path):
+        inner = f"{path}.transformers[{name!r}]"
+        if matrix.container == "sparse":
+            raise refuse(path, "it gets a sparse matrix")
+        part = convert(trace, transformer, matrix.take(indices), inner)
+        parts.append(weighted(trace, part, weight, inner))
+    wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
+    return stack(trace, parts, path, sparse=fitted.sparse_output_, frame=wants_frame)
+
+
+def is_framed(transformer: Any) -> bool:
+    from sklearn import get_config
+
+    wanted = getattr(transformer, "_sklearn_output_config", {}).get("transform")
+    return bool((wanted or get_config()["transform_output"]) != "default")
+
+
+def feature_union(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
+    weights = fitted.transformer_weights or {}
+    parts = []
+    for name, transformer in fitted.transformer_list:
+        if isinstance(transformer, str) and transformer == "drop":
+            continue
+        inner = f"{path}.transformer_list[{name!r}]"
+        parts.append(weighted(trace, convert(trace, transformer, matrix, inner), weights.get(name), inner))
+    sparse = any(part.container == "sparse" for part in parts)
+    wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
+    return stack(trace, parts, path, sparse=sparse, frame=wants_frame)
+
+
+def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> Matrix:
+    """`transformer_weights`: a product of the whole part."""
+    if weight is None or not matrix.features:
+        return matrix
+    dtype = matrix.dtype
+    if dtype.kind not in "fiub" or any(feature.dtype != dtype for feature in matrix.features):
+        raise refuse(path, f"a weight on a part of dtype {dtype}")
+    result = np.result_type(np.empty(0, dtype), weight)
+    matrix = trace.numbers(replace(matrix, features=tuple([replace(f, dtype=result) for f in matrix.features])), path)
+    return trace.arithmetic("multiply", path, matrix, constant_in(weight, result))
+
+
+def stack(trace: Trace, parts: Sequence[Matrix], path: str, *, sparse: bool, frame: bool) -> Matrix:
+    """`hstack` of the parts: one dtype for all, or sparse, or a frame."""
+    parts = [part for part in parts if part.features]
+    if not parts:
+        return Matrix((), "array")
+    if frame:
+        return Matrix(tuple([feature for part in parts for feature in part.features]), "frame")
+    if sparse:
+        parts = [sparsified(trace, part, path) for part in parts]
+    dtypes = [part.dtype for part in parts]
+    dtype = OBJECT if OBJECT in dtypes else np.result_type(*dtypes)
+    features = tuple([replace(feature, dtype=dtype) for part in parts for feature in part.features])
+    return Matrix(features, "sparse" if sparse else "array")
+
+
+def sparsified(trace: Trace, part: Matrix, path: str) -> Matrix:
+    """A dense part of a sparse matrix: it must be numbers, and its -0.0 are not stored, so they come back as 0.0."""
+    if part.container == "sparse":
+        return part
+    dtype = FLOAT64 if part.dtype == OBJECT else part.dtype
+    part = trace.numbers(part.as_array(dtype), path)
+    signed = [feature for feature in part.features if not feature.unsigned and dtype.kind == "f"]
+    values = trace.write("add", path, signed, by=(0.0,) * len(signed))
+    plus = dict(zip(signed, values, strict=True))
+    return Matrix(tuple([replace(feature, value=plus.get(feature, feature.value), unsigned=True)
+                         for feature in part.features]), "sparse")
+
+
+CONVERTERS: Final[Mapping[str, Converter]] = {
+    "Pipeline": pipeline,
+    "ColumnTransformer": column_transformer,
+    "FeatureUnion": feature_union,
+    "FunctionTransformer": sklearn_numeric.function_transformer,
+    "SimpleImputer": sklearn_imputation.simple_imputer,
+    "MissingIndicator": sklearn_imputation.missing_indicator,
+    "StandardScaler": sklearn_numeric.standard_scaler,
+    "MinMaxScaler": sklearn_numeric.min_max_scaler,
+    "MaxAbsScaler": sklearn_numeric.max_abs_scaler,
+    "RobustScaler": sklearn_numeric.robust_scaler,
+    "Binarizer": sklearn_numeric.binarizer,
+    "KBinsDiscretizer": sklearn_numeric.k_bins_discretizer,
+    "OneHotEncoder": sklearn_categories.one_hot_encoder,
+    "OrdinalEncoder": sklearn_categories.ordinal_encoder,
+}
+
+
+def raw_names(transformer: Any, path: str) -> tuple[list[str], bool]:
+    """The raw columns' names, and whether a frame was fitted (else they are x0, x1, … as scikit-learn has it)."""
+    first = transformer
+    while type(first).__name__ == "Pipeline" and first.steps:
+        first = next((step for _, step in first.steps if step is not None and not isinstance(step, str)), None)
+    names = getattr(first, "feature_names_in_", None)
+    if names is not None:
+        return [str(name) for name in names], True
+    count = getattr(first, "n_features_in_", None)
+    if count is None:
+        raise refuse(path, f"{type(first).__name__} does not say how many columns it was fitted on; "
+                           "give a sample, or fit the pipeline again")
+    return [f"x{i}" for i in range(int(count))], False
+
+
+def trace_sklearn(
+    transformer: Any,
+    *,
+    dtype: str,
+    allow: str,
+    names: Sequence[str],
+    framed: bool,
+    samples: Mapping[str, np.dtype[Any]] | None,
+    missing: Mapping[str, str],
+    path: str,
+) -> Spec:
+    """The spec of a fitted transformer.
+
+    Args:
+        dtype: of the output, "float32" or "float64".
+        allow: what the estimator behind it takes, see `Output`.
+        names, framed: of the raw columns, see `raw_names`.
+        samples: each column's dtype in a sample, or None.
+        missing: columns whose missing values are known to be "nan" or "none".
+        path: what the transformer is called in messages.
+
+    Raises:
+        ImportRefusedError: what cannot be expressed, by its path.
+    """
+    columns = columns_of(transformer, names, samples, framed=framed, missing=missing, path=path)
+    trace = Trace(taken=set(names))
+    matrix = convert(trace, transformer, raw_matrix(columns, framed), path)
+    if not 0 < matrix.width <= MAX_WIDTH:
+        raise refuse(path, f"it gives {matrix.width:,} features; 1 to {MAX_WIDTH:,} are served")
+    matrix = finished(trace, matrix, dtype, path)
+    labels = feature_names(transformer, matrix)
+    features = tuple(zip(labels, [feature.value for feature in matrix.features], strict=True))
+    read = {source for step in trace.steps for source in step.sources} | {value for _, value in features}
+    ignored = tuple([column.name for column in columns if column.name not in read])
+    if len(ignored) == len(columns):
+        raise refuse(path, "it reads no column")
+    return Spec(tuple([column for column in columns if column.name in read]), tuple(trace.steps),
+                Output(dtype, allow, features), ignored)
+
+
+def raw_matrix(columns: Sequence[Column], framed: bool) -> Matrix:
+    kinds = {"FP64": "number", "BOOL": "number", "INT64": "integer", "BYTES": "text"}
+    features = tuple([
+        Feature(column.name, column.name, kinds[column.datatype],  # type: ignore[arg-type]
+                OBJECT if column.dtype in ("str", "object") else np.dtype(column.dtype),
+                unsigned=column.datatype != "FP64" or np.dtype(column.dtype).kind in "iu")
+        for column in columns
+    ])
+    return Matrix(features, "frame" if framed else "array")
+
+
+def finished(trace: Trace, matrix: Matrix, dtype: str, path: str) -> Matrix:
+    """`.astype(dtype)`: integers go straight to it; objects are Python's, and go through float64."""
+    integers = [feature for feature in matrix.features if feature.kind == "integer"]
+    for feature in matrix.features:
+        if feature.kind == "text":
+            raise refuse(path, f"the column {feature.name!r} is text still; an encoder must make numbers of it")
+    straight = dtype == "float32" and matrix.dtype.kind in "iu"
+    values = trace.write("cast", path, integers, **(single(np.dtype(np.float32)) if straight else {"dtype": "float64"}))
+    plain = dict(zip(integers, values, strict=True))
+    return replace(matrix, features=tuple([
+        replace(feature, value=plain.get(feature, feature.value), kind="number") for feature in matrix.features
+    ]))
+
+
+def feature_names(transformer: Any, matrix: Matrix) -> list[str]:
+    """scikit-learn's names, or the trace's where scikit-learn has none (a FunctionTransformer without them)."""
+    try:
+        names = [str(name) for name in transformer.get_feature_names_out()]
+    except (AttributeError, ValueError, ImportRefusedError):
+        names = []
+    return names if len(names) == matrix.width else [feature.name for feature in matrix.features]

@@ -1,0 +1,123 @@
+"""The import of a fitted scikit-learn transformer, proven: its golden rows come from scikit-learn itself."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfer.errors import ConfigurationError
+from fastinfer.preprocessing import certificate
+from fastinfer.preprocessing.from_sklearn import raw_names, trace_sklearn
+from fastinfer.preprocessing.lowering import compile_spec, with_nullable
+from fastinfer.preprocessing.spec import Column, Spec
+from fastinfer.preprocessing.tracing import refuse
+
+
+def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: str) -> Spec:
+    """The certified spec of a fitted transformer; see `Program.from_sklearn`."""
+    names, framed = raw_names(fitted, path)
+    samples, missing = sample_types(sample, names, path)
+    spec = trace_sklearn(fitted, dtype=dtype, allow=allow, names=names, framed=framed, samples=samples,
+                         missing=missing, path=path)
+    try:
+        compiled, exact = compile_spec(spec)
+        rows, nullable = certificate.golden_rows(compiled, spec)
+    except ConfigurationError as error:
+        raise refuse(path, str(error)) from None
+    spec = with_nullable(spec, nullable)
+    got = compiled.transform(certificate.as_columns(rows, spec))
+    expected = transformed(fitted, raw_frame(spec, rows, names, framed), dtype, path)
+    if expected.shape != got.shape:
+        raise refuse(path, f"scikit-learn gives {expected.shape[1]} features, the program {got.shape[1]}")
+    found = certificate.difference(expected, got, exact)
+    if found is not None:
+        row, feature = found
+        shown = certificate.shown_row(rows, row)
+        raise refuse(path, f"feature {spec.output.features[feature][0]!r} would be {got[found]!r} where scikit-learn "
+                           f"gives {expected[found]!r} ({shown})")
+    versions = {name: version(name) for name in ("scikit-learn", "numpy")}
+    return replace(spec, certificate=certificate.make(spec, rows, expected, versions))
+
+
+def sample_types(sample: Any, names: Sequence[str], path: str) -> tuple[
+        Mapping[str, np.dtype[Any]] | None, Mapping[str, str]]:
+    """Each column's dtype in the sample, and what is missing in columns of text."""
+    if sample is None:
+        return None, {}
+    if isinstance(sample, np.ndarray):
+        if sample.ndim != 2 or sample.shape[1] != len(names):
+            raise refuse(path, f"a sample of shape {sample.shape} for {len(names)} columns")
+        columns: dict[str, Any] = {name: sample[:, i] for i, name in enumerate(names)}
+    else:
+        absent = [name for name in names if name not in list(sample.columns)]
+        if absent:
+            raise refuse(path, f"the sample has no column {absent[0]!r}")
+        columns = {name: sample[name] for name in names}
+    dtypes = {name: numpy_dtype(values) for name, values in columns.items()}
+    missing = {name: "none" for name, values in columns.items()
+               if dtypes[name].kind == "O" and any(value is None for value in values)}
+    return dtypes, missing
+
+
+def numpy_dtype(values: Any) -> np.dtype[Any]:
+    """The dtype of a column; pandas' strings and categories of strings count as text."""
+    dtype = values.dtype
+    if isinstance(dtype, np.dtype):
+        return dtype
+    if "string" in type(dtype).__name__.lower():
+        return np.dtype(np.str_)
+    inner = getattr(dtype, "categories", None)
+    array = np.asarray(values if inner is None else inner)
+    if array.dtype.kind == "O" and any(isinstance(value, str) for value in array):
+        return np.dtype(np.str_) if inner is None else np.dtype(object)
+    return array.dtype
+
+
+def raw_frame(spec: Spec, rows: Mapping[str, Sequence[Any]], names: Sequence[str], framed: bool) -> Any:
+    """The golden rows as what the transformer was fitted on: a frame, or one array."""
+    columns = {column.name: raw_column(column, rows[column.name]) for column in spec.columns}
+    count = len(next(iter(columns.values())))
+    for name in spec.ignored:
+        columns[name] = np.zeros(count)
+    if framed:
+        import pandas as pd
+
+        return pd.DataFrame({name: columns[name] for name in names})
+    dtypes = {column.dtype for column in spec.columns}
+    dtype = np.dtype(object) if dtypes & {"object", "str"} else np.result_type(*[np.dtype(name) for name in dtypes])
+    array = np.empty((count, len(names)), dtype=dtype)
+    for i, name in enumerate(names):
+        array[:, i] = columns[name]
+    return array
+
+
+def raw_column(column: Column, values: Sequence[Any]) -> Any:
+    if column.dtype == "str":
+        import pandas as pd
+
+        return pd.array(list(values), dtype="str") if hasattr(pd, "StringDtype") else np.array(values, dtype=object)
+    if column.dtype != "object":
+        wanted = np.dtype(column.dtype)
+        if wanted.kind in "iu" and any(certificate.is_missing(value) for value in values):
+            wanted = np.dtype(np.float64)
+        return np.array(values, dtype=np.float64 if column.datatype == "FP64" else None).astype(wanted)
+    array = np.empty(len(values), dtype=object)
+    array[:] = list(values)
+    return array
+
+
+def transformed(fitted: Any, frame: Any, dtype: str, path: str) -> npt.NDArray[Any]:
+    """What scikit-learn makes of the rows, as a dense array."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            result = fitted.transform(frame)
+        except Exception as error:  # whatever a transformer raises: the import cannot be proven then
+            raise refuse(path, f"scikit-learn refuses rows that the program takes: {error}") from error
+        if hasattr(result, "toarray"):
+            result = result.toarray()
+        return np.asarray(result).astype(dtype)

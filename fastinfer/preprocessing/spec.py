@@ -1,0 +1,509 @@
+"""features.json as typed values, read strictly: the operator may edit it by hand, so every fault names its place.
+
+A program is a list of steps over named values. The raw columns are the first values; a step reads some (``from``) and
+writes new ones (``to``); nothing is written twice. ``docs/reference/features.md`` describes each operation.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from fastinfer.errors import ConfigurationError
+
+VERSION: Final = 1
+MAX_WIDTH: Final = 16_384  # features of a dense program
+Kind = Literal["number", "integer", "text"]
+KINDS: Final[Mapping[str, Kind]] = {"FP64": "number", "BOOL": "number", "INT64": "integer", "BYTES": "text"}
+# A column's dtype as fitted, for each datatype it may travel as.
+DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
+    "FP64": ("float64", "float32", "int64", "int32", "int16", "int8", "uint32", "uint16", "uint8", "object"),
+    "INT64": ("int64", "int32", "int16", "int8", "uint32", "uint16", "uint8", "object"),
+    "BOOL": ("bool", "object"),
+    "BYTES": ("str", "object"),
+}
+SPECIAL: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One raw column.
+
+    Attributes:
+        name: as records write it.
+        datatype: on the wire, FP64, INT64, BOOL or BYTES.
+        dtype: in the frame that scikit-learn was fitted on.
+        nullable: whether the program takes a missing value there.
+        missing: what scikit-learn saw as missing text, "nan" or "none".
+        categories: known values, for pages and documentation; not read by the program.
+        example: a value, for pages and documentation.
+    """
+
+    name: str
+    datatype: str
+    dtype: str
+    nullable: bool = False
+    missing: str = "nan"
+    categories: tuple[str | float, ...] = ()
+    example: str | float | bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation on named values.
+
+    Attributes:
+        op: a key of ``OPERATIONS``.
+        sources, targets: names of values.
+        parameters: the operation's own fields, as ``OPERATIONS`` declares them.
+        path: where it came from in the fitted pipeline.
+    """
+
+    op: str
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The matrix that the estimator gets.
+
+    Attributes:
+        dtype: "float32" or "float64".
+        allow: what the estimator takes: "finite", "nan" (missing too) or "any".
+        features: pairs of feature name and value name, in order.
+    """
+
+    dtype: str
+    allow: str
+    features: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A whole program.
+
+    Attributes:
+        ignored: columns that the pipeline was fitted on and does not read.
+        task: the members of a `fastinfer._core.Task`, or None.
+        certificate: golden rows, or None.
+    """
+
+    columns: tuple[Column, ...]
+    steps: tuple[Step, ...]
+    output: Output
+    ignored: tuple[str, ...] = ()
+    task: Mapping[str, Any] | None = None
+    certificate: Mapping[str, Any] | None = None
+
+
+class Place:
+    """A value of the document and the JSON path that leads to it."""
+
+    __slots__ = ("path", "value")
+
+    def __init__(self, value: Any, path: str = "$") -> None:
+        self.value = value
+        self.path = path
+
+    def fault(self, message: str) -> ConfigurationError:
+        return ConfigurationError(f"{self.path}: {message}", self.path)
+
+    def wrong(self, wanted: str) -> ConfigurationError:
+        shown = json.dumps(self.value, ensure_ascii=False, default=repr)
+        return self.fault(f"expected {wanted}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
+
+    def items(self) -> "list[Place]":
+        if not isinstance(self.value, list):
+            raise self.wrong("a list")
+        return [Place(value, f"{self.path}[{i}]") for i, value in enumerate(self.value)]
+
+    def members(self, known: Iterable[str], required: Iterable[str]) -> "dict[str, Place]":
+        """The members of an object; an unknown or a missing one is a fault."""
+        if not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        known = tuple(known)
+        for key in self.value:
+            if key not in known:
+                raise Place(None, f"{self.path}.{key}").fault(f"unknown member; known are {', '.join(known)}")
+        for key in required:
+            if key not in self.value:
+                raise self.fault(f"the member {key!r} is missing")
+        return {key: Place(value, f"{self.path}.{key}") for key, value in self.value.items()}
+
+    def text(self) -> str:
+        if not isinstance(self.value, str):
+            raise self.wrong("a string")
+        try:
+            self.value.encode()
+        except UnicodeEncodeError:
+            raise self.wrong("valid Unicode") from None
+        return self.value
+
+    def choice(self, *choices: str) -> str:
+        if not isinstance(self.value, str) or self.value not in choices:
+            raise self.wrong(" or ".join(repr(choice) for choice in choices))
+        return self.value
+
+    def flag(self) -> bool:
+        if not isinstance(self.value, bool):
+            raise self.wrong("true or false")
+        return self.value
+
+    def integer(self) -> int:
+        if not isinstance(self.value, int) or isinstance(self.value, bool):
+            raise self.wrong("an integer")
+        return self.value
+
+    def number(self) -> float:
+        """A JSON number, or "nan", "inf", "-inf"."""
+        if isinstance(self.value, str) and self.value in SPECIAL:
+            return SPECIAL[self.value]
+        if not isinstance(self.value, (int, float)) or isinstance(self.value, bool):
+            raise self.wrong('a number, "nan", "inf" or "-inf"')
+        try:
+            return float(self.value)
+        except OverflowError:
+            raise self.wrong("a number within float64") from None
+
+    def numbers(self) -> tuple[float, ...]:
+        return tuple([place.number() for place in self.items()])
+
+    def texts(self) -> tuple[str, ...]:
+        return tuple([place.text() for place in self.items()])
+
+
+def read_position(place: Place) -> int | None:
+    """A one-hot position; null is a category that leaves all zeros."""
+    if place.value is None:
+        return None
+    position = place.integer()
+    if position < 0:
+        raise place.wrong("a position from 0 on, or null")
+    return position
+
+
+def read_categories(place: Place) -> tuple[str | int | float, ...]:
+    """All strings, all integers or all numbers; which one must suit the value that is encoded."""
+    places = place.items()
+    if all(isinstance(item.value, str) for item in places):
+        return place.texts()
+    if all(isinstance(item.value, int) and not isinstance(item.value, bool) for item in places):
+        return tuple([item.integer() for item in places])
+    return place.numbers()
+
+
+def read_missing(place: Place) -> str | float | Mapping[str, str]:
+    """"nan", "none", "any", a number, or {"text": "?"}."""
+    if isinstance(place.value, str):
+        return place.choice("nan", "none", "any")
+    if isinstance(place.value, dict):
+        return {"text": place.members(["text"], ["text"])["text"].text()}
+    return place.number()
+
+
+def read_fills(place: Place) -> tuple[str | float, ...]:
+    return place.texts() if place.items() and not all(
+        item.value in SPECIAL for item in place.items() if isinstance(item.value, str)
+    ) else place.numbers()
+
+
+def read_unknown_position(place: Place) -> int | str | None:
+    return "refuse" if place.value == "refuse" else read_position(place)
+
+
+def read_unknown_number(place: Place) -> float | str:
+    return "refuse" if place.value == "refuse" else place.number()
+
+
+def read_dtype(place: Place) -> str:
+    return place.choice("float64", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """How an operation of features.json is written.
+
+    Attributes:
+        kinds: the kinds of value it reads.
+        result: the kind it writes; "same" as it read; None where it writes nothing.
+        shape: "each" (from and to pair up), "one" (one to one) or "many" (one to many).
+        required, optional: its parameters and how each is read.
+        vectors: parameters with one entry for each value it reads.
+    """
+
+    kinds: tuple[Kind, ...]
+    result: Kind | Literal["same"] | None
+    shape: Literal["each", "one", "many"]
+    required: Mapping[str, Callable[[Place], Any]] = field(default_factory=dict)
+    optional: Mapping[str, Callable[[Place], Any]] = field(default_factory=dict)
+    vectors: tuple[str, ...] = ()
+
+
+ARITHMETIC: Final = Operation(
+    ("number",), "number", "each", {"by": Place.numbers}, {"dtype": read_dtype}, vectors=("by",)
+)
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    "cast": Operation(("number", "integer"), "number", "each", {"dtype": read_dtype}),
+    "check": Operation(("number", "text"), None, "each", {"allow": lambda place: place.choice("finite", "nan")}),
+    "impute": Operation(
+        ("number", "text"), "same", "each", {"missing": read_missing, "fill": read_fills}, vectors=("fill",)
+    ),
+    "indicate": Operation(("number", "text"), "number", "each", {"missing": read_missing}),
+    "subtract": ARITHMETIC,
+    "add": ARITHMETIC,
+    "multiply": ARITHMETIC,
+    "divide": ARITHMETIC,
+    "clip": Operation(("number",), "number", "each", {"low": Place.number, "high": Place.number}),
+    "binarize": Operation(("number",), "number", "each", {"threshold": Place.number}),
+    "function": Operation(("number",), "number", "each", {"function": Place.text}, {"dtype": read_dtype}),
+    "bucketize": Operation(("number",), "number", "one", {"edges": Place.numbers}),
+    "ordinal": Operation(
+        ("number", "integer", "text"), "number", "one",
+        {"categories": read_categories, "codes": Place.numbers},
+        {"nan": Place.number, "none": Place.number, "unknown": read_unknown_number},
+    ),
+    "onehot": Operation(
+        ("number", "integer", "text"), "number", "many",
+        {"categories": read_categories, "positions": lambda place: tuple([read_position(p) for p in place.items()])},
+        {"nan": read_position, "none": read_position, "unknown": read_unknown_position},
+    ),
+}
+
+
+def parse(document: Any) -> Spec:
+    """A spec from parsed JSON.
+
+    Raises:
+        ConfigurationError: anything that is not as documented; ``at`` is the JSON path.
+    """
+    root = Place(document)
+    if isinstance(document, dict) and "fastinfer" in document:
+        version = Place(document["fastinfer"], "$.fastinfer")
+        if version.integer() > VERSION:
+            raise version.fault(f"written by a newer fastinfer (format {version.value}); this one reads {VERSION}")
+        if version.value != VERSION:
+            raise version.wrong(str(VERSION))
+    required = ("fastinfer", "columns", "steps", "output")
+    members = root.members((*required, "ignored", "task", "certificate"), required)
+    columns = tuple([parse_column(place) for place in members["columns"].items()])
+    kinds: dict[str, Kind] = {}
+    for column, place in zip(columns, members["columns"].items(), strict=True):
+        if column.name in kinds:
+            raise place.fault(f"the column {column.name!r} stands twice")
+        kinds[column.name] = KINDS[column.datatype]
+    steps = tuple([parse_step(place, kinds) for place in members["steps"].items()])
+    task = members.get("task")
+    certificate = members.get("certificate")
+    return Spec(
+        columns,
+        steps,
+        parse_output(members["output"], kinds),
+        members["ignored"].texts() if "ignored" in members else (),
+        None if task is None or task.value is None else parse_task(task),
+        None if certificate is None else certificate.value,
+    )
+
+
+def parse_column(place: Place) -> Column:
+    known = ("name", "datatype", "dtype", "nullable", "missing", "categories", "example")
+    members = place.members(known, ("name", "datatype", "dtype"))
+    datatype = members["datatype"].choice(*KINDS)
+    column = Column(
+        members["name"].text(),
+        datatype,
+        members["dtype"].choice(*DTYPES[datatype]),
+        members["nullable"].flag() if "nullable" in members else False,
+        members["missing"].choice("nan", "none") if "missing" in members else "nan",
+        read_categories(members["categories"]) if "categories" in members else (),
+        members["example"].value if "example" in members else None,
+    )
+    if column.nullable and datatype in ("INT64", "BOOL"):
+        raise members["nullable"].fault(f"a column of datatype {datatype} cannot be missing")
+    if not isinstance(column.example, (str, int, float, type(None))):
+        raise members["example"].wrong("a string, a number, true, false or null")
+    return column
+
+
+def parse_step(place: Place, kinds: dict[str, Kind]) -> Step:
+    """Read a step and add the values it writes to ``kinds``."""
+    if not isinstance(place.value, dict) or "op" not in place.value:
+        raise place.wrong('an object with the member "op"')
+    op = Place(place.value["op"], f"{place.path}.op").choice(*OPERATIONS)
+    operation = OPERATIONS[op]
+    writes = ("to",) if operation.result else ()
+    required = ("op", "from", *writes, *operation.required)
+    members = place.members((*required, *operation.optional, "path"), required)
+    sources = members["from"].texts()
+    targets = members["to"].texts() if writes else ()
+    check_values(members, operation, kinds)
+    readers = {**operation.required, **operation.optional}
+    parameters = {key: read(members[key]) for key, read in readers.items() if key in members}
+    for key in operation.vectors:
+        if len(parameters[key]) != len(sources):
+            raise members[key].fault(f"{len(parameters[key])} entries for {len(sources)} values")
+    check_parameters(op, members, parameters, kinds)
+    for target in targets:
+        kinds[target] = kinds[sources[0]] if operation.result == "same" else operation.result  # type: ignore[assignment]
+    return Step(op, sources, targets, parameters, members["path"].text() if "path" in members else "")
+
+
+def check_values(members: Mapping[str, Place], operation: Operation, kinds: Mapping[str, Kind]) -> None:
+    """What a step reads exists and is of a kind it takes; what it writes is new."""
+    sources = members["from"].items()
+    if not sources or (operation.shape != "each" and len(sources) != 1):
+        raise members["from"].wrong("one value" if operation.shape != "each" else "one value or more")
+    first = kinds.get(sources[0].value)
+    for source in sources:
+        if source.value not in kinds:
+            raise source.fault(f"no column and no earlier step is called {source.value!r}")
+        if kinds[source.value] not in operation.kinds or (operation.result == "same" and kinds[source.value] != first):
+            raise source.fault(f"{source.value!r} is {kinds[source.value]}, "
+                               f"and the operation takes {' or '.join(operation.kinds)}")
+    if operation.result is None:
+        return
+    targets = members["to"].items()
+    if operation.shape != "many" and len(targets) != len(sources):
+        raise members["to"].fault(f"{len(targets)} values for {len(sources)}")
+    seen: set[str] = set()
+    for target in targets:
+        if target.value in kinds or target.value in seen:
+            raise target.fault(f"{target.value!r} exists already")
+        seen.add(target.value)
+
+
+def check_parameters(
+    op: str, members: Mapping[str, Place], parameters: Mapping[str, Any], kinds: Mapping[str, Kind]
+) -> None:
+    """What the types of the parameters alone do not say."""
+    kind = kinds[members["from"].value[0]]
+    if op == "bucketize":
+        edges = parameters["edges"]
+        if any(math.isnan(edge) for edge in edges) or list(edges) != sorted(edges):
+            raise members["edges"].fault("the edges must ascend")
+    elif op in ("impute", "indicate"):
+        check_missing(members, parameters, kind)
+    elif op == "check" and kind == "text" and parameters["allow"] != "finite":
+        raise members["allow"].fault('for text, only "finite" (no NaN) can be checked')
+    elif op in ("ordinal", "onehot"):
+        check_encoding(op, members, parameters, kind)
+    elif op == "function":
+        from fastinfer.preprocessing.lowering import FUNCTIONS
+
+        members["function"].choice(*FUNCTIONS)
+
+
+def check_missing(members: Mapping[str, Place], parameters: Mapping[str, Any], kind: Kind) -> None:
+    missing = parameters["missing"]
+    if kind == "number" and not (isinstance(missing, float) or missing == "nan"):
+        raise members["missing"].wrong('"nan" or a number')
+    if kind == "text" and isinstance(missing, float):
+        raise members["missing"].wrong('"nan", "none", "any" or {"text": …}')
+    for i, fill in enumerate(parameters.get("fill", ())):
+        if isinstance(fill, str) != (kind == "text"):
+            raise members["fill"].items()[i].wrong("a string" if kind == "text" else "a number")
+
+
+def check_encoding(op: str, members: Mapping[str, Place], parameters: Mapping[str, Any], kind: Kind) -> None:
+    categories = parameters["categories"]
+    results = parameters["codes" if op == "ordinal" else "positions"]
+    if len(results) != len(categories):
+        raise members["categories"].fault(f"{len(categories)} categories and {len(results)} results")
+    wanted: Any = {"text": str, "integer": int, "number": (int, float)}[kind]
+    for i, category in enumerate(categories):
+        if not isinstance(category, wanted) or (isinstance(category, float) and math.isnan(category)):
+            raise members["categories"].items()[i].wrong(f"a category of kind {kind}")
+        if kind == "integer" and not -(2**63) <= category < 2**63:
+            raise members["categories"].items()[i].wrong("an integer of 64 bits")
+    if len(set(categories)) != len(categories):
+        raise members["categories"].fault("a category stands twice")
+    if op == "onehot":
+        width = len(members["to"].value)
+        used = [*results, *(parameters.get(key) for key in ("nan", "none", "unknown"))]
+        if any(isinstance(position, int) and position >= width for position in used):
+            raise members["positions"].fault(f"a position past the {width} values of `to`")
+
+
+def parse_output(place: Place, kinds: Mapping[str, Kind]) -> Output:
+    members = place.members(("dtype", "allow", "features"), ("dtype", "allow", "features"))
+    features = []
+    for item in members["features"].items():
+        feature = item.members(("name", "value"), ("name", "value"))
+        name, value = feature["name"].text(), feature["value"].text()
+        if value not in kinds:
+            raise feature["value"].fault(f"no column and no step is called {value!r}")
+        if kinds[value] != "number":
+            raise feature["value"].fault(f"{value!r} is {kinds[value]}; cast or encode it")
+        features.append((name, value))
+    if not 0 < len(features) <= MAX_WIDTH:
+        raise members["features"].fault(f"{len(features)} features; a program gives 1 to {MAX_WIDTH:,}")
+    return Output(read_dtype(members["dtype"]), members["allow"].choice("finite", "nan", "any"), tuple(features))
+
+
+def parse_task(place: Place) -> dict[str, Any]:
+    """What the model answers with: every member of the task, absent ones None or empty."""
+    members = place.members(("kind", "label", "probabilities", "classes", "value"), ("kind",))
+    kind = members["kind"].choice("classifier", "regressor")
+    needed = "label" if kind == "classifier" else "value"
+    if needed not in members:
+        raise place.fault(f"the member {needed!r} is missing")
+
+    def text(key: str) -> str | None:
+        return None if key not in members or members[key].value is None else members[key].text()
+
+    classes = members["classes"].texts() if "classes" in members else ()
+    if text("probabilities") is not None and not classes:
+        raise place.fault("probabilities need the names of their classes")
+    if len(set(classes)) != len(classes):
+        raise members["classes"].fault("a class stands twice")
+    return {"kind": kind, "label": text("label"), "probabilities": text("probabilities"), "classes": classes,
+            "value": text("value")}
+
+
+def plain_number(value: float) -> float | int | str:
+    """A number as `Place.number` reads it; integral floats stay floats, so that -0.0 survives."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return plain_number(value) if isinstance(value, float) else value
+
+
+def document(spec: Spec) -> dict[str, Any]:
+    """The spec as JSON values; `parse` of it is the spec again."""
+    columns = []
+    for column in spec.columns:
+        entry: dict[str, Any] = {"name": column.name, "datatype": column.datatype, "dtype": column.dtype,
+                                 "nullable": column.nullable}
+        if column.datatype == "BYTES":
+            entry["missing"] = column.missing
+        if column.categories:
+            entry["categories"] = plain(column.categories)
+        if column.example is not None:
+            entry["example"] = plain(column.example)
+        columns.append(entry)
+    steps = []
+    for step in spec.steps:
+        entry = {"op": step.op, "from": list(step.sources)}
+        if OPERATIONS[step.op].result:
+            entry["to"] = list(step.targets)
+        steps.append({**entry, **plain(step.parameters), **({"path": step.path} if step.path else {})})
+    output = {"dtype": spec.output.dtype, "allow": spec.output.allow,
+              "features": [{"name": name, "value": value} for name, value in spec.output.features]}
+    result: dict[str, Any] = {"fastinfer": VERSION, "columns": columns, "steps": steps, "output": output}
+    if spec.ignored:
+        result["ignored"] = list(spec.ignored)
+    if spec.task is not None:
+        result["task"] = plain(spec.task)
+    if spec.certificate is not None:
+        result["certificate"] = plain(spec.certificate)
+    return result

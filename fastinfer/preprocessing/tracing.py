@@ -1,0 +1,187 @@
+"""What flows between the steps of a fitted pipeline, as far as scikit-learn's arithmetic depends on it.
+
+A `Matrix` stands for the array or frame that scikit-learn would hold at that point: which values its columns are, and
+the dtypes that decide whether it computes in float32 or float64, compares exactly, or refuses. `Trace` writes the
+steps of the spec while a pipeline is walked.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfer.errors import ImportRefusedError
+from fastinfer.preprocessing.spec import Kind, Step
+
+OBJECT = np.dtype(object)
+FLOAT64 = np.dtype(np.float64)
+FLOAT32 = np.dtype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column of a matrix.
+
+    Attributes:
+        name: as a frame would call it.
+        value: the value of the spec that it is.
+        kind: what the value is, whatever the dtype of the array around it.
+        dtype: of the frame's column, or of the whole array.
+        unsigned: never -0.0, so that going through a sparse matrix leaves its bits alone.
+    """
+
+    name: str
+    value: str
+    kind: Kind
+    dtype: np.dtype[Any]
+    unsigned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A frame (a dtype a column), a dense array or a sparse one (one dtype)."""
+
+    features: tuple[Feature, ...]
+    container: Literal["frame", "array", "sparse"]
+
+    @property
+    def width(self) -> int:
+        return len(self.features)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the array that numpy makes of it."""
+        dtypes = [feature.dtype for feature in self.features]
+        if not dtypes:
+            return FLOAT64
+        if self.container != "frame":
+            return dtypes[0]
+        kinds = {dtype.kind for dtype in dtypes}
+        if "O" in kinds or ("b" in kinds and len(kinds) > 1):  # pandas does not make numbers of booleans
+            return OBJECT
+        return np.result_type(*dtypes)
+
+    def take(self, indices: Iterable[int]) -> "Matrix":
+        return replace(self, features=tuple([self.features[i] for i in indices]))
+
+    def as_array(self, dtype: np.dtype[Any] | None = None) -> "Matrix":
+        """The same values in one array."""
+        dtype = self.dtype if dtype is None else dtype
+        features = tuple([replace(feature, dtype=dtype) for feature in self.features])
+        return Matrix(features, "sparse" if self.container == "sparse" else "array")
+
+
+def refuse(path: str, reason: str) -> ImportRefusedError:
+    return ImportRefusedError(f"{path}: {reason}", path)
+
+
+@dataclass(slots=True)
+class Trace:
+    """The steps written so far, and the names that are taken."""
+
+    steps: list[Step] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    serial: int = 0
+
+    def names(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """New value names: the wanted one and the step's number."""
+        self.serial += 1
+        names = []
+        for name in wanted:
+            fresh = f"{name}@{self.serial}"
+            while fresh in self.taken:
+                fresh += "'"
+            self.taken.add(fresh)
+            names.append(fresh)
+        return tuple(names)
+
+    def write(self, op: str, path: str, sources: Sequence[Feature], wanted: Iterable[str] | None = None,
+              **parameters: Any) -> tuple[str, ...]:
+        """Add a step; returns the values that it writes."""
+        if not sources:
+            return ()
+        wanted = [feature.name for feature in sources] if wanted is None else wanted
+        targets = self.names(wanted) if op != "check" else ()
+        self.steps.append(Step(op, tuple([feature.value for feature in sources]), targets, parameters, path))
+        return targets
+
+    def each(self, op: str, path: str, matrix: Matrix, unsigned: bool = False, **parameters: Any) -> Matrix:
+        """Apply an operation to every column of numbers."""
+        values = self.write(op, path, matrix.features, **parameters)
+        return replace(matrix, features=tuple([
+            replace(feature, value=value, kind="number", unsigned=unsigned)
+            for feature, value in zip(matrix.features, values, strict=True)
+        ]))
+
+    def arithmetic(self, op: str, path: str, matrix: Matrix, by: npt.ArrayLike) -> Matrix:
+        """One of the four operations with a constant a column, in the matrix's dtype."""
+        constants = [float(value) for value in np.broadcast_to(np.asarray(by), matrix.width)]
+        return self.each(op, path, matrix, by=tuple(constants), **single(matrix.dtype))
+
+    def numbers(self, matrix: Matrix, path: str) -> Matrix:
+        """The same with every column a number: integers become floats of the matrix's dtype."""
+        for feature in matrix.features:
+            if feature.kind == "text":
+                raise refuse(path, f"the column {feature.name!r} holds text where numbers are computed")
+        integers = [feature for feature in matrix.features if feature.kind == "integer"]
+        dtype = "float32" if matrix.dtype == FLOAT32 else "float64"
+        values = dict(zip(integers, self.write("cast", path, integers, dtype=dtype), strict=True))
+        return replace(matrix, features=tuple([
+            replace(feature, value=values[feature], kind="number", unsigned=True) if feature in values else feature
+            for feature in matrix.features
+        ]))
+
+    def checked(self, matrix: Matrix, path: str, *, allow_nan: bool) -> Matrix:
+        """scikit-learn's check of an array of floats: no infinity and, unless allowed, no missing value."""
+        if matrix.dtype.kind == "f":
+            self.write("check", path, matrix.features, allow="nan" if allow_nan else "finite")
+        elif matrix.dtype == OBJECT and not allow_nan:
+            self.refuse_nan(matrix, path)
+        return matrix
+
+    def refuse_nan(self, matrix: Matrix, path: str) -> None:
+        """scikit-learn's check of an array of objects: no NaN; infinities and None pass."""
+        texts = [feature for feature in matrix.features if feature.kind == "text"]
+        self.write("check", path, texts, allow="finite")
+        for feature in matrix.features:
+            if feature.kind == "number" and not feature.unsigned:
+                raise refuse(path, f"the column {feature.name!r} holds numbers in an array of objects, "
+                                   "which is checked for NaN but not for infinity")
+
+    def floats(self, matrix: Matrix, path: str, *, allow_nan: bool, sparse: bool = False,
+               numeric: bool = False) -> Matrix:
+        """scikit-learn's `check_array(X, dtype=FLOAT_DTYPES)`, or with ``numeric`` its `dtype="numeric"`."""
+        if matrix.container == "sparse" and not sparse:
+            raise refuse(path, "it gets a sparse matrix, which it does not take")
+        dtype = check_dtype(matrix)
+        if dtype == np.float16:
+            raise refuse(path, "it computes in float16")
+        if dtype == OBJECT or (not numeric and dtype not in (FLOAT64, FLOAT32)):
+            dtype = FLOAT64
+        return self.checked(self.numbers(matrix.as_array(dtype), path), path, allow_nan=allow_nan)
+
+
+def check_dtype(matrix: Matrix) -> np.dtype[Any]:
+    """The dtype that `check_array` sees before it converts: booleans of a frame count as numbers there."""
+    if matrix.container == "frame" and matrix.features and all(f.dtype.kind in "fiub" for f in matrix.features):
+        return np.result_type(*[feature.dtype for feature in matrix.features])
+    return matrix.dtype
+
+
+def single(dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The parameter that makes an operation round to float32, where it does."""
+    return {"dtype": "float32"} if dtype == FLOAT32 else {}
+
+
+def constant_in(value: Any, dtype: np.dtype[Any]) -> float:
+    """A constant as numpy sees it beside an array of ``dtype``: Python numbers take the array's float type."""
+    if dtype == FLOAT32 and isinstance(value, (int, float)) and not isinstance(value, np.generic):
+        return float(np.float32(value))
+    return float(value)
+
+
+def is_nan(value: Any) -> bool:
+    return isinstance(value, (float, np.floating)) and math.isnan(value)
