@@ -1,4 +1,4 @@
-"""Builds the compiled core. FASTINFER_BUILD = release (default) | debug | sanitize."""
+"""Builds the compiled core. FASTINFER_BUILD = release (default) | debug | sanitize; FASTINFER_WERROR=1: no warnings."""
 
 import os
 import platform
@@ -28,7 +28,8 @@ BUILDS = {
 def refuse_unknown_platform() -> None:
     """One sentence for what has not been tested, instead of a compiler's page of errors."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
-        raise SystemExit(f"fastinfer runs on Linux on x86-64 and arm64; this is {sys.platform} on {platform.machine()}.")
+        here = f"{sys.platform} on {platform.machine()}"
+        raise SystemExit(f"fastinfer runs on Linux on x86-64 and arm64; this is {here}.")
     if sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise SystemExit("fastinfer needs CPython 3.11 to 3.14 with the GIL.")
     libc, version = platform.libc_ver()
@@ -41,6 +42,8 @@ build = os.environ.get("FASTINFER_BUILD", "release")
 if build not in BUILDS:
     raise SystemExit(f"FASTINFER_BUILD is {build!r}; it takes {', '.join(BUILDS)}.")
 compile_args, link_args = BUILDS[build]
+if os.environ.get("FASTINFER_WERROR"):  # the tests' builds; a user's newer compiler may know new warnings
+    compile_args = [*compile_args, "-Werror"]
 checked = build != "release"
 parts = sorted(str(p) for p in Path("fastinfer/core").rglob("*.pyx"))
 

@@ -74,6 +74,7 @@ cdef class Rows:
     cdef bint arena_reserve(self, size_t extra) noexcept nogil
     cdef bint append(self, Rows source, Py_ssize_t start, Py_ssize_t rows) noexcept nogil
     cdef size_t nbytes(self) noexcept nogil
+    cdef size_t held(self) noexcept nogil
     cdef bint reset(self) noexcept nogil
 
 cdef inline char* rows_at(Rows rows, int input, Py_ssize_t row) noexcept nogil:
@@ -269,3 +270,145 @@ cdef class Encoder:
 
     cdef object infer(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows)
     cdef object records(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows)
+# ---- sketch.pyx -----------------------------------------------------------------------------------------------
+cdef enum:
+    HISTOGRAM_BOUNDS = 17
+
+cdef class Histogram:
+    cdef int64_t upper[HISTOGRAM_BOUNDS]
+    cdef uint64_t counts[HISTOGRAM_BOUNDS + 1]
+    cdef uint64_t total                 # nanoseconds
+    cdef void observe(self, int64_t nanoseconds) noexcept nogil
+
+# ---- batch.pyx ------------------------------------------------------------------------------------------------
+cdef enum BatchState:
+    FORMING, RUNNING, DONE
+
+cdef enum:
+    COST_LEVELS = 32
+
+cdef struct SizeStats:                  # runs of one batch size, nanoseconds
+    uint64_t count
+    uint64_t run_ns
+
+cdef class Slot:
+    cdef Ticket ticket
+    cdef Batch batch
+    cdef Py_ssize_t start
+    cdef Py_ssize_t rows
+    cdef list own_outputs               # where the batch was bisected
+    cdef object error
+
+cdef class Batch:
+    cdef Rows rows
+    cdef list slots
+    cdef BatchState state
+    cdef list outputs                   # arrays in the signature's order, after the run
+    cdef object error
+    cdef object timer
+    cdef bint bisected
+    cdef Py_ssize_t unread              # slots whose answer was not rendered yet
+    cdef size_t nbytes                  # of its requests
+    cdef size_t counted                 # of which the queue's books hold so many
+    cdef int64_t created_ns, started_ns, finished_ns
+    cdef void drop_cancelled(self)
+
+cdef class Cost:
+    cdef int64_t budget_ns
+    cdef double mean[COST_LEVELS]
+    cdef double deviation[COST_LEVELS]
+    cdef uint64_t seen[COST_LEVELS]
+    cdef bint threaded[COST_LEVELS]
+    cdef int level(self, Py_ssize_t rows) noexcept nogil
+    cdef void observe(self, Py_ssize_t rows, int64_t nanoseconds) noexcept nogil
+    cdef double predict(self, Py_ssize_t rows) noexcept nogil
+    cdef bint runs_inline(self, Py_ssize_t rows) noexcept nogil
+
+cdef class Batcher:
+    # settings, fixed at load
+    cdef readonly Signature signature
+    cdef object run
+    cdef readonly Py_ssize_t max_batch_size
+    cdef int64_t max_delay_ns
+    cdef int instances
+    cdef Py_ssize_t queue_rows, queue_bytes
+    cdef double run_timeout_s
+    cdef list output_names
+    # the loop
+    cdef object call_soon, call_later, call_soon_threadsafe, submit_thread
+    # state
+    cdef Cost cost
+    cdef object queue                   # deque of Batch, oldest first
+    cdef list forming                   # those of the queue that take more rows
+    cdef list spare                     # Rows to use again
+    cdef set running                    # on worker threads
+    cdef int given_up                   # of which so many are past their time
+    cdef Py_ssize_t waiting_rows
+    cdef size_t waiting_bytes
+    cdef bint scheduled, closed
+    # counters
+    cdef SizeStats* sizes
+    cdef uint64_t executions, rows_run, refused
+    cdef readonly Histogram queue_time, run_time
+
+    cdef int admit(self, Py_ssize_t rows, size_t nbytes) except -1
+    cdef int refuse_waiting(self, error) except -1
+    cdef Batch open(self, Py_ssize_t rows, const int* ranks, const int64_t* dims)
+    cdef int commit(self, Batch batch, Ticket ticket, Py_ssize_t rows, size_t nbytes) except -1
+    cdef int append(self, Rows source, Ticket ticket) except -1
+    cdef int enter(self, Batch batch, Slot slot) except -1
+    cdef Rows take_rows(self)
+    cdef void give_rows(self, Rows rows)
+    cdef void forget(self, Batch batch)
+    cdef int start_thread(self, Batch batch, work) except -1
+    cdef list run_rows(self, Rows rows)
+    cdef int finish(self, Batch batch, error) except -1
+    cdef void measure(self, Batch batch)
+
+# ---- infer.pyx ------------------------------------------------------------------------------------------------
+cdef class Decoded:
+    cdef Request request
+    cdef Rows rows                      # the runtime's inputs
+    cdef int64_t started_ns, decoded_ns
+
+cdef class Ticket:
+    cdef Endpoint endpoint
+    cdef Request request                # None once the answer was rendered
+    cdef list slots
+    cdef Py_ssize_t missing             # slots whose batch has not come back
+    cdef bint finished                  # answered, failed or cancelled
+    cdef object done
+    cdef list empty_outputs             # of a request without rows
+    cdef readonly object error
+    cdef readonly Py_ssize_t rows
+    cdef readonly int64_t started_ns, queued_ns, finished_ns, preprocess_ns, queue_ns, run_ns
+    cdef int piece_done(self, Slot slot) except -1
+    cdef tuple outputs(self)
+    cdef void count_success(self, int64_t encode_started)
+    cdef void release(self)
+
+cdef class Endpoint:
+    cdef readonly str name, version
+    cdef readonly Signature signature   # what clients see
+    cdef readonly Signature inner       # what the runtime sees
+    cdef readonly Batcher batcher
+    cdef CompiledProgram program
+    cdef Encoder encoder
+    cdef Rows columns                   # a request's raw columns, where there is a program
+    cdef list spare                     # Requests to use again
+    cdef readonly Histogram total_time
+    cdef int inner_ranks[1]             # of the program's one tensor
+    cdef int64_t inner_dims[MAX_RANK]
+    # counters
+    cdef uint64_t success, success_ns, failed, failed_ns, cancelled
+    cdef uint64_t input_ns, queue_ns, infer_ns, output_ns, last_ms
+
+    cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
+                          Py_ssize_t header_length) except -1
+    cdef int submit_direct(self, Ticket ticket, size_t size) except -1
+    cdef int fill_columns(self, Rows columns, Request request) except -1
+    cdef int decode_into(self, Decoded decoded, int kind, const char* body, size_t size,
+                         Py_ssize_t header_length) except -1
+    cdef int fill_own(self, Decoded decoded) except -1
+    cdef int enqueue(self, Decoded decoded, Ticket ticket) except -1
+    cdef int finish_empty(self, Ticket ticket) except -1

@@ -1,6 +1,9 @@
-from typing import Any, NamedTuple, final
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
+
+from fastinfer.errors import FastinferError
 
 DATATYPES: tuple[str, ...]
 DTYPES: tuple[str, ...]
@@ -84,3 +87,85 @@ def encode(
 ) -> tuple[bytes, int]: ...
 def parse_number(text: bytes) -> float | None: ...
 def render_number(value: float, single: bool) -> str: ...
+
+@final
+class Histogram:
+    bounds: ClassVar[tuple[float, ...]]
+    def snapshot(self) -> tuple[list[int], float]: ...
+
+@final
+class Batcher:
+    signature: Signature
+    max_batch_size: int
+    queue_time: Histogram
+    run_time: Histogram
+    def __init__(
+        self,
+        signature: Signature,
+        run: Callable[[dict[str, np.ndarray[Any, Any]]], dict[str, np.ndarray[Any, Any]]],
+        *,
+        max_batch_size: int = 64,
+        max_delay_us: int = 0,
+        instances: int = 1,
+        queue_rows: int = 4096,
+        queue_bytes: int = ...,
+        inline_budget_us: int = 500,
+        run_timeout_ms: int = 30_000,
+    ) -> None: ...
+    def attach(
+        self,
+        *,
+        call_soon: Callable[..., Any],
+        call_later: Callable[..., Any],
+        call_soon_threadsafe: Callable[..., Any],
+        submit: Callable[..., Any],
+    ) -> None: ...
+    def seed(self, rows: int, nanoseconds: int) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def stuck(self) -> bool: ...
+    @property
+    def pending_rows(self) -> int: ...
+
+@final
+class Decoded: ...
+
+@final
+class Ticket:
+    rows: int
+    error: FastinferError | None
+    preprocess_ns: int
+    queue_ns: int
+    run_ns: int
+    started_ns: int
+    queued_ns: int
+    finished_ns: int
+    @property
+    def large(self) -> bool: ...
+    def encode(self) -> tuple[bytes, int]: ...
+    def cancel(self) -> None: ...
+
+@final
+class Endpoint:
+    name: str
+    version: str
+    signature: Signature
+    inner: Signature
+    batcher: Batcher
+    total_time: Histogram
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        signature: Signature,
+        batcher: Batcher,
+        program: CompiledProgram | None = None,
+        task: Task | None = None,
+    ) -> None: ...
+    def submit(self, kind: int, body: bytes, header_length: int, done: Callable[[Ticket], None]) -> Ticket: ...
+    def decode(self, kind: int, body: bytes, header_length: int) -> Decoded: ...
+    def submit_decoded(self, decoded: Decoded, done: Callable[[Ticket], None]) -> Ticket: ...
+    def statistics(self) -> dict[str, Any]: ...
+    def counters(self) -> dict[str, Any]: ...

@@ -169,6 +169,14 @@ cdef class Rows:
             size += <size_t>self.rows * self.row_bytes[i]
         return size
 
+    cdef size_t held(self) noexcept nogil:
+        """Bytes that the slabs occupy."""
+        cdef size_t size = self.arena.capacity
+        cdef int i
+        for i in range(self.count):
+            size += self.slabs[i].capacity
+        return size
+
     cdef bint reset(self) noexcept nogil:
         """Forget the rows; False when somebody still holds an array of them, and they must not be written again."""
         if self.leases:

@@ -1,0 +1,422 @@
+# The spine: decode, preprocess, batch, run, encode. The only place where this order is written.
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "<time.h>" nogil:
+    enum: CLOCK_REALTIME
+
+import numpy as np
+
+from fastinfer.errors import CancelledError, FastinferError, InvalidShapeError
+
+cdef int MAX_SPARE_REQUESTS = 256
+cdef size_t LARGE_ANSWER = 256 << 10    # bytes of output tensors past which a ticket asks to be encoded on a thread
+
+
+@cython.final
+cdef class Decoded:
+    """A request decoded and preprocessed into rows of its own, not yet queued."""
+
+
+@cython.final
+cdef class Ticket:
+    """An admitted request: told when its rows have run, and rendered by ``encode``.
+
+    Attributes:
+        rows: of the request.
+        error: the FastinferError it ended with, or None.
+        preprocess_ns, queue_ns, run_ns: durations of its phases; the longest of its batches where it was split.
+    """
+
+    def __cinit__(self, Endpoint endpoint, Request request, done):
+        self.endpoint = endpoint
+        self.request = request
+        self.done = done
+        self.slots = []
+
+    @property
+    def large(self):
+        """Whether rendering the answer is better done on a worker thread."""
+        cdef size_t size = 0
+        cdef int i
+        cdef Slot slot
+        if self.error is not None or self.request is None:
+            return False
+        for slot in self.slots:
+            outputs = slot_outputs(slot)
+            for i in range(self.request.n_wanted):
+                array = outputs[self.request.wanted[i].output]
+                size += <size_t>(array.nbytes * slot.rows // max(array.shape[0], 1) if array.ndim else array.nbytes)
+        return size > LARGE_ANSWER
+
+    cdef int piece_done(self, Slot slot) except -1:
+        """A batch with rows of this request came back."""
+        cdef Batch batch = slot.batch
+        self.missing -= 1
+        if self.finished:
+            return 0
+        if slot.error is not None and self.error is None:
+            self.error = slot.error
+        if batch.started_ns:
+            self.queue_ns = max(self.queue_ns, batch.started_ns - self.queued_ns)
+            self.run_ns = max(self.run_ns, batch.finished_ns - batch.started_ns)
+        if self.missing:
+            return 0
+        self.finish()
+        return 0
+
+    def finish(self):
+        """Tell the one who asked; on the loop's thread."""
+        cdef Endpoint endpoint = self.endpoint
+        if self.finished:
+            return
+        self.finished = True
+        self.finished_ns = monotonic_ns()
+        if self.error is not None:
+            endpoint.failed += 1
+            endpoint.failed_ns += self.finished_ns - self.started_ns
+        done, self.done = self.done, None
+        if done is not None:
+            done(self)
+
+    def encode(self):
+        """Render the answer.
+
+        Returns:
+            (body, length of its JSON header or -1 where all of it is JSON).
+
+        Raises:
+            FastinferError: what the request ended with, or an output that its encoding cannot carry.
+        """
+        cdef int64_t started = monotonic_ns()
+        cdef Endpoint endpoint = self.endpoint
+        if self.error is not None:
+            raise self.error
+        if not self.finished or self.request is None:
+            raise CancelledError("the request has not run, or was answered already")
+        outputs, start, rows = self.outputs()
+        try:
+            if self.request.kind == KIND_RECORDS:
+                answer = endpoint.encoder.records(self.request, outputs, start, rows)
+            else:
+                answer = endpoint.encoder.infer(self.request, outputs, start, rows)
+        except FastinferError:
+            endpoint.failed += 1
+            endpoint.failed_ns += monotonic_ns() - self.started_ns
+            raise
+        self.count_success(started)
+        self.release()
+        return answer
+
+    cdef tuple outputs(self):
+        """The arrays that hold this request's rows, the first of them, and how many."""
+        cdef Slot slot
+        if self.empty_outputs is not None:
+            return self.empty_outputs, 0, 0
+        if len(self.slots) == 1:
+            slot = self.slots[0]
+            return slot_outputs(slot), slot.start, slot.rows
+        joined = []
+        for i in range(self.endpoint.inner.n_outputs):
+            pieces = []
+            for slot in self.slots:
+                pieces.append(slot_outputs(slot)[i][slot.start:slot.start + slot.rows])
+            try:
+                joined.append(np.ascontiguousarray(np.concatenate(pieces)))
+            except ValueError:
+                name = self.endpoint.inner.outputs[i].name
+                raise InvalidShapeError(f"output {name!r} has another shape in each part of this request, "
+                                        f"which was split at {self.endpoint.batcher.max_batch_size} rows; "
+                                        "send fewer rows") from None
+        return joined, 0, self.rows
+
+    cdef void count_success(self, int64_t encode_started):
+        cdef int64_t now = monotonic_ns()
+        cdef timespec wall
+        cdef Endpoint endpoint = self.endpoint
+        clock_gettime(CLOCK_REALTIME, &wall)
+        endpoint.success += 1
+        endpoint.success_ns += now - self.started_ns
+        endpoint.input_ns += self.preprocess_ns
+        endpoint.queue_ns += self.queue_ns
+        endpoint.infer_ns += self.run_ns
+        endpoint.output_ns += now - encode_started
+        endpoint.last_ms = <uint64_t>(wall.tv_sec * 1000 + wall.tv_nsec // 1_000_000)
+        endpoint.total_time.observe(now - self.started_ns)
+
+    cdef void release(self):
+        """Give back what the next request can use; slabs go once every request of their batch was rendered."""
+        cdef Slot slot
+        cdef Batch batch
+        for slot in self.slots:
+            batch = slot.batch
+            batch.unread -= 1
+            if batch.unread == 0:
+                batch.outputs = None
+                self.endpoint.batcher.give_rows(batch.rows)
+        self.slots = []
+        if len(self.endpoint.spare) < MAX_SPARE_REQUESTS:
+            self.endpoint.spare.append(self.request)
+        self.request = None
+
+    def cancel(self):
+        """The client left: rows that wait will not run, and nobody is told."""
+        if self.finished:
+            return
+        self.finished = True
+        self.done = None
+        self.error = CancelledError("the client closed the connection")
+        self.endpoint.cancelled += 1
+
+
+cdef list slot_outputs(Slot slot):
+    return slot.own_outputs if slot.own_outputs is not None else slot.batch.outputs
+
+
+@cython.final
+cdef class Endpoint:
+    """One model version as requests meet it.
+
+    Args:
+        name, version: as answers state them.
+        signature: inputs and outputs as clients see them.
+        batcher: of the runtime's signature.
+        program: the feature program that makes the runtime's one input from the signature's columns, or None.
+        task: what the outputs mean to a person, for records, or None.
+    """
+
+    def __init__(self, str name, str version, Signature signature not None, Batcher batcher not None,
+                 CompiledProgram program=None, task=None):
+        self.name = name
+        self.version = version
+        self.signature = signature
+        self.batcher = batcher
+        self.inner = batcher.signature
+        self.program = program
+        self.encoder = Encoder(name, version, signature, task)
+        self.columns = Rows(signature) if program is not None else None
+        if program is not None:
+            self.inner_ranks[0] = 1
+            self.inner_dims[0] = program.width
+        self.spare = []
+        self.total_time = Histogram()
+
+    def submit(self, int kind, body, Py_ssize_t header_length, done):
+        """Decode, preprocess and queue one request; on the loop's thread.
+
+        Args:
+            kind: 0 an Open Inference Protocol request, 1 records.
+            body: bytes-like; not needed after the call.
+            header_length: of the JSON part where the binary tensor extension is used, else -1.
+            done: called with the ticket, later, on the loop's thread, when the answer or an error is there.
+
+        Raises:
+            FastinferError: the request is at fault, or refused.
+        """
+        cdef Ticket ticket = Ticket(self, <Request>self.spare.pop() if self.spare else
+                                    Request(self.signature, self.name), done)
+        cdef Py_buffer view
+        ticket.started_ns = monotonic_ns()
+        PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+        try:
+            self.submit_bytes(ticket, kind, <const char*>view.buf, <size_t>view.len, header_length)
+        except FastinferError:
+            self.failed += 1
+            self.failed_ns += monotonic_ns() - ticket.started_ns
+            raise
+        finally:
+            PyBuffer_Release(&view)
+        return ticket
+
+    def decode(self, int kind, body, Py_ssize_t header_length):
+        """Decode and preprocess into rows of the request's own; on any thread, the GIL released for the work.
+
+        Raises:
+            FastinferError: the request is at fault.
+        """
+        cdef Decoded decoded = Decoded()
+        cdef Py_buffer view
+        PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+        try:
+            self.decode_into(decoded, kind, <const char*>view.buf, <size_t>view.len, header_length)
+        finally:
+            PyBuffer_Release(&view)
+        return decoded
+
+    def submit_decoded(self, Decoded decoded not None, done):
+        """Queue what ``decode`` made; on the loop's thread. As ``submit`` otherwise."""
+        cdef Ticket ticket = Ticket(self, decoded.request, done)
+        ticket.started_ns = decoded.started_ns
+        ticket.preprocess_ns = decoded.decoded_ns - decoded.started_ns
+        ticket.rows = decoded.request.rows
+        try:
+            self.batcher.admit(ticket.rows, decoded.rows.nbytes())
+            self.enqueue(decoded, ticket)
+        except FastinferError:
+            self.failed += 1
+            raise
+        return ticket
+
+    cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
+                          Py_ssize_t header_length) except -1:
+        cdef Failure failure
+        cdef Decoded decoded
+        failure_clear(&failure)
+        if not ticket.request.scan(kind, body, size, header_length, &failure):
+            raise ticket.request.error(&failure)
+        ticket.rows = ticket.request.rows
+        self.batcher.admit(ticket.rows, size)
+        if ticket.request.rows == 0:
+            return self.finish_empty(ticket)
+        if ticket.request.rows <= self.batcher.max_batch_size:
+            return self.submit_direct(ticket, size)
+        decoded = Decoded()
+        decoded.request = ticket.request
+        self.fill_own(decoded)
+        ticket.preprocess_ns = monotonic_ns() - ticket.started_ns
+        return self.enqueue(decoded, ticket)
+
+    cdef int submit_direct(self, Ticket ticket, size_t size) except -1:
+        """Rows that fit into one batch are written where they will run."""
+        cdef Request request = ticket.request
+        cdef Failure failure
+        cdef Batch batch
+        cdef size_t arena
+        failure_clear(&failure)
+        if self.program is not None:
+            self.fill_columns(self.columns, request)
+            batch = self.batcher.open(request.rows, self.inner_ranks, self.inner_dims)
+            if not self.program.run(self.columns, 0, request.rows, rows_at(batch.rows, 0, batch.rows.rows), &failure):
+                raise self.program.error(&failure)
+        else:
+            batch = self.batcher.open(request.rows, request.ranks, request.dims)
+            arena = batch.rows.arena_size
+            if not request.fill(batch.rows, batch.rows.rows, &failure):
+                batch.rows.arena_size = arena
+                raise request.error(&failure)
+        ticket.queued_ns = monotonic_ns()
+        ticket.preprocess_ns = ticket.queued_ns - ticket.started_ns
+        return self.batcher.commit(batch, ticket, request.rows, size)
+
+    cdef int fill_columns(self, Rows columns, Request request) except -1:
+        cdef Failure failure
+        failure_clear(&failure)
+        if not columns.reset() or not columns.reserve(request.rows):
+            raise MemoryError
+        if not request.fill(columns, 0, &failure):
+            raise request.error(&failure)
+        columns.rows = request.rows
+        return 0
+
+    cdef int decode_into(self, Decoded decoded, int kind, const char* body, size_t size,
+                         Py_ssize_t header_length) except -1:
+        cdef Request request = Request(self.signature, self.name)
+        cdef Failure failure
+        cdef bint good
+        failure_clear(&failure)
+        decoded.started_ns = monotonic_ns()
+        decoded.request = request
+        with nogil:
+            good = request.scan(kind, body, size, header_length, &failure)
+        if not good:
+            raise request.error(&failure)
+        self.fill_own(decoded)
+        decoded.decoded_ns = monotonic_ns()
+        return 0
+
+    cdef int fill_own(self, Decoded decoded) except -1:
+        """Decode into rows that belong to this request alone; safe on any thread."""
+        cdef Request request = decoded.request
+        cdef Rows columns, rows = Rows(self.inner)
+        cdef Failure failure
+        cdef bint good
+        cdef int i
+        failure_clear(&failure)
+        decoded.rows = rows
+        for i in range(rows.count):
+            if self.program is not None:
+                good = rows.set_dims(i, self.inner_ranks[i], &self.inner_dims[i * MAX_RANK])
+            else:
+                good = rows.set_dims(i, request.ranks[i], &request.dims[i * MAX_RANK])
+            if not good:
+                raise MemoryError
+        if not rows.reserve(request.rows):
+            raise MemoryError
+        if self.program is None:
+            with nogil:
+                good = request.fill(rows, 0, &failure)
+            if not good:
+                raise request.error(&failure)
+        else:
+            columns = Rows(self.signature)
+            if not columns.reserve(request.rows):
+                raise MemoryError
+            with nogil:
+                good = request.fill(columns, 0, &failure)
+            if not good:
+                raise request.error(&failure)
+            columns.rows = request.rows
+            with nogil:
+                good = request.rows == 0 or self.program.run(columns, 0, request.rows, rows_at(rows, 0, 0), &failure)
+            if not good:
+                raise self.program.error(&failure)
+        rows.rows = request.rows
+        return 0
+
+    cdef int enqueue(self, Decoded decoded, Ticket ticket) except -1:
+        if decoded.request.rows == 0:
+            return self.finish_empty(ticket)
+        ticket.queued_ns = monotonic_ns()
+        return self.batcher.append(decoded.rows, ticket)
+
+    cdef int finish_empty(self, Ticket ticket) except -1:
+        """Zero rows need no run where the outputs' other dimensions are known."""
+        empty = []
+        for tensor in self.inner.outputs:
+            if -1 in tensor.shape[1:]:
+                raise InvalidShapeError(f"a request of zero rows: the shape {list(tensor.shape)} of output "
+                                        f"{tensor.name!r} is only known after a run")
+            empty.append(np.empty((0, *tensor.shape[1:]), dtype=DTYPES[DATATYPES.index(tensor.datatype)]))
+        ticket.empty_outputs = empty
+        ticket.queued_ns = monotonic_ns()
+        ticket.preprocess_ns = ticket.queued_ns - ticket.started_ns
+        self.batcher.call_soon(ticket.finish)
+        return 0
+
+    def statistics(self):
+        """Counters since load, as the statistics extension names them; durations in nanoseconds.
+
+        Source: Triton's statistics extension, "model_stats".
+        """
+        cdef Batcher batcher = self.batcher
+        cdef uint64_t done = self.success
+        cdef Py_ssize_t size
+        batches = []
+        for size in range(batcher.max_batch_size + 1):
+            if batcher.sizes[size].count:
+                run = {"count": batcher.sizes[size].count, "ns": batcher.sizes[size].run_ns}
+                nothing = {"count": batcher.sizes[size].count, "ns": 0}
+                batches.append({"batch_size": size, "compute_input": nothing, "compute_infer": run,
+                                "compute_output": nothing})
+        return {
+            "name": self.name, "version": self.version, "last_inference": self.last_ms,
+            "inference_count": batcher.rows_run, "execution_count": batcher.executions,
+            "inference_stats": {
+                "success": {"count": done, "ns": self.success_ns},
+                "fail": {"count": self.failed, "ns": self.failed_ns},
+                "queue": {"count": done, "ns": self.queue_ns},
+                "compute_input": {"count": done, "ns": self.input_ns},
+                "compute_infer": {"count": done, "ns": self.infer_ns},
+                "compute_output": {"count": done, "ns": self.output_ns},
+                "cache_hit": {"count": 0, "ns": 0},
+                "cache_miss": {"count": 0, "ns": 0},
+            },
+            "response_stats": {}, "batch_stats": batches, "memory_usage": [],
+        }
+
+    def counters(self):
+        """What /metrics needs beside ``statistics``."""
+        return {"cancelled": self.cancelled, "refused": self.batcher.refused, "pending_rows": self.batcher.waiting_rows,
+                "queue": self.batcher.queue_time.snapshot(), "run": self.batcher.run_time.snapshot(),
+                "total": self.total_time.snapshot()}

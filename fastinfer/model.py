@@ -1,0 +1,283 @@
+"""One loaded model version: its signature, feature program, runtime and batcher."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastinfer import probe, runtimes
+from fastinfer._core import Batcher, CompiledProgram, Endpoint, Signature, Task, Tensor
+from fastinfer.errors import InvalidInputError, ModelLoadError
+from fastinfer.settings import ModelConfig, Settings
+
+if TYPE_CHECKING:
+    from fastinfer.preprocessing.program import Program
+
+logger = logging.getLogger("fastinfer.model")
+
+LABELS = ("label", "output_label")
+PROBABILITIES = ("probabilities", "output_probability")
+
+
+class Model:
+    """A model version that can be served, or called in process.
+
+    Attributes:
+        name, version: as clients address it.
+        signature: inputs and outputs as clients see them; with a feature program its raw columns.
+        endpoint: the compiled spine, for servers.
+        program: the feature program, or None.
+        task: what its outputs mean, or None.
+        unbatched: why requests run alone, or None where they are batched.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        runtime: runtimes.Runtime,
+        program: "Program | None",
+        config: ModelConfig,
+        settings: Settings,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.runtime = runtime
+        self.program = program
+        self.config = config
+        self.unbatched = self._why_unbatched()
+        self.inner = Signature(runtime.inputs, runtime.outputs, batched=self.unbatched is None)
+        compiled = self._fit_program()
+        self.signature = (
+            self.inner
+            if compiled is None
+            else Signature(compiled.columns.inputs, runtime.outputs, batched=self.inner.batched)
+        )
+        self.task = self._task()
+        self.batcher = self._batcher(settings)
+        self.endpoint = Endpoint(name, version, self.signature, self.batcher, compiled, self.task)
+        self._warm_up()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        version: str,
+        file: Path,
+        *,
+        kind: str,
+        features: Path | None = None,
+        config: ModelConfig | None = None,
+        settings: Settings | None = None,
+    ) -> "Model":
+        """Load a model file, with the feature program in ``features`` where there is one.
+
+        Raises:
+            ModelLoadError: a file does not load, or the two do not fit together; the message names the file.
+            ConfigurationError: the engine is unknown or not installed.
+        """
+        config = config or ModelConfig()
+        runtime = runtimes.load(config.runtime or kind, file, config)
+        program = None if features is None else load_program(features)
+        try:
+            return cls(name, version, runtime, program, config, settings or Settings())
+        except ModelLoadError as error:
+            raise ModelLoadError(str(error) if str(file.parent) in str(error) else f"{file}: {error}") from None
+
+    @property
+    def platform(self) -> str:
+        return self.runtime.platform
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows; 0 where requests run alone."""
+        return 0 if self.unbatched is not None else self.config.max_batch_size
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the metadata says beyond the tensors."""
+        properties = {"batched": "false" if self.unbatched else "true"}
+        if self.unbatched:
+            properties["unbatched_reason"] = self.unbatched
+        if self.task is not None:
+            properties["task"] = self.task.kind
+            if self.task.classes:
+                properties["classes"] = ",".join(self.task.classes)
+        return properties
+
+    def predict(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
+        """Answer rows in process, past the batcher.
+
+        Args:
+            rows: with a feature program what ``Program.transform`` takes (a frame, records, a dict of columns, an
+                array); else a dict of input name to array, or one array for a model with one input.
+
+        Returns:
+            dict of output name to array, rows first.
+        """
+        return self.runtime.run(self._inputs(rows))
+
+    def transform(self, rows: Any) -> np.ndarray[Any, Any]:
+        """The estimator's input for these rows, [rows, features].
+
+        Raises:
+            InvalidInputError: the model has no feature program.
+        """
+        if self.program is None:
+            raise InvalidInputError(f"model {self.name!r} has no feature program")
+        return self.program.transform(rows)
+
+    def metadata(self, versions: list[str]) -> dict[str, Any]:
+        """The protocol's model metadata."""
+        return {
+            "name": self.name,
+            "versions": versions,
+            "platform": self.platform,
+            "inputs": [described(tensor) for tensor in self.signature.inputs],
+            "outputs": [described(tensor) for tensor in self.signature.outputs],
+            "properties": self.properties,
+        }
+
+    def configuration(self) -> dict[str, Any]:
+        """The model as Triton's ModelConfig, in JSON."""
+        batched = self.max_batch_size > 0
+        configuration: dict[str, Any] = {
+            "name": self.name,
+            "platform": self.platform,
+            "backend": "onnxruntime",
+            "version_policy": {"all": {}},
+            "max_batch_size": self.max_batch_size,
+            "input": [configured(tensor, batched) for tensor in self.signature.inputs],
+            "output": [configured(tensor, batched) for tensor in self.signature.outputs],
+            "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": self.config.instances}],
+            "default_model_filename": "model.onnx",
+            "parameters": {},
+        }
+        if batched:
+            configuration["dynamic_batching"] = {
+                "preferred_batch_size": [self.max_batch_size],
+                "max_queue_delay_microseconds": self.config.max_delay_us,
+            }
+        return configuration
+
+    def statistics(self) -> dict[str, Any]:
+        """One element of the statistics extension's ``model_stats``."""
+        return self.endpoint.statistics()
+
+    def example(self) -> dict[str, Any]:
+        """A record that this model answers, for pages and a first curl."""
+        if self.program is not None:
+            return {column.name: column.example for column in self.program.columns}
+        return {tensor.name: placeholder(tensor) for tensor in self.signature.inputs}
+
+    # -- load --------------------------------------------------------------------------------------------------
+    def _why_unbatched(self) -> str | None:
+        if self.config.max_batch_size == 0:
+            return "max_batch_size is 0"
+        for tensor in (*self.runtime.inputs, *self.runtime.outputs):
+            if not tensor.shape or tensor.shape[0] != -1:
+                return f"the first dimension of {tensor.name!r} is fixed"
+        return probe.proves_batching(self.runtime.run, Signature(self.runtime.inputs, self.runtime.outputs))
+
+    def _fit_program(self) -> CompiledProgram | None:
+        """Check that what the program makes is what the estimator takes."""
+        if self.program is None:
+            return None
+        compiled = self.program.compiled
+        datatype = {"float32": "FP32", "float64": "FP64"}[compiled.dtype]
+        takes = [(tensor.datatype, tensor.shape) for tensor in self.runtime.inputs]
+        fits = (
+            len(takes) == 1
+            and takes[0][0] == datatype
+            and len(takes[0][1]) == 2
+            and takes[0][1][0] == -1
+            and takes[0][1][1] in (-1, compiled.width)
+        )
+        if not fits:
+            raise ModelLoadError(
+                f"features.json makes one {datatype} tensor of shape [-1, {compiled.width}]; the model takes "
+                + ", ".join(f"{datatype} {list(shape)}" for datatype, shape in takes)
+            )
+        return compiled
+
+    def _task(self) -> Task | None:
+        """What the outputs mean: features.json says it, else their names do."""
+        outputs = [tensor.name for tensor in self.runtime.outputs]
+        if self.program is not None and self.program.task is not None:
+            task = self.program.task
+            for name in (task.label, task.probabilities, task.value):
+                if name is not None and name not in outputs:
+                    raise ModelLoadError(f"features.json names the output {name!r}; the model has {', '.join(outputs)}")
+            return task
+        label = next((name for name in LABELS if name in outputs), None)
+        probabilities = next((name for name in PROBABILITIES if name in outputs), None)
+        if label is None or probabilities is None:
+            return None
+        classes = self.runtime.classes.get(probabilities, ())
+        return Task("classifier", label, probabilities, classes or self._numbered_classes(probabilities), None)
+
+    def _numbered_classes(self, probabilities: str) -> tuple[str, ...]:
+        shape = next(tensor.shape for tensor in self.runtime.outputs if tensor.name == probabilities)
+        return tuple(str(i) for i in range(shape[1])) if len(shape) == 2 and shape[1] > 0 else ()
+
+    def _batcher(self, settings: Settings) -> Batcher:
+        def chosen(key: str) -> int:
+            own = getattr(self.config, key)
+            return int(getattr(settings, key) if own is None else own)
+
+        return Batcher(
+            self.inner,
+            self.runtime.run,
+            max_batch_size=max(self.config.max_batch_size, 1),
+            max_delay_us=self.config.max_delay_us,
+            instances=self.config.instances,
+            queue_rows=chosen("queue_rows"),
+            queue_bytes=chosen("queue_bytes"),
+            inline_budget_us=chosen("inline_budget_us"),
+            run_timeout_ms=chosen("run_timeout_ms"),
+        )
+
+    def _warm_up(self) -> None:
+        """Run what a server will run, so that the first request is not the slow one, and learn what it costs."""
+        sizes = [1] if self.unbatched else sorted({1, self.config.warmup_rows, self.config.max_batch_size})
+        times = probe.warm_up(self.runtime.run, self.inner, sizes)
+        if not times:
+            logger.info("model %s takes none of the generated warm-up rows; its first request warms it", self.name)
+        for rows, nanoseconds in times:
+            self.batcher.seed(rows, nanoseconds)
+
+    def _inputs(self, rows: Any) -> runtimes.Arrays:
+        if self.program is not None:
+            return {self.runtime.inputs[0].name: self.program.transform(rows)}
+        if isinstance(rows, dict):
+            return {name: np.ascontiguousarray(array) for name, array in rows.items()}
+        if len(self.runtime.inputs) != 1:
+            raise InvalidInputError(f"model {self.name!r} has {len(self.runtime.inputs)} inputs: give a dict of arrays")
+        return {self.runtime.inputs[0].name: np.ascontiguousarray(rows)}
+
+
+def load_program(features: Path) -> "Program":
+    from fastinfer.preprocessing.program import Program  # only for a model that has one
+
+    return Program.load(features)
+
+
+def described(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+
+
+def configured(tensor: Tensor, batched: bool) -> dict[str, Any]:
+    """A tensor in Triton's ModelConfig, where the batch dimension is not written."""
+    kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+    dims = tensor.shape[1:] if batched else tensor.shape
+    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(dims)}
+
+
+def placeholder(tensor: Tensor) -> Any:
+    """A value of the tensor's type, nested as one row of it is."""
+    value: Any = {"BYTES": "text", "BOOL": True}.get(tensor.datatype, 0 if "INT" in tensor.datatype else 0.5)
+    row = tensor.shape[1:]
+    for dim in reversed(() if row in ((), (1,)) else row):
+        value = [value] * (dim if dim > 0 else 1)
+    return value
