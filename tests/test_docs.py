@@ -201,6 +201,16 @@ def test_the_reference_is_what_the_declarations_say():
     assert stale == [], "run: python docs/generate.py"
 
 
+def test_every_route_is_in_the_reference_and_every_path_there_is_a_route(tmp_path):
+    text = (ROOT / "docs" / "reference" / "http.md").read_text()
+    written = set()
+    for verb, path in re.findall(r"`(GET|POST) (/\S*)`", text):
+        written |= {(verb, re.sub(r"\[(.*?)\]", part, path)) for part in ("", r"\1")}
+    routes = {(verb, route.path) for route in fastinfer.asgi(tmp_path).routes
+              for verb in route.app.methods if verb != "HEAD"}
+    assert written == routes - {("GET", "/docs/{file}")}
+
+
 def test_the_schemas_accept_and_refuse_what_the_settings_do():
     for name, good, bad in [
         ("model", {"max_batch_size": 64, "onnx": {"graph_optimization": "all"}}, {"max_batch_sise": 64}),
