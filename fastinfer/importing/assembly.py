@@ -1,0 +1,95 @@
+"""A fitted estimator becomes one ONNX model: its matrix in; label and probabilities, or value, out."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from fastinfer._core import Task
+from fastinfer.importing.answers import Classifier, Regressor, refuse
+from fastinfer.importing.estimators import write
+from fastinfer.importing.graph import Floats, Front, Graph
+
+
+class EstimatorModel(NamedTuple):
+    """The ONNX side of an import.
+
+    Attributes:
+        proto: the model. Input ``features`` [rows, width]; outputs ``label`` [rows] and ``probabilities``
+            [rows, classes] of FP32, or ``value`` [rows, 1] of FP64.
+        dtype: the input's, "float32" or "float64".
+        task: as features.json holds it.
+        labels: the classes as fitted, or None for a regressor.
+        features, thresholds: where its trees turn, pairwise.
+        fronts: what the feature program must do to make the matrix; none where the matrix is the raw columns.
+    """
+
+    proto: onnx.ModelProto
+    dtype: str
+    task: Task
+    labels: NDArray[Any] | None
+    features: NDArray[np.int64]
+    thresholds: Floats
+    fronts: list[Front]
+
+
+def estimator_model(
+    estimator: Any, width: int, path: str, program_width: Callable[[Any, str], int] | None = None
+) -> EstimatorModel:
+    """Write a fitted estimator, or a pipeline that ends in one.
+
+    Args:
+        estimator: fitted; scikit-learn's or LightGBM's.
+        width: columns that it takes.
+        path: its place, for refusals.
+        program_width: columns that the feature program makes of a transformer's work, raising ImportRefusedError
+            where it cannot do it; without it the graph does all the work.
+
+    Raises:
+        ImportRefusedError: it cannot be written exactly; the message names the part.
+    """
+    graph = Graph(width, program_width)
+    answer = write(graph, estimator, graph.features, path)
+    if isinstance(answer, Regressor):
+        outputs: list[Any] = [("value", answer.value, TensorProto.DOUBLE, [1])]
+        task = Task("regressor", None, None, (), "value")
+        labels = None
+    else:
+        outputs, task, labels = _classifier(graph, answer, path)
+    if graph.fronts and graph.reads_raw([tensor for _, tensor, *_ in outputs]):
+        raise refuse(path, "one part of the estimator takes the raw columns and another takes them preprocessed")
+    proto, dtype = graph.model(outputs, f"{type(estimator).__module__}.{type(estimator).__name__}")
+    onnx.checker.check_model(proto)
+    turns = graph.thresholds
+    features = np.concatenate([f for f, _ in turns]) if turns else np.empty(0, np.int64)
+    thresholds = np.concatenate([t for _, t in turns]) if turns else np.empty(0)
+    return EstimatorModel(proto, dtype, task, labels, features, thresholds, graph.fronts)
+
+
+def _classifier(graph: Graph, answer: Classifier, path: str) -> tuple[list[Any], Task, NDArray[Any]]:
+    labels, element, names = _labels(answer.classes, path)
+    table = graph.constant(labels, labels.dtype)
+    outputs: list[Any] = [("label", graph.op("Gather", table, answer.place, axis=0), element, [])]
+    if answer.probabilities is not None:
+        single = graph.cast(answer.probabilities, TensorProto.FLOAT)
+        outputs.append(("probabilities", single, TensorProto.FLOAT, [len(names)]))
+    task = Task("classifier", "label", "probabilities" if answer.probabilities else None, tuple(names), None)
+    return outputs, task, labels
+
+
+def _labels(classes: NDArray[Any], path: str) -> tuple[NDArray[Any], int, list[str]]:
+    """The labels as the model gives them, their element type, and their text."""
+    if classes.dtype.kind == "b":
+        return classes, TensorProto.BOOL, [str(bool(c)).lower() for c in classes]
+    if classes.dtype.kind in "UO" and all(isinstance(c, str) for c in classes.tolist()):
+        return classes.astype(object), TensorProto.STRING, [str(c) for c in classes]
+    if classes.dtype.kind in "iuf" and np.all(classes == classes.astype(np.int64)):
+        whole = classes.astype(np.int64)
+        return whole, TensorProto.INT64, [str(c) for c in whole]
+    if classes.dtype.kind == "O" and all(isinstance(c, int | np.integer) for c in classes.tolist()):
+        whole = classes.astype(np.int64)
+        return whole, TensorProto.INT64, [str(c) for c in whole]
+    raise refuse(path, f"class labels of dtype {classes.dtype} are not supported; use text, integers or booleans")

@@ -1,0 +1,132 @@
+"""scikit-learn's gradient boosting, both kinds, from the fitted arrays."""
+
+from typing import Any
+
+import numpy as np
+
+from fastinfer.importing.answers import Classifier, Regressor, refuse
+from fastinfer.importing.graph import Floats, Graph
+from fastinfer.importing.links import boosted_classes, value
+from fastinfer.importing.trees import Forest, Tree, constant_tree, tree_arrays
+
+
+def start(forest: Forest, scores: Floats) -> None:
+    """Put the start scores first, where the libraries put them."""
+    for column, score in enumerate(scores.reshape(-1).tolist()):
+        forest.add(constant_tree(), np.array([score]), np.array([column], np.int64))
+
+
+# ---- GradientBoostingClassifier, GradientBoostingRegressor --------------------------------------------------------
+def gradient_scores(graph: Graph, estimator: Any, x: str, path: str) -> str:
+    initial = estimator.init_
+    if not (isinstance(initial, str) or type(initial).__name__ in ("DummyClassifier", "DummyRegressor")):
+        raise refuse(f"{path}.init", f"a {type(initial).__name__} as the start of boosting is not supported")
+    forest = Forest()
+    start(forest, estimator._raw_predict_init(np.zeros((1, estimator.n_features_in_), np.float32)))
+    for stage in estimator.estimators_:
+        for column, tree in enumerate(stage):
+            leaves = estimator.learning_rate * tree.tree_.value[:, 0, 0].astype(np.float64)
+            forest.add(tree_arrays(tree), leaves, np.full(len(leaves), column, np.int64))
+    return forest.write(graph, graph.round32(x), estimator.estimators_.shape[1])
+
+
+def gradient_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
+    raw = gradient_scores(graph, estimator, x, path)
+    return boosted_classes(graph, raw, estimator, type(estimator._loss.link).__name__, tie=True, path=path)
+
+
+def gradient_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
+    return value(graph, gradient_scores(graph, estimator, x, path), type(estimator._loss.link).__name__, path)
+
+
+# ---- HistGradientBoostingClassifier, HistGradientBoostingRegressor ------------------------------------------------
+def histogram_scores(graph: Graph, estimator: Any, x: str, path: str) -> str:
+    codes = _Categories(graph, estimator, x, path)
+    forest = Forest()
+    start(forest, np.asarray(estimator._baseline_prediction, np.float64))
+    for stage in estimator._predictors:
+        for column, predictor in enumerate(stage):
+            tree, leaves = _histogram_tree(predictor, codes)
+            forest.add(tree, leaves, np.full(len(leaves), column, np.int64))
+    return forest.write(graph, codes.write(), int(estimator.n_trees_per_iteration_))
+
+
+def histogram_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
+    raw = histogram_scores(graph, estimator, x, path)
+    return boosted_classes(graph, raw, estimator, type(estimator._loss.link).__name__, tie=False, path=path)
+
+
+def histogram_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
+    return value(graph, histogram_scores(graph, estimator, x, path), type(estimator._loss.link).__name__, path)
+
+
+def _histogram_tree(predictor: Any, codes: "_Categories") -> tuple[Tree, Floats]:
+    nodes = predictor.nodes
+    leaf = nodes["is_leaf"].astype(np.bool_)
+    feature = codes.numeric(nodes["feature_idx"].astype(np.int64))
+    threshold = nodes["num_threshold"].astype(np.float64)
+    missing = nodes["missing_go_to_left"].astype(np.bool_)
+    for node in np.flatnonzero(nodes["is_categorical"].astype(np.bool_) & ~leaf).tolist():
+        bits = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
+        feature[node] = codes.split(int(nodes["feature_idx"][node]), bits, bool(missing[node]))
+        threshold[node], missing[node] = 0.5, False
+    left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
+    return Tree(left, right, feature, threshold, missing), nodes["value"].astype(np.float64)
+
+
+class _Categories:
+    """Splits on categories, each as a column of its own beside the features: 0 goes left, 1 right.
+
+    The histogram estimators encode categories first and put those columns in front; a category that was not seen, and a
+    missing one, go where the node's missing values go.
+    """
+
+    def __init__(self, graph: Graph, estimator: Any, x: str, path: str) -> None:
+        self._graph, self._x = graph, x
+        flags = estimator.is_categorical_
+        categorical = np.zeros(estimator.n_features_in_, np.bool_) if flags is None else np.asarray(flags, np.bool_)
+        self._places = np.concatenate([np.flatnonzero(categorical), np.flatnonzero(~categorical)])
+        self._width = int(estimator.n_features_in_)
+        self._values: list[Floats] = []
+        if flags is not None:
+            for i, known in enumerate(estimator._preprocessor.named_transformers_["encoder"].categories_):
+                if known.dtype.kind not in "iufb":
+                    name = f"column {self._places[i]}"
+                    raise refuse(path, f"{name} holds categories that are text; encode them in a step of the pipeline")
+                self._values.append(known.astype(np.float64))
+        self._tables: dict[int, list[Floats]] = {}
+        self._order: dict[int, list[int]] = {}
+        self._count = 0
+
+    def numeric(self, feature: Any) -> Any:
+        """Columns of the input for the estimator's own numbering."""
+        return self._places[feature]
+
+    def split(self, feature: int, bits: Any, missing_left: bool) -> int:
+        """The column for a split that sends the codes in ``bits`` left."""
+        known = self._values[feature]
+        words = np.asarray(bits, np.uint32)
+        sides = [1.0 - float(int(words[code // 32]) >> (code % 32) & 1) for code in range(len(known))]
+        missing = 0.0 if missing_left else 1.0
+        for code in np.flatnonzero(np.isnan(known)).tolist():
+            sides[code] = missing
+        self._tables.setdefault(feature, []).append(np.array([*sides, missing]))
+        self._order.setdefault(feature, []).append(self._count)
+        self._count += 1
+        return self._width + self._count - 1
+
+    def write(self) -> str:
+        """The features with the splits' columns behind them."""
+        graph = self._graph
+        if not self._count:
+            return self._x
+        parts, order = [], []
+        for feature, tables in self._tables.items():
+            column = graph.columns(self._x, [int(self._places[feature])])
+            found = graph.floats(str(graph.op("Equal", column, graph.constant(self._values[feature][None, :]))))
+            unknown = graph.op("Sub", graph.constant([[1.0]]), graph.sum(found))
+            both = graph.concat([found, str(unknown)])
+            parts.append(str(graph.op("MatMul", both, graph.constant(np.stack(tables, axis=1)))))
+            order += self._order[feature]
+        sides = graph.columns(graph.concat(parts), np.argsort(order))
+        return graph.beside(self._x, sides)

@@ -1,0 +1,247 @@
+"""An ONNX graph in the making: float64 throughout, since scikit-learn computes in float64.
+
+The graph has one input, the matrix [rows, width] that the feature program makes. Estimators are chains of plain
+operators on it and compose: a calibrated stack of forests is one graph. Operators whose result nobody asks for are
+dropped at the end, so a writer states everything an estimator can answer and the caller takes what it needs.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike, NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 18
+ML_OPSET = 5  # TreeEnsemble with float64 thresholds, leaves and sums; onnxruntime has it from 1.21 on
+IR_VERSION = 10
+INPUT = "features"
+
+Floats = NDArray[np.float64]
+
+
+class Front(NamedTuple):
+    """Preprocessing that the feature program does for a pipeline inside the estimator.
+
+    Attributes:
+        transformer: fitted, from raw columns to the columns ``start`` to ``start + width`` of the matrix.
+        path: its place.
+    """
+
+    transformer: Any
+    path: str
+    start: int
+    width: int
+
+
+class Graph:
+    """Collects operators; tensors are known by name.
+
+    Attributes:
+        features: name of what the fitted object itself takes, as float64: the matrix, where there are no fronts.
+        fronts: what the program does before the matrix, where raw columns are not the matrix.
+        program_width: columns that the program makes of a transformer's work; raises where it cannot do it.
+        thresholds: (feature, threshold) pairs at which some tree turns, for the proof.
+    """
+
+    def __init__(self, width: int, program_width: Callable[[Any, str], int] | None = None) -> None:
+        self.width = width
+        self.features = "features64"
+        self.fronts: list[Front] = []
+        self.program_width = program_width
+        self.thresholds: list[tuple[NDArray[np.int64], Floats]] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._rounded: dict[str, str] = {}
+        self._origins: dict[str, NDArray[np.int64]] = {self.features: np.arange(width)}
+        self._count = 0
+
+    # ---- building --------------------------------------------------------------------------------------------------
+    def constant(self, value: ArrayLike, dtype: Any = np.float64) -> str:
+        """An initializer; float64 unless told otherwise."""
+        array = np.asarray(value, dtype)
+        if array.dtype.kind in "UO":
+            tensor = onnx.TensorProto(name=self._name(), data_type=TensorProto.STRING, dims=array.shape)
+            tensor.string_data.extend(str(value).encode() for value in array.ravel())
+        else:
+            tensor = numpy_helper.from_array(np.ascontiguousarray(array), self._name())
+        self._initializers[tensor.name] = tensor
+        return str(tensor.name)
+
+    def op(self, kind: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
+        """Append an operator; returns its output's name, or a tuple of names where ``outputs`` is over one."""
+        names = [self._name() for _ in range(outputs)]
+        node = helper.make_node(kind, list(inputs), names, domain=domain)
+        node.attribute.extend(_attribute(name, value) for name, value in attributes.items())
+        self._nodes.append(node)
+        return names[0] if outputs == 1 else tuple(names)
+
+    def arithmetic(self, kind: str, x: str, y: ArrayLike) -> str:
+        """``x <kind> y`` with ``y`` a constant."""
+        return str(self.op(kind, x, self.constant(y)))
+
+    def linear(self, x: str, weights: ArrayLike, bias: ArrayLike) -> str:
+        """x @ weights + bias, weights [width, targets]."""
+        return self.arithmetic("Add", self.op("MatMul", x, self.constant(weights)), bias)
+
+    def columns(self, x: str, indices: ArrayLike) -> str:
+        """The columns ``indices`` of ``x``."""
+        taken = np.asarray(indices, np.int64)
+        name = str(self.op("Gather", x, self.constant(taken, np.int64), axis=1))
+        if x in self._origins:
+            self._origins[name] = self._origins[x][taken]
+        return name
+
+    def concat(self, parts: Iterable[str]) -> str:
+        """Columns side by side."""
+        names = list(parts)
+        return names[0] if len(names) == 1 else str(self.op("Concat", *names, axis=1))
+
+    def beside(self, x: str, derived: str) -> str:
+        """``x`` with columns of the writer's own behind it; trees on it still turn at the columns of ``x``."""
+        name = self.concat([x, derived])
+        if x in self._origins:
+            self._origins[name] = self._origins[x]
+        return name
+
+    def like(self, x: str, changed: str) -> str:
+        """Note that ``changed`` holds the columns of ``x``, some values replaced."""
+        if x in self._origins:
+            self._origins[changed] = self._origins[x]
+        return changed
+
+    def cast(self, x: str, to: int) -> str:
+        return str(self.op("Cast", x, to=to))
+
+    def floats(self, x: str) -> str:
+        return self.cast(x, TensorProto.DOUBLE)
+
+    def round32(self, x: str) -> str:
+        """``x`` rounded to float32, as scikit-learn's trees do to their input before they compare it."""
+        if x not in self._rounded:
+            self._rounded[x] = self.floats(self.cast(x, TensorProto.FLOAT))
+            if x in self._origins:
+                self._origins[self._rounded[x]] = self._origins[x]
+        return self._rounded[x]
+
+    def sum(self, x: str) -> str:
+        """Sum of the columns, kept as a column."""
+        return str(self.op("ReduceSum", x, self.constant([1], np.int64), keepdims=1))
+
+    def argmax(self, x: str) -> str:
+        """Index of the first largest column, [rows]."""
+        return str(self.op("ArgMax", x, axis=1, keepdims=0, select_last_index=0))
+
+    def index_where(self, condition: str) -> str:
+        """1 where the one column of ``condition`` holds, else 0, as [rows] of int64."""
+        return str(self.op("Squeeze", self.cast(condition, TensorProto.INT64), self.constant([1], np.int64)))
+
+    def one_hot(self, index: str, count: int) -> str:
+        """0/1 columns of an index [rows], float64."""
+        column = self.op("Unsqueeze", index, self.constant([1], np.int64))
+        return self.floats(self.op("Equal", column, self.constant(np.arange(count)[None, :], np.int64)))
+
+    def complement(self, positive: str) -> str:
+        """Two columns, 1 - p and p, of the positive class's probability."""
+        return self.concat([self.op("Sub", self.constant([[1.0]]), positive), positive])
+
+    def turns_at(self, x: str, features: NDArray[np.int64], thresholds: Floats) -> None:
+        """Note where trees on ``x`` turn, when its columns are columns of the graph's input."""
+        if x in self._origins:
+            origin = self._origins[x]
+            known = features < len(origin)  # the rest are columns that the writer derived
+            self.thresholds.append((origin[features[known]], thresholds[known]))
+
+    def front(self, transformer: Any, width: int, path: str) -> str:
+        """The matrix of a transformer of raw columns, which the program will run."""
+        for i, known in enumerate(self.fronts):
+            if known.transformer is transformer:
+                return f"front{i}"
+        start = sum(front.width for front in self.fronts)
+        name = f"front{len(self.fronts)}"
+        self.fronts.append(Front(transformer, path, start, width))
+        self._origins[name] = np.arange(start, start + width)
+        return name
+
+    # ---- finishing -------------------------------------------------------------------------------------------------
+    def model(self, outputs: list[tuple[str, str, int, list[int]]], producer: str) -> tuple[onnx.ModelProto, str]:
+        """The finished model and its input's dtype.
+
+        Args:
+            outputs: (name, tensor, element type, shape) each.
+            producer: text for ``doc_string``.
+
+        The input is declared FP32 where everything rounds it to float32 first, else FP64.
+        """
+        named = [helper.make_node("Identity", [tensor], [name]) for name, tensor, _, _ in outputs]
+        nodes = _live([*self._nodes, *named], {name for name, *_ in outputs})
+        whole = "front0" if len(self.fronts) == 1 else self.features
+        if self.fronts:
+            self.width = sum(front.width for front in self.fronts)
+        if len(self.fronts) > 1:
+            nodes = self._slices() + nodes
+        readers = [node for node in nodes if whole in node.input]
+        rounded = self._rounded.get(whole)
+        single = bool(readers) and all(n.op_type == "Cast" and _feeds(nodes, n, rounded) for n in readers)
+        if single:
+            nodes = [n for n in nodes if n not in readers]
+            to_double = next(n for n in nodes if n.output[0] == rounded)
+            to_double.input[0] = INPUT
+        else:
+            nodes.insert(0, helper.make_node("Identity", [INPUT], [whole]))
+        used = {name for node in nodes for name in node.input}
+        element = TensorProto.FLOAT if single else TensorProto.DOUBLE
+        graph = helper.make_graph(
+            nodes,
+            "fastinfer",
+            [helper.make_tensor_value_info(INPUT, element, ["rows", self.width])],
+            [helper.make_tensor_value_info(name, kind, ["rows", *shape]) for name, _, kind, shape in outputs],
+            [tensor for name, tensor in self._initializers.items() if name in used],
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fastinfer")
+        model.doc_string = producer
+        return model, "float32" if single else "float64"
+
+    def reads_raw(self, outputs: list[str]) -> bool:
+        """Whether an answer depends on the raw columns themselves, past every front."""
+        return any(self.features in node.input for node in _live(self._nodes, set(outputs)))
+
+    def _slices(self) -> list[onnx.NodeProto]:
+        nodes = []
+        for i, front in enumerate(self.fronts):
+            indices = self.constant(np.arange(front.start, front.start + front.width), np.int64)
+            nodes.append(helper.make_node("Gather", [self.features, indices], [f"front{i}"], axis=1))
+        return nodes
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"t{self._count}"
+
+
+def _attribute(name: str, value: Any) -> onnx.AttributeProto:
+    """helper.make_attribute looks at each element; a forest has millions."""
+    if not isinstance(value, np.ndarray):
+        return helper.make_attribute(name, value)
+    if value.dtype == np.int64:
+        attribute = onnx.AttributeProto(name=name, type=onnx.AttributeProto.INTS)
+        attribute.ints.extend(value.tolist())
+        return attribute
+    return helper.make_attribute(name, numpy_helper.from_array(value))
+
+
+def _live(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    """The operators that the wanted tensors depend on, in order."""
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted = wanted | set(node.input)
+    return kept[::-1]
+
+
+def _feeds(nodes: list[onnx.NodeProto], node: onnx.NodeProto, name: str | None) -> bool:
+    """Whether ``node`` is read by the operator that makes ``name`` and by no other."""
+    readers = [n for n in nodes if node.output[0] in n.input]
+    return len(readers) == 1 and readers[0].output[0] == name

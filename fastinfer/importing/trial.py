@@ -1,0 +1,141 @@
+"""The rows an import is tried on: the sample, and rows made from what the fitted steps and trees know."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from fastinfer.errors import FastinferError, ImportRefusedError
+from fastinfer.importing import rows
+from fastinfer.importing.conversion import Imported
+from fastinfer.importing.proof import Proof, plain
+from fastinfer.importing.rows import Special, Values
+
+SEED = 20_240_601
+
+
+class Trial:
+    """Proves an import; `worst` and `rows` say how well and on how much."""
+
+    def __init__(self, imported: Imported, tolerance: float) -> None:
+        self._imported = imported
+        self._proof = Proof(imported.model, tolerance)
+        self._rng = np.random.default_rng(SEED)
+
+    @property
+    def worst(self) -> dict[str, float]:
+        return self._proof.worst
+
+    @property
+    def rows(self) -> int:
+        return self._proof.rows
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        ties = self._proof.ties
+        if not ties:
+            return ()
+        return (f"{ties} row{'s' * (ties > 1)} with two labels equally probable: either may be answered",)
+
+    def prove(self) -> None:
+        """Compare on everything.
+
+        Raises:
+            ImportRefusedError: with the worst row.
+        """
+        frames, sample = self._imported.frames, self._imported.sample
+        if sample is None:
+            base = rows.invented(frames.columns, self._rng)
+        else:
+            self._compare(frames.values(sample), sample, "of the sample")
+            picked = sample.iloc[np.sort(self._rng.permutation(len(sample))[: rows.BASE_ROWS])]
+            base = frames.values(picked.reset_index(drop=True))
+        base = self._answerable(base)
+        self._compare(base, None, "made")
+        self._special(base)
+        turns = (self._imported.model.features, self._imported.model.thresholds)
+        pulled = rows.pulled_back(self._imported.program, frames.columns, base, turns, self._rng)
+        if pulled:
+            self._compare(rows.stacked(pulled, list(base)), None, "made")
+        self._at_the_matrix(base, turns)
+
+    def _compare(self, values: Values, given: Any | None, origin: str) -> None:
+        """Raw rows through program and model, and through scikit-learn."""
+        given = self._imported.frames.rows(values) if given is None else given
+        if not self._imported.frames.named and hasattr(given, "to_numpy"):
+            given = given.to_numpy()
+        try:
+            matrix = self._imported.program.transform(values)
+        except FastinferError as error:
+            raise ImportRefusedError(f"the feature program refuses a row {origin}: {error}") from error
+        try:
+            self._proof.check(self._imported.fitted, given, matrix, lambda row: plain(rows.row_of(values, row)))
+        except FastinferError:
+            raise
+        except Exception as error:
+            raise ImportRefusedError(f"scikit-learn itself fails on a row {origin}: {_first_line(error)}") from error
+
+    def _answerable(self, base: Values) -> Values:
+        """The base rows that scikit-learn answers; all of them nearly always."""
+        if self._answers(base):
+            return base
+        count = len(next(iter(base.values())))
+        each = [rows.row_of(base, i) for i in range(count)]
+        kept = [row for row in each if self._answers(rows.stacked([row], list(base)))]
+        if not kept:
+            raise ImportRefusedError("no row that scikit-learn answers could be made; give a sample")
+        return rows.stacked(kept, list(base))
+
+    def _answers(self, values: Values) -> bool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self._imported.fitted.predict(self._imported.frames.rows(values))
+            except Exception:
+                return False
+        return True
+
+    def _special(self, base: Values) -> None:
+        """Missing, unseen and each known value: answered alike, or refused by both."""
+        names = list(base)
+        tried = rows.specials(self._imported.frames.columns, base, self._rng)
+        if not tried:
+            return
+        everything = rows.stacked([row for _, _, row in tried], names)
+        kept = tried if self._answers(everything) else self._agreed(tried, names)
+        if kept:
+            self._compare(rows.stacked([row for _, _, row in kept], names), None, "made")
+
+    def _agreed(self, tried: list[Special], names: list[str]) -> list[Special]:
+        """Those that scikit-learn answers; the program must refuse the others."""
+        kept = []
+        for column, what, row in tried:
+            values = rows.stacked([row], names)
+            if self._answers(values):
+                kept.append((column, what, row))
+            elif self._transforms(values):
+                raise ImportRefusedError(
+                    f"scikit-learn refuses {what} value in {column!r} and the feature program does not,"
+                    f" on row {plain(row)}"
+                )
+        return kept
+
+    def _transforms(self, values: Values) -> bool:
+        try:
+            self._imported.program.transform(values)
+        except FastinferError:
+            return False
+        return True
+
+    def _at_the_matrix(self, base: Values, turns: Any) -> None:
+        """Matrix rows straight into the estimator, where one part of the pipeline is it."""
+        imported = self._imported
+        if imported.inner is None:
+            return
+        matrix = np.asarray(imported.program.transform(base), np.float64)
+        made = rows.matrix_rows(matrix, turns, imported.model.dtype, imported.allow != "finite", self._rng)
+        self._proof.check(imported.inner, made, made, lambda row: f"of features {plain(made[row])}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

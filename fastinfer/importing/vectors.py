@@ -1,0 +1,180 @@
+"""Support vector machines and nearest neighbours, in float64."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastinfer.importing.answers import Classifier, Regressor, refuse
+from fastinfer.importing.graph import Floats, Graph
+
+
+# ---- libsvm -------------------------------------------------------------------------------------------------------
+def _kernel(graph: Graph, estimator: Any, x: str, path: str) -> str:
+    """[rows, support vectors]."""
+    vectors = estimator.support_vectors_
+    if not isinstance(vectors, np.ndarray):
+        vectors = vectors.toarray()
+    if estimator.kernel == "rbf":
+        return str(graph.op("Exp", graph.arithmetic("Mul", squared_distances(graph, x, vectors), -estimator._gamma)))
+    dot = str(graph.op("MatMul", x, graph.constant(vectors.T)))
+    if estimator.kernel == "linear":
+        return dot
+    affine = graph.arithmetic("Add", graph.arithmetic("Mul", dot, estimator._gamma), float(estimator.coef0))
+    if estimator.kernel == "poly":
+        return graph.arithmetic("Pow", affine, float(estimator.degree))
+    if estimator.kernel == "sigmoid":
+        return str(graph.op("Tanh", affine))
+    raise refuse(path, f"the kernel {estimator.kernel!r} is not supported")
+
+
+def squared_distances(graph: Graph, x: str, points: Floats) -> str:
+    """|x - p|² for each point, by |x|² - 2 x·p + |p|², never below zero."""
+    cross = graph.op("MatMul", x, graph.constant(-2.0 * points.T))
+    own = graph.sum(str(graph.op("Mul", x, x)))
+    whole = graph.op("Add", own, graph.arithmetic("Add", str(cross), (points**2).sum(axis=1)[None, :]))
+    return str(graph.op("Max", whole, graph.constant(0.0)))
+
+
+def vector_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
+    """SVR, NuSVR."""
+    kernel = _kernel(graph, estimator, x, path)
+    return Regressor(graph.linear(kernel, _dense(estimator.dual_coef_).T, estimator.intercept_[None, :]))
+
+
+def vector_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
+    """SVC, NuSVC: labels by libsvm's votes, probabilities for two classes."""
+    classes = estimator.classes_
+    kernel = _kernel(graph, estimator, x, path)
+    fitted_probabilities = getattr(estimator, "_probA", np.empty(0)).size > 0
+    if len(classes) == 2:
+        decision = graph.linear(kernel, _dense(estimator.dual_coef_).T, estimator.intercept_[None, :])
+        above = graph.op("GreaterOrEqual", decision, graph.constant([[0.0]]))
+        probabilities = _platt(graph, estimator, decision) if fitted_probabilities else None
+        return Classifier(classes, graph.index_where(str(above)), probabilities, decision)
+    if fitted_probabilities:
+        raise refuse(
+            path,
+            f"{type(estimator).__name__}(probability=True) couples {len(classes)} classes by an iteration;"
+            " fit it with probability=False inside CalibratedClassifierCV",
+        )
+    pairs = graph.linear(kernel, _pairwise(estimator), estimator.intercept_[None, :])
+    votes, decision = _votes(graph, pairs, len(classes))
+    if estimator.decision_function_shape == "ovo":
+        return Classifier(classes, graph.argmax(votes), None, pairs)
+    ties = decision if estimator.break_ties else votes
+    return Classifier(classes, graph.argmax(ties), None, decision)
+
+
+def _dense(matrix: Any) -> Floats:
+    return np.asarray(matrix if isinstance(matrix, np.ndarray) else matrix.toarray(), np.float64)
+
+
+def _platt(graph: Graph, estimator: Any, decision: str) -> str:
+    """libsvm's own two-class probability: a logistic of its decision value (ours negated), kept off 0 and 1."""
+    a, b = float(estimator._probA[0]), float(estimator._probB[0])
+    logit = graph.arithmetic("Add", graph.arithmetic("Mul", decision, a), -b)
+    first = graph.op("Sigmoid", logit)
+    kept = graph.op("Clip", first, graph.constant(1e-7), graph.constant(1 - 1e-7))
+    return graph.concat([str(kept), str(graph.op("Sub", graph.constant([[1.0]]), kept))])
+
+
+def _pairwise(estimator: Any) -> Floats:
+    """[support vectors, pairs]: libsvm keeps a vector's coefficient against class j in row j, without its own class."""
+    coefficients = _dense(estimator.dual_coef_)
+    ends = np.cumsum(estimator.n_support_)
+    span = [slice(end - n, end) for end, n in zip(ends, estimator.n_support_, strict=True)]
+    columns = []
+    for i in range(len(span)):
+        for j in range(i + 1, len(span)):
+            column = np.zeros(coefficients.shape[1])
+            column[span[i]] = coefficients[j - 1, span[i]]
+            column[span[j]] = coefficients[i, span[j]]
+            columns.append(column)
+    return np.stack(columns, axis=1)
+
+
+def _votes(graph: Graph, pairs: str, classes: int) -> tuple[str, str]:
+    """Votes of the pairs (positive: the first class), and scikit-learn's votes with confidences."""
+    first = graph.floats(str(graph.op("Greater", pairs, graph.constant([[0.0]]))))
+    below = graph.floats(str(graph.op("Less", pairs, graph.constant([[0.0]]))))
+    votes = pair_votes(graph, graph.op("Sub", graph.constant([[1.0]]), first), classes)
+    counted = pair_votes(graph, below, classes)
+    return votes, graph.op("Add", counted, pair_confidences(graph, graph.op("Neg", pairs), classes))
+
+
+def _pair_matrix(classes: int, first: float, second: float) -> Floats:
+    pairs = [(i, j) for i in range(classes) for j in range(i + 1, classes)]
+    matrix = np.zeros((len(pairs), classes))
+    for k, (i, j) in enumerate(pairs):
+        matrix[k, i], matrix[k, j] = first, second
+    return matrix
+
+
+def pair_votes(graph: Graph, second: str, classes: int) -> str:
+    """Votes of each class; ``second`` is 1 where a pair's second class wins, else 0."""
+    won = graph.op("MatMul", second, graph.constant(_pair_matrix(classes, -1.0, 1.0)))
+    return graph.arithmetic("Add", str(won), _pair_matrix(classes, 1.0, 0.0).sum(axis=0)[None, :])
+
+
+def pair_confidences(graph: Graph, confidences: str, classes: int) -> str:
+    """scikit-learn's tie breaker: summed confidences squeezed into (-1/3, 1/3)."""
+    total = graph.op("MatMul", confidences, graph.constant(_pair_matrix(classes, -1.0, 1.0)))
+    scale = graph.arithmetic("Mul", graph.arithmetic("Add", str(graph.op("Abs", total)), 1.0), 3.0)
+    return str(graph.op("Div", total, scale))
+
+
+# ---- nearest neighbours -------------------------------------------------------------------------------------------
+SPARE = 8  # candidates past k, so that rounding in the fast distance loses nobody
+
+
+def _neighbours(graph: Graph, estimator: Any, x: str, path: str) -> tuple[str, str | None]:
+    """Indices of the k nearest training rows [rows, k], and their weights or None for equal ones."""
+    if estimator.effective_metric_ != "euclidean" or callable(estimator.weights):
+        raise refuse(path, f"{type(estimator).__name__} is imported with the euclidean metric and named weights only")
+    points = np.asarray(estimator._fit_X, np.float64)
+    k = int(estimator.n_neighbors)
+    near = squared_distances(graph, x, points)
+    wide = graph.constant([min(k + SPARE, len(points))], np.int64)
+    _, candidates = graph.op("TopK", near, wide, outputs=2, axis=1, largest=0, sorted=1)
+    apart = graph.op("Sub", graph.op("Unsqueeze", x, graph.constant([1], np.int64)),
+                     graph.op("Gather", graph.constant(points), candidates, axis=0))
+    squares = graph.op("ReduceSum", graph.op("Mul", apart, apart), graph.constant([2], np.int64), keepdims=0)
+    best, places = graph.op("TopK", squares, graph.constant([k], np.int64), outputs=2, axis=1, largest=0, sorted=1)
+    chosen = graph.op("GatherElements", candidates, places, axis=1)
+    return chosen, _inverse_distances(graph, best) if estimator.weights == "distance" else None
+
+
+def _inverse_distances(graph: Graph, squares: str) -> str:
+    """1 / distance; in a row with a distance of zero, 1 for those and 0 for the others."""
+    distance = graph.op("Sqrt", squares)
+    zero = graph.op("Equal", distance, graph.constant(0.0))
+    hits = graph.floats(zero)
+    hit = graph.op("Greater", graph.sum(hits), graph.constant(0.0))
+    inverse = graph.op("Div", graph.constant(1.0), graph.op("Where", zero, graph.constant(1.0), distance))
+    return str(graph.op("Where", hit, hits, inverse))
+
+
+def neighbours_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
+    targets: NDArray[Any] = np.asarray(estimator._y, np.float64)
+    if targets.ndim > 1 and targets.shape[1] > 1:
+        raise refuse(path, "KNeighborsRegressor predicts several targets; import one model a target")
+    chosen, weights = _neighbours(graph, estimator, x, path)
+    values = str(graph.op("Gather", graph.constant(targets.ravel()), chosen, axis=0))
+    if weights is None:
+        return Regressor(graph.arithmetic("Div", graph.sum(values), float(estimator.n_neighbors)))
+    return Regressor(str(graph.op("Div", graph.sum(str(graph.op("Mul", values, weights))), graph.sum(weights))))
+
+
+def neighbours_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
+    if estimator.outputs_2d_:
+        raise refuse(path, "KNeighborsClassifier predicts several targets; import one model a target")
+    chosen, weights = _neighbours(graph, estimator, x, path)
+    classes = len(estimator.classes_)
+    labels = graph.op("Gather", graph.constant(estimator._y, np.int64), chosen, axis=0)
+    wide = graph.op("Unsqueeze", labels, graph.constant([2], np.int64))
+    votes = graph.floats(str(graph.op("Equal", wide, graph.constant(np.arange(classes), np.int64))))
+    if weights is not None:
+        votes = graph.op("Mul", votes, graph.op("Unsqueeze", weights, graph.constant([2], np.int64)))
+    counts = str(graph.op("ReduceSum", votes, graph.constant([1], np.int64), keepdims=0))
+    return Classifier(estimator.classes_, graph.argmax(counts), str(graph.op("Div", counts, graph.sum(counts))))
