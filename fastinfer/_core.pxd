@@ -100,6 +100,7 @@ cdef struct TensorInfo:
     int64_t shape[MAX_RANK]         # -1 is variable
     bint nullable                   # a program's column that may be missing
     bint column                     # a program's column: [n] and [n, 1] are both accepted
+    bint plain                      # JSON writes the name as it is: no character of it needs an escape
 
 cdef struct NameSlot:
     uint32_t hash
@@ -224,8 +225,9 @@ cdef struct Part:
 cdef struct Blame:
     int64_t have
     int64_t want
-    int axis                        # of nested data
-    bint nested
+    int axis                        # of nested data whose length is wrong; whose parameters
+    bint nested                     # data are nested
+    Py_ssize_t element              # flat index in a record's array, or -1
     int excerpt_size
     char excerpt[EXCERPT]           # the body at Failure.offset
 
@@ -242,6 +244,7 @@ cdef class Request:
     cdef Wanted* wanted                     # outputs to answer with, in order
     cdef readonly bint raw                  # Inference-Header-Content-Length: 0
     cdef readonly int kind
+    cdef void* block                        # what the pointers here look into
     cdef Writer id_text                     # the id as the client wrote it, quotes included; empty when absent
     cdef Json json
     cdef const char* payload                # behind the JSON: binary tensors
@@ -251,7 +254,6 @@ cdef class Request:
     cdef int n_sent
     cdef bint binary_output                 # parameter binary_data_output
     cdef int* columns                       # inputs in the order of the previous record's members
-    cdef bint* plain                        # names that are written in JSON as they are
     cdef Py_ssize_t* stamps                 # for each input the record that had it last, plus 1
     cdef Blame blame
 
@@ -261,12 +263,27 @@ cdef class Request:
     cdef object error(self, Failure* failure)
 
 # ---- encode.pyx -----------------------------------------------------------------------------------------------
+# A piece of JSON, owned by an Encoder.
+cdef struct Piece:
+    const char* data
+    Py_ssize_t size
+
+# One member of a prediction: an output's value, array, or probabilities by class.
+cdef struct Member:
+    Piece key                   # with its colon, and the comma before it
+    int output
+    bint scalar                 # a row holds one value
+    Piece* classes              # keys of the probabilities; NULL where there are none
+    Py_ssize_t n_classes
+
 # Writes the answers of one model version; used by any thread. Both return (body, JSON length or -1).
 cdef class Encoder:
     cdef Signature signature                # wire
     cdef bytes opening                      # {"model_name": ..., "model_version": ...
     cdef list heads                         # an output's object up to its shape
-    cdef list fields                        # members of a prediction
+    cdef Member* members                    # of a prediction
+    cdef Py_ssize_t n_members
+    cdef list texts                         # what the members point into
 
     cdef object infer(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows)
     cdef object records(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows)

@@ -90,10 +90,30 @@ class UnknownCategoryError(InvalidRequestError):
     code = "unknown_category"
 
 
+class InvalidCompressionError(InvalidRequestError):
+    """The body is not what its Content-Encoding says."""
+
+    code = "invalid_compression"
+
+
 class MalformedHeadError(InvalidRequestError):
     """A request head that is not HTTP/1.1 as RFC 9112 has it; the connection closes."""
 
     code = "malformed_head"
+
+
+class UriTooLongError(InvalidRequestError):
+    """A request line over the bound; the connection closes."""
+
+    code = "uri_too_long"
+    status = 414
+
+
+class HeadTooLargeError(InvalidRequestError):
+    """More or longer header fields than the bounds; the connection closes."""
+
+    code = "head_too_large"
+    status = 431
 
 
 class NotFoundError(FastinferError):
@@ -117,11 +137,15 @@ class UnknownVersionError(NotFoundError):
 
 
 class MethodNotAllowedError(FastinferError):
-    """The path exists, the verb does not."""
+    """The path exists, the verb does not; ``allow`` lists those that do."""
 
     code = "method_not_allowed"
     status = 405
     grpc = "UNIMPLEMENTED"
+
+    def __init__(self, allow: str) -> None:
+        super().__init__(f"this path takes {allow}")
+        self.allow = allow
 
 
 class BodyTooLargeError(FastinferError):

@@ -169,7 +169,7 @@ class Model:
         """A record that this model answers, for pages and a first curl."""
         if self.program is not None:
             return {column.name: column.example for column in self.program.columns}
-        return {tensor.name: placeholder(tensor) for tensor in self.signature.inputs}
+        return {tensor.name: placeholder(tensor, self.signature.batched) for tensor in self.signature.inputs}
 
     # -- load --------------------------------------------------------------------------------------------------
     def _why_unbatched(self) -> str | None:
@@ -274,10 +274,10 @@ def configured(tensor: Tensor, batched: bool) -> dict[str, Any]:
     return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(dims)}
 
 
-def placeholder(tensor: Tensor) -> Any:
-    """A value of the tensor's type, nested as one row of it is."""
+def placeholder(tensor: Tensor, batched: bool) -> Any:
+    """A value of the tensor's type, nested as a record has it: one row, or the whole tensor."""
     value: Any = {"BYTES": "text", "BOOL": True}.get(tensor.datatype, 0 if "INT" in tensor.datatype else 0.5)
-    row = tensor.shape[1:]
+    row = tensor.shape[1:] if batched else tensor.shape
     for dim in reversed(() if row in ((), (1,)) else row):
         value = [value] * (dim if dim > 0 else 1)
     return value

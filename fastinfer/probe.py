@@ -81,7 +81,7 @@ def disagreement(together: Arrays, alone: list[Arrays]) -> str | None:
         for i, single in enumerate(alone):
             if single[name].shape != (1, *whole.shape[1:]):
                 return f"output {name!r} has another shape alone than in a batch"
-            if not same(single[name][0], whole[i]):
+            if not same(single[name], whole[i : i + 1]):
                 return f"output {name!r} of a row depends on the rows beside it"
     return None
 

@@ -35,7 +35,7 @@ MIB = 1 << 20
 DAY = 86_400
 SETTINGS_FILE = Path("fastinfer.toml")
 PREFIX = "FASTINFER_"
-NOT_SETTINGS = frozenset({"FASTINFER_CONFIG", "FASTINFER_BUILD"})  # the file's path; setup.py's build kind
+NOT_SETTINGS = frozenset({"FASTINFER_CONFIG", "FASTINFER_BUILD", "FASTINFER_WERROR"})  # the file's path; setup.py's
 # Kubernetes gives every pod variables for every service of its namespace: a service called "fastinfer" makes
 # FASTINFER_SERVICE_HOST and FASTINFER_PORT=tcp://10.0.0.1:8000. They are nobody's settings.
 SERVICE_LINK = re.compile(

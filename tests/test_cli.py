@@ -1,10 +1,12 @@
 """The command line: the first ten minutes of somebody new, exit codes, one or two lines instead of a traceback."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import onnx_models
 import pytest
 
 import fastinfer
@@ -109,7 +111,7 @@ def test_the_extras_that_are_named_exist():
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--help"], ["serve", "--help"], ["check", "-h"], ["import", "--help"]])
+    ["--version"], ["--help"], ["serve", "--help"], ["check", "-h"], ["import", "--help"]])
 def test_help_and_version_exit_with_0(arguments, capsys):
     assert main(arguments) == 0
     assert capsys.readouterr().out
@@ -119,3 +121,94 @@ def test_no_command_prints_what_there_is_and_exits_with_2(capsys):
     assert main([]) == 2
     out = capsys.readouterr().out
     assert all(name in out for name in ("serve", "check", "import"))
+
+
+# -- what only the server, or the import, finds out ----------------------------------------------------------------
+@pytest.fixture
+def taken():
+    """A port that somebody else listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield str(listener.getsockname()[1])
+
+
+def lines_of(arguments: list[str]) -> list[str]:
+    """What the process says when it refuses: exit code 2, nothing on stdout, one or two lines on stderr."""
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert 1 <= len(lines) <= 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines
+
+
+def test_a_port_in_use_is_named(folder, taken):
+    onnx_models.affine(folder / "model.onnx")
+    (line,) = lines_of(["serve", "model.onnx", "--port", taken])
+    assert line == f"fastinfer: port {taken} on 127.0.0.1 is in use. Choose another with --port, or 0 for a free one."
+
+
+@pytest.mark.parametrize("content", [b"not a model", None])
+def test_a_broken_onnx_file_is_named(folder, content):
+    whole = onnx_models.affine(folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert lines_of(["serve", "model.onnx", "--port", "0"])[-1].startswith("fastinfer: model.onnx: ")
+
+
+# -- check -------------------------------------------------------------------------------------------------------
+def checked(path: str, capsys) -> tuple[int, list[str]]:
+    code = main(["check", path])
+    return code, capsys.readouterr().out.splitlines()
+
+
+def test_check_says_of_each_model_whether_it_answers(folder, capsys):
+    onnx_models.affine(folder / "models/affine/1/model.onnx")
+    onnx_models.classifier(folder / "models/sorts/2/model.onnx")
+    onnx_models.fixed_batch(folder / "models/sorts/1/model.onnx")
+    onnx_models.identity(folder / "models/words/1/model.onnx", "BYTES", ["n"])
+    code, lines = checked("models", capsys)
+    assert code == 0
+    assert [line.split()[:3] for line in lines[:5]] == [
+        ["MODEL", "VERSION", "RESULT"], ["affine", "1", "ok:"], ["sorts", "1", "ok:"], ["sorts", "2", "ok:"],
+        ["words", "1", "ok:"]]
+    assert "model of 1 input, batches of 64, a record in " in lines[1]
+    assert "model of 1 input, requests run alone, " in lines[2]
+    assert "classifier of 1 input, batches of 64" in lines[3]
+    assert "model of 1 input, batches of 64" in lines[4]
+    assert lines[5] == "4 checked, nothing wrong."
+
+
+def test_check_names_file_and_line_of_what_is_wrong_and_exits_with_1(folder, capsys):
+    whole = onnx_models.affine(folder / "models/good/1/model.onnx").read_bytes()
+    for name, content in [("cut", whole[:100]), ("toml", whole), ("pickled", None)]:
+        (folder / "models" / name / "1").mkdir(parents=True)
+        if content is not None:
+            (folder / "models" / name / "1" / "model.onnx").write_bytes(content)
+    (folder / "models/toml/model.toml").write_text("\n\nmax_bach_size = 1\n")
+    (folder / "models/pickled/1/p.joblib").write_text("x")
+    (folder / "models/notes.md").write_text("x")
+    code, lines = checked("models", capsys)
+    assert code == 1
+    assert lines[1].startswith("cut      1        FAILED: models/cut/1/model.onnx: ")
+    assert lines[2].startswith("good     1        ok: ")
+    assert lines[3].startswith("pickled  1        FAILED: models/pickled/1/p.joblib is a pickle")
+    assert lines[4].strip() == "fastinfer import models/pickled/1/p.joblib --out models/pickled/1 --trust-pickle"
+    assert lines[5] == ("toml     1        FAILED: models/toml/model.toml:3: max_bach_size is not a known key. "
+                        "Did you mean 'max_batch_size'?")
+    assert lines[6:] == ["3 of 4 failed.", "note: models/notes.md is not part of a model."]
+
+
+def test_check_runs_a_model_that_takes_only_some_values(folder, capsys, monkeypatch):
+    onnx_models.picky(folder / "picky.onnx")
+    monkeypatch.setattr("fastinfer.model.Model.example", lambda self: {"i": 99})
+    code, lines = checked("picky.onnx", capsys)
+    assert (code, lines[-1]) == (0, "1 checked, nothing wrong.")
+
+
+def test_check_fails_a_model_that_loads_and_never_runs(folder, capsys, monkeypatch):
+    onnx_models.picky(folder / "picky.onnx")
+    monkeypatch.setattr("fastinfer.model.Model.example", lambda self: {"i": 99})
+    monkeypatch.setattr("fastinfer.probe.warm_up", lambda *arguments, **more: [])
+    code, lines = checked("picky.onnx", capsys)
+    assert code == 1
+    assert lines[1].startswith("picky  1        FAILED: ")
+    assert lines[1].endswith(" (answering its example record)")

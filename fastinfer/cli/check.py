@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastinfer.cli.serve import found
-from fastinfer.errors import FastinferError
+from fastinfer.errors import FastinferError, RuntimeFailedError
 from fastinfer.settings import resolve
 
 if TYPE_CHECKING:
@@ -56,18 +56,31 @@ async def judge(registry: "Registry") -> list[Verdict]:
     verdicts = [Verdict(*key, False, str(reason)) for key, reason in registry.failures.items()]
     for model in registry.models():
         try:
-            verdicts.append(Verdict(model.name, model.version, True, f"{summary(model)}, {await answer(model)}"))
+            verdicts.append(Verdict(model.name, model.version, True, f"{summary(model)}, {await run_once(model)}"))
         except FastinferError as error:
-            verdicts.append(Verdict(model.name, model.version, False, f"{error} (answering its own example record)"))
+            verdicts.append(Verdict(model.name, model.version, False, f"{error} (answering its example record)"))
     return verdicts
 
 
-async def answer(model: "Model") -> str:
-    """Answer the model's example record on the way that a request takes.
+async def run_once(model: "Model") -> str:
+    """Answer the model's example record, or, where a model knows none and refuses the made-up one, run other values.
 
     Raises:
-        FastinferError: it cannot be answered.
+        FastinferError: nothing can be answered.
     """
+    try:
+        return await answer(model)
+    except RuntimeFailedError:
+        from fastinfer import probe
+
+        times = [] if model.program is not None else probe.warm_up(model.runtime.run, model.inner, [1], repeats=1)
+        if not times:
+            raise
+        return f"a row in {times[0][1] / 1e6:.2f} ms"
+
+
+async def answer(model: "Model") -> str:
+    """Answer the model's example record on the way that a request takes."""
     body = json.dumps({"records": [model.example()]}).encode()
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     started = time.perf_counter()
@@ -81,7 +94,16 @@ def summary(model: "Model") -> str:
     inputs = len(model.signature.inputs)
     task = model.task.kind if model.task is not None else "model"
     batches = f"batches of {model.max_batch_size}" if model.max_batch_size else "requests run alone"
-    return f"{task} of {inputs} input{'s' * (inputs != 1)}, {batches}"
+    return f"{task} of {inputs} input{'s' * (inputs != 1)}, {batches}{certificate(model)}"
+
+
+def certificate(model: "Model") -> str:
+    """The golden rows of its feature program, which the load has compared: a program that fails them does not load."""
+    if model.program is None:
+        return ""
+    golden = model.program.spec.certificate
+    rows = 0 if golden is None else max(len(values) for values in golden["rows"].values())
+    return f", {rows} golden rows equal" if rows else ", no certificate"
 
 
 def table(verdicts: list[Verdict]) -> Iterator[str]:

@@ -38,38 +38,27 @@ cdef class Request:
     """
 
     def __cinit__(self, Signature signature not None, str model=""):
+        cdef size_t inputs = <size_t>signature.n_inputs + 1
+        cdef size_t outputs = <size_t>signature.n_outputs + 1
+        cdef size_t wide = inputs * (MAX_RANK * sizeof(int64_t) + sizeof(Part) + sizeof(Py_ssize_t))
         cdef int i
-        cdef Py_ssize_t k
-        cdef int inputs = signature.n_inputs
         self.signature = signature
         self.model = model
-        self.ranks = <int*>calloc(inputs + 1, sizeof(int))
-        self.dims = <int64_t*>calloc(inputs + 1, MAX_RANK * sizeof(int64_t))
-        self.wanted = <Wanted*>calloc(signature.n_outputs + 1, sizeof(Wanted))
-        self.parts = <Part*>calloc(inputs + 1, sizeof(Part))
-        self.order = <int*>calloc(inputs + 1, sizeof(int))
-        self.columns = <int*>calloc(inputs + 1, sizeof(int))
-        self.stamps = <Py_ssize_t*>calloc(inputs + 1, sizeof(Py_ssize_t))
-        self.plain = <bint*>calloc(inputs + 1, sizeof(bint))
-        if (self.ranks == NULL or self.dims == NULL or self.wanted == NULL or self.parts == NULL
-                or self.order == NULL or self.columns == NULL or self.stamps == NULL or self.plain == NULL):
+        self.block = calloc(1, wide + inputs * 3 * sizeof(int) + outputs * sizeof(Wanted))
+        if self.block == NULL:
             raise MemoryError
-        for i in range(inputs):
+        self.parts = <Part*>self.block
+        self.dims = <int64_t*>(self.parts + inputs)
+        self.stamps = <Py_ssize_t*>(self.dims + inputs * MAX_RANK)
+        self.ranks = <int*>(self.stamps + inputs)
+        self.order = self.ranks + inputs
+        self.columns = self.order + inputs
+        self.wanted = <Wanted*>(self.columns + inputs)
+        for i in range(signature.n_inputs):
             self.columns[i] = i
-            self.plain[i] = True
-            for k in range(signature.input_info[i].name_size):
-                self.plain[i] &= is_plain(signature.input_info[i].name[k]) or \
-                    not is_ascii(signature.input_info[i].name[k])
 
     def __dealloc__(self):
-        free(self.ranks)
-        free(self.dims)
-        free(self.wanted)
-        free(self.parts)
-        free(self.order)
-        free(self.columns)
-        free(self.stamps)
-        free(self.plain)
+        free(self.block)
         writer_free(&self.id_text)
         json_free(&self.json)
 
@@ -134,6 +123,7 @@ cdef void clear_request(Request self, int kind) noexcept nogil:
     self.binary_output = False
     self.id_text.size = 0
     memset(&self.blame, 0, sizeof(Blame))
+    self.blame.element = -1
     json_reset(&self.json)
     for i in range(self.signature.n_inputs):
         clear_part(&self.parts[i])
@@ -153,6 +143,8 @@ cdef bint settle(Request self, Failure* failure) noexcept nogil:
         failure_clear(&first)
         if not check_document(&self.json, &first):
             failure[0] = first
+    if failure.fault == BAD_SHAPE and failure.reason <= SHAPE_MANY:
+        self.blame.have = count_scalars(self.parts[failure.input].begin, self.parts[failure.input].end)
     size = min(<Py_ssize_t>EXCERPT, self.payload_end - self.json.begin - failure.offset)
     if failure.offset >= 0 and size > 0:
         memcpy(self.blame.excerpt, self.json.begin + failure.offset, size)

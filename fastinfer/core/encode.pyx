@@ -39,12 +39,24 @@ cdef class Encoder:
         ConfigurationError: a task that names an output which the signature lacks.
     """
 
-    def __init__(self, str name not None, str version not None, Signature signature not None, task=None):
+    def __cinit__(self, str name not None, str version not None, Signature signature not None, task=None):
         self.signature = signature
         self.opening = f'{{"model_name":{quote(name)},"model_version":{quote(version)}'.encode()
         self.heads = [f'{{"name":{quote(tensor.name)},"datatype":"{tensor.datatype}","shape":['.encode()
                       for tensor in signature.outputs]
-        self.fields = record_fields(signature, task)
+        self.texts = []
+        members = task_members(signature, task)
+        self.members = <Member*>calloc(len(members) + 1, sizeof(Member))
+        if self.members == NULL:
+            raise MemoryError
+        for key, output, classes in members:
+            compile_member(self, key, output, classes)
+
+    def __dealloc__(self):
+        cdef Py_ssize_t k
+        for k in range(self.n_members):
+            free(self.members[k].classes)
+        free(self.members)
 
     cdef object infer(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows):
         """The answer to an inference request from rows ``start`` to ``start + rows`` of ``outputs``.
@@ -82,85 +94,110 @@ cdef class Encoder:
 
         Returns and raises as ``infer``.
         """
-        cdef Py_ssize_t count = len(self.fields)
-        cdef View* views = <View*>calloc(count + 1, sizeof(View))
+        cdef View* views = <View*>calloc(self.n_members + 1, sizeof(View))
         cdef Writer writer = Writer(NULL, 0, 0)
+        cdef Py_ssize_t count = rows if self.signature.batched else 1
+        cdef Py_ssize_t elements = 0
         cdef Py_ssize_t k
+        cdef bint ok
         if views == NULL:
             raise MemoryError
         try:
             put_opening(self, &writer, request, b',"predictions":[')
-            for k in range(count):
-                open_field(self, &views[k], self.fields[k], outputs, start, rows)
-            put_predictions(self, &writer, views, rows if self.signature.batched else 1)
+            for k in range(self.n_members):
+                open_member(self, &views[k], &self.members[k], outputs, start, rows)
+                elements += views[k].count
+            if elements < RELEASE:
+                ok = put_predictions(self, &writer, views, count)
+            else:
+                with nogil:
+                    ok = put_predictions(self, &writer, views, count)
+            if not ok:
+                raise MemoryError
             put(&writer, b"]}")
             return PyBytes_FromStringAndSize(writer.data, writer.size), -1
         finally:
             writer_free(&writer)
-            for k in range(count):
+            for k in range(self.n_members):
                 close_view(&views[k])
             free(views)
 
 
-@cython.final
-cdef class Field:
-    """One member of a prediction."""
-
-    cdef bytes key              # with its colon, and the comma before it
-    cdef int output
-    cdef bint scalar            # a row holds one value
-    cdef tuple classes          # keys of the probabilities, with their colons and the commas before them
-
-
-cdef list record_fields(Signature signature, task):
-    """The members of a prediction: the task's, or one an output."""
+# ---- what a prediction has -----------------------------------------------------------------------------------------
+cdef list task_members(Signature signature, task):
+    """(key, output, classes) of a prediction's members: the task's, or one an output."""
     if task is None:
-        return [record_field(signature, tensor.name, tensor.name, k, ()) for k, tensor in enumerate(signature.outputs)]
+        return [(tensor.name, k, ()) for k, tensor in enumerate(signature.outputs)]
     if task.kind == "regressor":
-        return [record_field(signature, "value", task.value, 0, ())]
+        return [("value", task_output(signature, "value", task.value), ())]
     if task.kind != "classifier":
         raise ConfigurationError(f"task kind {task.kind!r}: it is 'classifier' or 'regressor'")
-    fields = [record_field(signature, "label", task.label, 0, ())]
+    members = [("label", task_output(signature, "label", task.label), ())]
     if task.probabilities is not None:
-        keys = [f'{"," if k else ""}{quote(text)}:'.encode() for k, text in enumerate(task.classes)]
-        fields.append(record_field(signature, "probabilities", task.probabilities, 1, tuple(keys)))
-    return fields
+        output = task_output(signature, "probabilities", task.probabilities)
+        members.append(("probabilities", output, tuple(task.classes)))
+    return members
 
 
-cdef Field record_field(Signature signature, str key, name, Py_ssize_t position, tuple classes):
-    cdef Field field = Field.__new__(Field)
+cdef int task_output(Signature signature, str role, name) except -1:
     declared = [tensor.name for tensor in signature.outputs]
     if name not in declared:
-        raise ConfigurationError(f"the task's {key} output {name!r} is not among the model's outputs {declared}")
-    field.output = declared.index(name)
-    shape = signature.outputs[field.output].shape[1 if signature.batched else 0:]
-    field.scalar = (shape == () or shape == (1,)) and not classes
-    field.key = f'{"," if position else ""}{quote(key)}:'.encode()
-    field.classes = classes
-    return field
+        raise ConfigurationError(f"the task's {role} output {name!r} is not among the model's outputs {declared}")
+    return declared.index(name)
+
+
+cdef bint compile_member(Encoder self, str key, int output, tuple classes) except False:
+    cdef Member* member = &self.members[self.n_members]
+    cdef Py_ssize_t k
+    shape = self.signature.outputs[output].shape[1 if self.signature.batched else 0:]
+    member.output = output
+    member.key = keep(self, f'{"," if self.n_members else ""}{quote(key)}:')
+    member.scalar = (shape == () or shape == (1,)) and not classes
+    if classes:
+        member.classes = <Piece*>calloc(len(classes), sizeof(Piece))
+        if member.classes == NULL:
+            raise MemoryError
+        for k, text in enumerate(classes):
+            member.classes[k] = keep(self, f'{"," if k else ""}{quote(text)}:')
+        member.n_classes = len(classes)
+    self.n_members += 1
+    return True
+
+
+cdef Piece keep(Encoder self, str text):
+    cdef Piece piece
+    data = text.encode()
+    self.texts.append(data)
+    piece.data = PyBytes_AS_STRING(data)
+    piece.size = PyBytes_GET_SIZE(data)
+    return piece
 
 
 # ---- outputs and predictions ---------------------------------------------------------------------------------------
+cdef bint open_output(Encoder self, View* view, list outputs, int output, Py_ssize_t start, Py_ssize_t rows,
+                      bint binary) except False:
+    """Look at an answer's part of one output."""
+    open_view(view, outputs[output], &self.signature.output_info[output], self.signature.batched, start, rows)
+    if view.datatype == DT_BYTES:
+        prepare_texts(view, self.signature.outputs[output].name, binary)
+    elif not binary and (view.datatype == DT_FP16 or view.datatype == DT_BF16):
+        raise InvalidOutputError(f"output '{self.signature.outputs[output].name}': JSON does not carry "
+                                 f"{DATATYPES[<int>view.datatype]}; ask for it with the parameter 'binary_data': true")
+    return True
+
+
 cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, list outputs, Py_ssize_t start,
                      Py_ssize_t rows) except False:
-    cdef bint batched = self.signature.batched
-    cdef bint ok = True
+    cdef bint ok
     cdef int axis
-    name = self.signature.outputs[wanted.output].name
-    open_view(view, outputs[wanted.output], &self.signature.output_info[wanted.output], batched, start, rows)
-    if view.datatype == DT_BYTES:
-        prepare_texts(view, name, wanted.binary)
+    open_output(self, view, outputs, wanted.output, start, rows, wanted.binary)
     put(writer, self.heads[wanted.output])
     for axis in range(view.rank):
-        put_integer(writer, rows if batched and axis == 0 else view.shape[axis], axis > 0)
+        put_integer(writer, rows if self.signature.batched and axis == 0 else view.shape[axis], axis > 0)
     if wanted.binary:
         put(writer, b'],"parameters":{"binary_data_size":')
         put_integer(writer, view_size(view), False)
-        put(writer, b"}}")
-        return True
-    if view.datatype == DT_FP16 or view.datatype == DT_BF16:
-        raise InvalidOutputError(f"output '{name}': JSON does not carry {DATATYPES[<int>view.datatype]}; ask for "
-                                 f"it with the parameter 'binary_data': true")
+        return put(writer, b"}}")
     put(writer, b'],"data":[')
     if view.count < RELEASE:
         ok = put_elements(writer, view, 0, view.count)
@@ -172,39 +209,48 @@ cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, li
     return put(writer, b"]}")
 
 
-cdef bint open_field(Encoder self, View* view, Field field, list outputs, Py_ssize_t start,
-                     Py_ssize_t rows) except False:
-    open_view(view, outputs[field.output], &self.signature.output_info[field.output], self.signature.batched,
-              start, rows)
-    name = self.signature.outputs[field.output].name
-    if view.datatype == DT_FP16 or view.datatype == DT_BF16:
-        raise InvalidOutputError(f"output '{name}': JSON does not carry {DATATYPES[<int>view.datatype]}; ask for "
-                                 f"it as a binary tensor")
-    if (field.scalar and view.row != 1) or (field.classes and view.row != len(field.classes)):
-        raise RuntimeFailedError(f"the model's output '{name}' has {view.row} values a row, "
-                                 f"{len(field.classes) or 1} expected")
-    if view.datatype == DT_BYTES:
-        prepare_texts(view, name, False)
+cdef bint open_member(Encoder self, View* view, const Member* member, list outputs, Py_ssize_t start,
+                      Py_ssize_t rows) except False:
+    cdef Py_ssize_t output = member.output
+    open_output(self, view, outputs, member.output, start, rows, False)
+    if (member.scalar and view.row != 1) or (member.classes != NULL and view.row != member.n_classes):
+        raise RuntimeFailedError(f"the model's output '{self.signature.outputs[output].name}' has {view.row} "
+                                 f"values a row, {max(member.n_classes, 1)} expected")
     return True
 
 
-cdef bint put_predictions(Encoder self, Writer* writer, View* views, Py_ssize_t rows) except False:
-    cdef Py_ssize_t row, k, index
-    cdef Py_ssize_t count = len(self.fields)
-    cdef Field field
+cdef bint put_predictions(Encoder self, Writer* writer, View* views, Py_ssize_t rows) noexcept nogil:
+    cdef Py_ssize_t row, k
     for row in range(rows):
-        put(writer, b",{" if row else b"{")
-        for k in range(count):
-            field = self.fields[k]
-            put(writer, field.key)
-            index = row * views[k].row
-            if field.classes:
-                put_classes(writer, &views[k], field.classes, index)
-            elif not (put_element(writer, &views[k], index) if field.scalar
-                      else put_nested(writer, &views[k], 1 if self.signature.batched else 0, &index)):
-                raise MemoryError
-        put(writer, b"}")
+        if not writer_put(writer, b",{", 2) if row else not writer_put(writer, b"{", 1):
+            return False
+        for k in range(self.n_members):
+            if not put_member(writer, &views[k], &self.members[k], row, 1 if self.signature.batched else 0):
+                return False
+        if not writer_put(writer, b"}", 1):
+            return False
     return True
+
+
+cdef bint put_member(Writer* writer, const View* view, const Member* member, Py_ssize_t row, int axis) noexcept nogil:
+    cdef Py_ssize_t index = row * view.row
+    cdef Py_ssize_t k
+    if not put_piece(writer, &member.key):
+        return False
+    if member.scalar:
+        return put_element(writer, view, index)
+    if member.classes == NULL:
+        return put_nested(writer, view, axis, &index)
+    if not writer_put(writer, b"{", 1):
+        return False
+    for k in range(member.n_classes):
+        if not put_piece(writer, &member.classes[k]) or not put_element(writer, view, index + k):
+            return False
+    return writer_put(writer, b"}", 1)
+
+
+cdef inline bint put_piece(Writer* writer, const Piece* piece) noexcept nogil:
+    return writer_put(writer, piece.data, piece.size)
 
 
 # ---- pieces --------------------------------------------------------------------------------------------------------
@@ -234,16 +280,6 @@ cdef bint put_opening(Encoder self, Writer* writer, Request request, bytes membe
         if not writer_put(writer, request.id_text.data, request.id_text.size):
             raise MemoryError
     return put(writer, member)
-
-
-cdef bint put_classes(Writer* writer, const View* view, tuple keys, Py_ssize_t index) except False:
-    cdef Py_ssize_t k
-    put(writer, b"{")
-    for k in range(len(keys)):
-        put(writer, keys[k])
-        if not put_element(writer, view, index + k):
-            raise MemoryError
-    return put(writer, b"}")
 
 
 cdef size_t view_size(const View* view) noexcept nogil:

@@ -1,5 +1,6 @@
 # The sentences: from a Failure to the exception that the client reads.
 import json
+import math
 import re
 
 from fastinfer.errors import (
@@ -28,11 +29,11 @@ JSON_SENTENCES = {
     JSON_SURROGATE: "a lone surrogate is not a character",
     JSON_UTF8: "not valid UTF-8",
     JSON_ITEM: "',' or ']' is expected",
-    JSON_MEMBER: "',' or '}' is expected",
+    JSON_MEMBER: "',' or '}}' is expected",
     JSON_KEY: "a member's name in quotes is expected",
     JSON_COLON: "':' is expected",
     JSON_DEEP: f"arrays and objects may be nested {MAX_DEPTH} deep",
-    JSON_DUPLICATE: "the name {text} stands twice in one object",
+    JSON_DUPLICATE: "the name {quoted} stands twice in one object",
     JSON_CROWDED: f"at most {MAX_KEYS} members may be open at a time",
     JSON_MARK: "a byte order mark is not JSON",
 }
@@ -42,7 +43,7 @@ INPUT_SENTENCES = {
     INPUT_OBJECT: "an input must be an object",
     INPUT_NAMELESS: "an input lacks its 'name'",
     INPUT_NAME: "an input's 'name' must be a string",
-    INPUT_UNKNOWN: "unexpected inference input {text}{model}; it takes {takes}",
+    INPUT_UNKNOWN: "unexpected inference input {quoted}{model}; it takes {takes}",
     INPUT_TWICE: "input {name} is given twice",
     INPUT_MISSING: "input {name} is missing{model}; it takes {takes}",
     INPUT_NONE: "the body lacks {member}",
@@ -59,21 +60,21 @@ OUTPUT_SENTENCES = {
     OUTPUT_OBJECT: "a requested output must be an object",
     OUTPUT_NAMELESS: "a requested output lacks its 'name'",
     OUTPUT_NAME: "a requested output's 'name' must be a string",
-    OUTPUT_UNKNOWN: "unexpected inference output {text}{model}; it gives {gives}",
+    OUTPUT_UNKNOWN: "unexpected inference output {quoted}{model}; it gives {gives}",
     OUTPUT_TWICE: "output {name} is requested twice",
     OUTPUT_HALF: "output {name}: JSON does not carry {datatype}; ask for it with the parameter 'binary_data': true",
 }
 PARAMETER_SENTENCES = {
     PARAMETER_OBJECT: "'parameters' must be an object",
-    PARAMETER_VALUE: "parameter {text} must be a string, a number or a boolean",
+    PARAMETER_VALUE: "parameter {quoted} must be a string, a number or a boolean",
     PARAMETER_CROWDED: f"at most {MAX_PARAMETERS} parameters are taken",
-    PARAMETER_INTEGER: "parameter {text} must be an integer of 64 bits{natural}",
-    PARAMETER_BOOL: "parameter {text} must be true or false",
-    PARAMETER_UNSUPPORTED: "parameter {text} is not supported",
+    PARAMETER_INTEGER: "parameter {quoted} must be an integer of 64 bits{natural}",
+    PARAMETER_BOOL: "parameter {quoted} must be true or false",
+    PARAMETER_UNSUPPORTED: "parameter {quoted} is not supported",
 }
 SHAPE_SENTENCES = {
-    SHAPE_FEW: "input {name}: {data} fewer values than shape {sent_shape} takes",
-    SHAPE_MANY: "input {name}: {data} more values than shape {sent_shape} takes",
+    SHAPE_FEW: "input {name}: {data}",
+    SHAPE_MANY: "input {name}: {data}",
     SHAPE_NESTING: "input {name}: data must be flat, or nested as shape {sent_shape}",
     SHAPE_ABSENT: "input {name} lacks its 'shape'",
     SHAPE_NEGATIVE: "a dimension must not be negative",
@@ -100,7 +101,7 @@ BINARY_SENTENCES = {
 RECORD_SENTENCES = {
     RECORD_LIST: "'records' must be an array of objects",
     RECORD_OBJECT: "record {index} is not an object",
-    RECORD_UNKNOWN: "record {index} has the unknown field {text}; the model takes {takes}",
+    RECORD_UNKNOWN: "record {index} has the unknown field {quoted}; the model takes {takes}",
     RECORD_ABSENT: "record {index} lacks the field {name}",
     RECORD_SINGLE: "the model takes one record a request, the body has {rows}",
     RECORD_VALUE: "record {index}, field {name}: {value}",
@@ -149,9 +150,9 @@ cdef dict facts(Request self, Failure* failure):
     shape = sent_shape(self, failure.input) if known and failure.fault != BAD_OUTPUT else []
     text = excerpt(self)
     return {
-        "text": text,
+        "quoted": quoted(text),
         "name": f"'{tensor.name}'" if known else "",
-        "model": f" for model '{self.model}'" if self.model else "",
+        "model": f" for model '{self.model}'" if self.model else " for this model",
         "takes": names(signature.inputs),
         "gives": names(signature.outputs),
         "member": "'records'" if self.kind == KIND_RECORDS else "'inputs'",
@@ -168,8 +169,8 @@ cdef dict facts(Request self, Failure* failure):
         "have": self.blame.have,
         "want": self.blame.want,
         "least": "at least " if known and tensor.datatype == "BYTES" else "",
-        "natural": "" if text == '"timeout"' else ", not negative",
-        "data": f"{element_path(self, failure)} has" if self.blame.nested else "data has",
+        "natural": "" if text == '"timeout"' else " and not negative",
+        "data": length_text(self, failure) if failure.fault == BAD_SHAPE and shape else "",
         "value": value_text(self, tensor) if failure.fault == BAD_RECORD and known else "",
     }
 
@@ -177,6 +178,14 @@ cdef dict facts(Request self, Failure* failure):
 cdef str names(tuple tensors):
     listed = ", ".join(f"'{tensor.name}'" for tensor in tensors[:MAX_NAMES])
     return f"{listed} and {len(tensors) - MAX_NAMES} more" if len(tensors) > MAX_NAMES else listed or "none"
+
+
+cdef str quoted(str text):
+    """A name as the client wrote it, in our quotes."""
+    try:
+        return f"'{parse_json(text)}'"
+    except ValueError:
+        return text
 
 
 cdef list sent_shape(Request self, Py_ssize_t i):
@@ -210,9 +219,20 @@ cdef str value_text(Request self, tensor):
         return f"{datatype} takes {'a string' if datatype == 'BYTES' else 'true or false'}, got {described(text)}"
     if not (text[:1] == "-" or text[:1].isdigit()):
         return f"{datatype} takes a number, got {described(text)}"
-    if datatype[:2] == "FP" or (text[1:] or text).isdigit():
+    if datatype[:2] == "FP" or not set(text.removesuffix("...")) & set(".eE"):
         return f"{text} is out of range for {datatype}"
+    if tensor.column and self.kind == KIND_RECORDS:
+        return f"{datatype} takes whole numbers, got {text}"
     return f"{datatype} takes integers without point or exponent, got {text}"
+
+
+cdef str length_text(Request self, Failure* failure):
+    """What is wrong about the number of values."""
+    shape = sent_shape(self, failure.input)
+    if self.blame.nested:
+        more = "more" if failure.reason == SHAPE_MANY else "fewer"
+        return f"{element_path(self, failure)} has {more} elements than shape {shape} takes"
+    return f"data has {self.blame.have} values, shape {shape} takes {math.prod(shape)}"
 
 
 cdef str described(str text):
@@ -250,7 +270,8 @@ cdef str record_place(Request self, Failure* failure):
     if failure.input < 0:
         return f"$.records[{failure.index}]"
     name = self.signature.inputs[failure.input].name
-    return f"$.records[{failure.index}]" + (f".{name}" if name.isidentifier() else f"[{json.dumps(name)}]")
+    field = f".{name}" if name.isidentifier() else f"[{json.dumps(name, ensure_ascii=False)}]"
+    return f"$.records[{failure.index}]{field}{nested_path(self, failure.input, self.blame.element)}"
 
 
 cdef str element(Request self, Failure* failure):
@@ -261,18 +282,25 @@ cdef str element(Request self, Failure* failure):
 
 
 cdef str element_path(Request self, Failure* failure):
-    """data[17], or data[2][3] where the data are nested; the whole array where its length is at fault."""
-    cdef Part* part = &self.parts[failure.input]
-    cdef Py_ssize_t index = failure.index
-    cdef int axis
-    cdef list path = []
-    if part.binary_size >= 0:
+    """data[17], or data[2][3] where the data are nested; the array at fault where its length is."""
+    if self.parts[failure.input].binary_size >= 0:
         return "data"
+    path = nested_path(self, failure.input, failure.index)
+    if failure.fault == BAD_VALUE:
+        return "data" + path
+    return "data" + "".join(re.findall(r"\[\d+\]", path)[:self.blame.axis] if self.blame.nested else "")
+
+
+cdef str nested_path(Request self, Py_ssize_t i, Py_ssize_t index):
+    """[17], or [2][3] where the data are nested."""
+    cdef Part* part = &self.parts[i]
+    cdef int axis
+    if index < 0:
+        return ""
     if not self.blame.nested:
-        return f"data[{index}]" if failure.fault == BAD_VALUE else "data"
+        return f"[{index}]"
+    path = ""
     for axis in range(part.rank - 1, -1, -1):
-        path.append(index % part.shape[axis] if part.shape[axis] else 0)
+        path = f"[{index % part.shape[axis] if part.shape[axis] else 0}]{path}"
         index //= max(part.shape[axis], 1)
-    path.reverse()
-    length = part.rank if failure.fault == BAD_VALUE else self.blame.axis
-    return "data" + "".join(f"[{k}]" for k in path[:length])
+    return path

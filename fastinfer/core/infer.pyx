@@ -267,10 +267,9 @@ cdef class Endpoint:
             raise ticket.request.error(&failure)
         ticket.rows = ticket.request.rows
         self.batcher.admit(ticket.rows, size)
-        if ticket.request.rows == 0:
-            return self.finish_empty(ticket)
-        if ticket.request.rows <= self.batcher.max_batch_size:
+        if 0 < ticket.request.rows <= self.batcher.max_batch_size:
             return self.submit_direct(ticket, size)
+        # No rows are decoded all the same: what stands in the place of rows may be wrong.
         decoded = Decoded()
         decoded.request = ticket.request
         self.fill_own(decoded)

@@ -8,6 +8,8 @@ cdef enum:
     MAX_DEPTH = 100             # arrays and objects inside each other
     MAX_KEYS = 1 << 20          # members of the objects that are open at a time; bounds the memory a body can claim
     FEW_KEYS = 8                # up to here every pair is compared
+    KEPT_KEYS = 4096
+    KEPT_SCRATCH = 65536        # bytes
     BLOCK = 64                  # bytes that are searched at a time
 
 cdef enum:  # Failure.reason of BAD_JSON
@@ -42,6 +44,15 @@ cdef inline bint is_plain_word(uint64_t word) noexcept nogil:
 
 cdef inline bint is_plain(char c) noexcept nogil:
     return <uint8_t>(c - 32) < 96 and c != c'"' and c != c'\\'
+
+
+cdef bint is_plain_text(const char* text, Py_ssize_t size) noexcept nogil:
+    """Whether JSON may write the text as it is."""
+    cdef Py_ssize_t i
+    for i in range(size):
+        if is_ascii(text[i]) and not is_plain(text[i]):
+            return False
+    return True
 
 
 cdef inline const char* skip_plain(const char* p, const char* end) noexcept nogil:
@@ -437,8 +448,15 @@ cdef bint check_document(Json* json, Failure* failure) noexcept nogil:
 
 
 cdef void json_reset(Json* json) noexcept nogil:
+    """Ready for the next pass or document; what an unusual one needed is given back."""
     json.n_keys = 0
     json.scratch_used = 0
+    if json.key_capacity > KEPT_KEYS or json.scratch_capacity > KEPT_SCRATCH:
+        free(json.keys)
+        free(json.scratch)
+        json.keys = NULL
+        json.scratch = NULL
+        json.key_capacity = json.scratch_capacity = 0
 
 
 cdef void json_free(Json* json) noexcept nogil:
@@ -491,6 +509,28 @@ cdef const char* find_end(const Json* json, const char* p, Py_ssize_t* objects) 
                 if depth == 0:
                     return p
     return NULL
+
+
+cdef int64_t count_scalars(const char* p, const char* end) noexcept nogil:
+    """The strings, numbers and literals of valid JSON without objects."""
+    cdef int64_t count = 0
+    while p < end:
+        if p[0] == c'"':
+            count += 1
+            p = find_quote(p + 1, end)
+            if p == NULL:
+                break
+        elif is_separator(p[0]):
+            p += 1
+        else:
+            count += 1
+            while p < end and not is_separator(p[0]):
+                p += 1
+    return count
+
+
+cdef inline bint is_separator(char c) noexcept nogil:
+    return c == c',' or c == c'[' or c == c']' or c == c' ' or c == c'\n' or c == c'\r' or c == c'\t'
 
 
 cdef inline const char* find_quote(const char* p, const char* end) noexcept nogil:

@@ -25,11 +25,15 @@ cdef extern from *:
     template <typename T> static inline char* to_text(char* first, char* last, T value) {
         return std::to_chars(first, last, value).ptr;
     }
+    template <typename T> static inline char* to_scientific(char* first, char* last, T value) {
+        return std::to_chars(first, last, value, std::chars_format::scientific).ptr;
+    }
     template <typename T> static inline bool is_finite(T value) { return std::isfinite(value); }
     }
     """
     bint from_text "fastinfer::from_text"(const char* first, const char* last, double* value) noexcept nogil
     char* to_text "fastinfer::to_text"[T](char* first, char* last, T value) noexcept nogil
+    char* to_scientific "fastinfer::to_scientific"[T](char* first, char* last, T value) noexcept nogil
     bint is_finite "fastinfer::is_finite"[T](T value) noexcept nogil
     const uint64_t ASCII_ZEROS "fastinfer::ASCII_ZEROS"
     const uint64_t ABOVE_NINE "fastinfer::ABOVE_NINE"
@@ -192,6 +196,8 @@ cdef inline char* write_real(char* out, real_t value) noexcept nogil:
     """
     cdef char* end
     cdef char* p
+    cdef char[NUMBER_SIZE] other
+    cdef Py_ssize_t size
     if not is_finite(value):
         memcpy(out, b"null", 4)
         return out + 4
@@ -201,6 +207,11 @@ cdef inline char* write_real(char* out, real_t value) noexcept nogil:
         if p[0] == c'.' or p[0] == c'e':
             return end
         p += 1
+    if end - out > 6:  # digits only: 100089700352.0 is longer than 1.000897e+11
+        size = to_scientific(<char*>other, <char*>other + NUMBER_SIZE, value) - <char*>other
+        if size < end + 2 - out:
+            memcpy(out, <char*>other, size)
+            return out + size
     memcpy(end, b".0", 2)
     return end + 2
 

@@ -167,7 +167,7 @@ cdef bint measure_value(Request self, int i, const char* p, Failure* failure) no
         fixed &= part.shape[axis] >= 0
     if rank == 1 and part.rank > 1 and fixed:
         return True  # flat
-    if rank == part.rank - 1 and not self.signature.batched and (part.shape[0] == 1 or part.shape[0] == -1):
+    if not self.signature.batched and 0 <= rank == part.rank - 1 and (part.shape[0] == 1 or part.shape[0] == -1):
         first = 1
     if rank != part.rank - first and not (fixed and rank == 0):
         return fail(failure, BAD_RECORD, RECORD_SHAPE, p - self.json.begin, i, 0)
@@ -210,11 +210,13 @@ cdef bint fill_records(Request self, Rows target, Py_ssize_t start, Failure* fai
     cdef bint more = p >= json.end or p[0] != c']'
     cdef Elements elements
     cdef Py_ssize_t row = 0
+    cdef bint texts = False
     cdef int i
-    if not target.arena_reserve(<size_t>(self.payload_end - self.payload)):
-        return fail(failure, NO_MEMORY, 0, -1, -1, -1)
     for i in range(self.signature.n_inputs):
         self.stamps[i] = 0
+        texts |= self.signature.input_info[i].datatype == DT_BYTES
+    if texts and not target.arena_reserve(<size_t>(self.payload_end - self.payload)):
+        return fail(failure, NO_MEMORY, 0, -1, -1, -1)
     elements.json = json
     elements.arena = target.arena.data
     elements.text = target.arena.data + target.arena_size
@@ -280,7 +282,7 @@ cdef inline const char* find_column(Request self, const char* p, int count, Py_s
     if count < self.signature.n_inputs:
         i = self.columns[count]
         info = &self.signature.input_info[i]
-        if (self.plain[i] and self.stamps[i] != row + 1 and json.end - p >= info.name_size + 2 and p[0] == c'"'
+        if (info.plain and self.stamps[i] != row + 1 and json.end - p >= info.name_size + 2 and p[0] == c'"'
                 and p[info.name_size + 1] == c'"' and memcmp(p + 1, info.name, info.name_size) == 0):
             column[0] = i
             return skip_colon(json, p + info.name_size + 2, failure)
@@ -314,16 +316,22 @@ cdef inline const char* fill_value(Request self, int i, const char* p, Py_ssize_
             fail(failure, BAD_RECORD, RECORD_VALUE, p - self.json.begin, i, row)
             return NULL
         return after
-    if p >= self.json.end or p[0] != c'[' or part.rank == 0 or elements.info.column:
+    if p >= self.json.end or part.rank == 0 or elements.info.column:
         fail(failure, BAD_RECORD, RECORD_VALUE, p - self.json.begin, i, row)
+        return NULL
+    if p[0] != c'[':
+        fail(failure, BAD_RECORD, RECORD_SHAPE, p - self.json.begin, i, row)
         return NULL
     for axis in range(part.rank):
         count *= part.shape[axis]
     elements.index = 0
     after = read_array(elements, p, part.rank, part.shape, count)
-    if after == NULL:
-        fail(failure, BAD_RECORD, RECORD_SHAPE if elements.fault == BAD_SHAPE else RECORD_VALUE,
-             elements.at - self.json.begin, i, row)
+    if after == NULL and elements.fault == BAD_VALUE:
+        self.blame.element = elements.index
+        self.blame.nested = elements.axis >= 0
+        fail(failure, BAD_RECORD, RECORD_VALUE, elements.at - self.json.begin, i, row)
+    elif after == NULL:
+        fail(failure, BAD_RECORD, RECORD_SHAPE, elements.at - self.json.begin, i, row)
     return after
 
 

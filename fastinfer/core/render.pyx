@@ -1,6 +1,7 @@
 # One output's elements as JSON text.
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.ref cimport PyObject
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -34,14 +35,13 @@ cdef bint open_view(View* view, cnp.ndarray array, TensorInfo* info, bint batche
     """
     cdef int axis
     cdef int rank = cnp.PyArray_NDIM(array)
-    name = info.name[:info.name_size].decode()
     if not (cnp.PyArray_EquivTypenums(cnp.PyArray_TYPE(array), NUMPY_TYPES[<int>info.datatype])
             and cnp.PyArray_IS_C_CONTIGUOUS(array)):
-        raise RuntimeFailedError(f"the model's output '{name}' is not the {DATATYPES[<int>info.datatype]} array "
-                                 f"that it declares")
+        raise RuntimeFailedError(f"the model's output '{info.name[:info.name_size].decode()}' is not the "
+                                 f"{DATATYPES[<int>info.datatype]} array that it declares")
     if batched and (rank == 0 or start < 0 or rows < 0 or cnp.PyArray_DIM(array, 0) - start < rows):
-        raise RuntimeFailedError(f"the model's output '{name}' has shape {list(np.shape(array))}, "
-                                 f"{start + rows} rows are needed")
+        raise RuntimeFailedError(f"the model's output '{info.name[:info.name_size].decode()}' has shape "
+                                 f"{list(np.shape(array))}, {start + rows} rows are needed")
     memset(view, 0, sizeof(View))
     view.datatype = info.datatype
     view.rank = rank
@@ -127,7 +127,7 @@ cdef bint prepare_texts(View* view, str name, bint binary) except False:
     if view.ends == NULL:
         raise MemoryError
     for k in range(view.count):
-        element = (<cnp.PyObject**>view.data)[k] != NULL and <object>(<cnp.PyObject**>view.data)[k] or b""
+        element = <object>(<PyObject**>view.data)[k]
         if isinstance(element, str):
             try:
                 data = PyUnicode_AsUTF8AndSize(element, &size)

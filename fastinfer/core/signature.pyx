@@ -153,6 +153,7 @@ cdef TensorInfo* compile_tensors(tuple tensors, NameTable names, bint batched) e
             infos[i].rank = len(tensor.shape)
             infos[i].nullable = tensor.nullable
             infos[i].column = tensor.column
+            infos[i].plain = is_plain_text(names.data[i], names.sizes[i])
             for axis, dim in enumerate(tensor.shape):
                 if dim < -1:
                     raise ConfigurationError(f"tensor {tensor.name!r}: dimension {dim}")

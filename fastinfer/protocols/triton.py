@@ -1,0 +1,136 @@
+"""Triton's extensions that its clients call: statistics, configuration, repository; and what is off.
+
+Sources: triton-inference-server/server `docs/protocol/*.md`, `src/http_server.cc`. Where a part is off, the answer is
+the one Triton gives when it is off there, so that a client's start-up and clean-up calls go through.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastinfer.errors import InvalidRequestError, NotFoundError, UnavailableError, UnsupportedError
+
+if TYPE_CHECKING:
+    from starlette.routing import Route
+
+    from fastinfer.protocols.exchange import Exchange
+    from fastinfer.protocols.router import Router
+
+TRACE = {
+    "trace_level": ["OFF"], "trace_rate": "1000", "trace_count": "-1", "log_frequency": "0", "trace_file": "",
+    "trace_mode": "triton",
+}  # fmt: skip
+LEVELS = {"debug": 0, "info": 0, "warning": 1, "error": 2, "critical": 3}
+
+
+def routes(router: Router) -> list[Route]:
+    """The extensions' routes. They stand before the metadata's, which take any name."""
+    model, repository, memory = "/v2/models/{name}", "/v2/repository", "/v2/{kind}sharedmemory"
+    versioned = model + "/versions/{version}"
+    result = [router.route("/v2/models/stats", all_statistics)]
+    for prefix in (model, versioned):
+        result.append(router.route(prefix + "/stats", statistics))
+        result.append(router.route(prefix + "/config", configuration))
+    for prefix in (repository, repository + "/{repository}"):
+        result.append(router.route(prefix + "/index", index, "POST"))
+        result.append(router.route(prefix + "/models/{name}/load", load_or_unload, "POST"))
+        result.append(router.route(prefix + "/models/{name}/unload", load_or_unload, "POST"))
+    result += [
+        router.route("/v2/trace/setting", trace, "GET", "HEAD", "POST"),
+        router.route(model + "/trace/setting", trace, "GET", "HEAD", "POST"),
+        router.route("/v2/logging", logging_settings, "GET", "HEAD", "POST"),
+    ]
+    for prefix in (memory, memory + "/region/{region}"):
+        result.append(router.route(prefix + "/status", memory_status))
+        result.append(router.route(prefix + "/unregister", memory_unregister, "POST"))
+    result.append(router.route(memory + "/region/{region}/register", memory_register, "POST"))
+    return result
+
+
+async def all_statistics(exchange: Exchange) -> None:
+    await exchange.service.prepare()
+    models = exchange.service.registry.models()
+    await exchange.json(200, {"model_stats": [model.statistics() for model in models]})
+
+
+async def statistics(exchange: Exchange) -> None:
+    """Of one version, or of each loaded one where the path names none."""
+    service, path = exchange.service, exchange.path
+    model = await service.model(path["name"], path.get("version"))
+    models = [model]
+    if "version" not in path:
+        models = [each for each in service.registry.models() if each.name == model.name]
+    await exchange.json(200, {"model_stats": [each.statistics() for each in models]})
+
+
+async def configuration(exchange: Exchange) -> None:
+    model = await exchange.service.model(exchange.path["name"], exchange.path.get("version"))
+    await exchange.json(200, model.configuration())
+
+
+async def index(exchange: Exchange) -> None:
+    """Every model that was found, loaded or not; with {"ready": true} only those that are ready."""
+    wanted = await exchange.json_body()
+    if wanted is not None and not isinstance(wanted, dict):
+        raise InvalidRequestError("the body must be an object", "$")
+    only_ready = (wanted or {}).get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise InvalidRequestError("ready must be true or false", "$.ready")
+    await exchange.service.prepare()
+    await exchange.json(200, exchange.service.registry.index(only_ready))
+
+
+async def load_or_unload(exchange: Exchange) -> None:
+    """Triton's words and its status, 503, of a server without model control."""
+    await exchange.body()
+    raise UnavailableError("explicit model load / unload is not allowed if polling is enabled")
+
+
+async def trace(exchange: Exchange) -> None:
+    if exchange.path.get("name") is not None:
+        await exchange.service.model(exchange.path["name"], None)
+    if exchange.scope["method"] == "POST":
+        await exchange.body()
+        raise UnsupportedError("tracing is not supported")
+    await exchange.json(200, TRACE)
+
+
+async def logging_settings(exchange: Exchange) -> None:
+    """What log_level and log_format say; they cannot be changed while the server runs."""
+    if exchange.scope["method"] == "POST":
+        await exchange.body()
+        raise UnsupportedError("log settings cannot be changed while the server runs")
+    settings = exchange.service.settings
+    level = LEVELS[settings.log_level]
+    await exchange.json(200, {
+        "log_file": "", "log_info": level <= 0, "log_warning": level <= 1, "log_error": level <= 2,
+        "log_verbose_level": int(settings.log_level == "debug"), "log_format": "default",
+    })  # fmt: skip
+
+
+async def memory_status(exchange: Exchange) -> None:
+    """No region is ever registered."""
+    _kind(exchange)
+    if "region" in exchange.path:
+        raise NotFoundError(f"Unable to find {_kind(exchange)} shared memory region: '{exchange.path['region']}'")
+    await exchange.json(200, [])
+
+
+async def memory_unregister(exchange: Exchange) -> None:
+    """Nothing to forget, which is no error: clients clean up before they start."""
+    _kind(exchange)
+    await exchange.body()
+    await exchange.respond(200, b"")
+
+
+async def memory_register(exchange: Exchange) -> None:
+    kind = _kind(exchange)
+    await exchange.body()
+    raise UnsupportedError(f"{kind} shared memory is not supported")
+
+
+def _kind(exchange: Exchange) -> str:
+    kind = exchange.path["kind"]
+    if kind not in ("system", "cuda"):
+        raise NotFoundError("no such path; GET / lists what is served")
+    return kind

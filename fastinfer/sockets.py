@@ -1,0 +1,136 @@
+"""Binding what the server listens on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastinfer.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fastinfer.settings import Settings
+
+BACKLOG = 2048
+# Whoever may enter the socket's folder may connect, as with a port on loopback: the folder is the lock.
+UNIX_MODE = 0o666
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """What a server listens on.
+
+    Attributes:
+        sockets: bound and listening.
+        url: where a client on this machine asks.
+        file: the Unix socket's path, or None.
+        inode: of that file as it was made.
+    """
+
+    sockets: list[socket.socket]
+    url: str
+    file: Path | None = None
+    inode: int = 0
+
+    def release(self) -> None:
+        """Close the sockets, and remove the Unix socket's file unless a successor has put its own there."""
+        for each in self.sockets:
+            each.close()
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                if self.file.stat().st_ino == self.inode:
+                    self.file.unlink()
+
+
+def bind(settings: Settings) -> Listeners:
+    """Listen on the settings' `uds`, or on `host` and `port`.
+
+    Raises:
+        ConfigurationError: it is in use, not allowed, or no address of this machine.
+    """
+    if settings.uds is not None:
+        listener = _bind_unix(settings.uds)
+        return Listeners([listener], "http://localhost", settings.uds, settings.uds.stat().st_ino)
+    listeners = _bind_tcp(settings.host, settings.port)
+    host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "localhost"  # noqa: S104 - compared
+    port = listeners[0].getsockname()[1]
+    return Listeners(listeners, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+
+def _bind_tcp(host: str, port: int) -> list[socket.socket]:
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigurationError(f"--host {host}: no such address ({getattr(error, 'strerror', error)}).") from error
+    sockets: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        try:
+            listener = socket.socket(family, kind, protocol)
+        except OSError:
+            continue  # a machine without IPv6
+        sockets.append(listener)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Port 0 is drawn once, for every address of the host.
+            listener.bind((address[0], sockets[0].getsockname()[1] or port, *address[2:]))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL and len(sockets) > 1:
+                sockets.pop().close()  # "localhost" names ::1 on machines where IPv6 is off
+                continue
+            for each in sockets:
+                each.close()
+            raise ConfigurationError(_why_not(error, host, port)) from error
+    if not sockets:
+        raise ConfigurationError(f"--host {host}: this machine has no such address.")
+    return sockets
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host or 'this machine'} is in use. Choose another with --port, or 0 for a free one."
+    if error.errno == errno.EACCES:
+        return f"port {port} needs a privilege that this user lacks. Choose one from 1024 up with --port."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host}: this machine has no such address."
+    return f"cannot listen on {host}:{port}: {error.strerror}."
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        listener.bind(str(path))
+        path.chmod(UNIX_MODE)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on --uds {path}: {error.strerror or error}.") from error
+    except ConfigurationError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """A server that was killed leaves its file behind; one that answers, or another kind of file, is left alone."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"--uds {path} exists and is not a socket.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        else:
+            raise ConfigurationError(f"--uds {path} is in use by another server.")

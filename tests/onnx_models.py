@@ -1,0 +1,114 @@
+"""Small ONNX models, each with one property that a test is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper, save_model
+
+ONNX_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BF16": TensorProto.BFLOAT16,
+    "BYTES": TensorProto.STRING,
+}
+Dims = list[int | str]
+WEIGHTS = np.array([[0.5, -1.0, 0.25], [1.5, 0.75, -0.5], [-0.25, 2.0, 1.0], [0.125, 0.375, -1.25]], dtype=np.float32)
+BIAS = np.array([0.5, -0.25, 0.125], dtype=np.float32)
+TABLE = np.array([10.0, 20.0, 30.0, 40.0], dtype=np.float32)
+
+
+def value(name: str, datatype: str, dims: Dims) -> Any:
+    return helper.make_tensor_value_info(name, ONNX_TYPES[datatype], dims)
+
+
+def write(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], **constants: Any) -> Path:
+    """A model file with these nodes; `constants` are its initializers."""
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, initializers)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+def identity(path: Path, datatype: str, dims: Dims | None = None) -> Path:
+    """y = x, of any datatype; [n, 2] unless `dims` says otherwise."""
+    dims = dims or ["n", 2]
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return write(path, [node], [value("x", datatype, dims)], [value("y", datatype, dims)])
+
+
+def affine(path: Path) -> Path:
+    """y = x @ WEIGHTS + BIAS: FP32 [n, 4] to [n, 3]."""
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"])
+    return write(path, [node], [value("x", "FP32", ["n", 4])], [value("y", "FP32", ["n", 3])], w=WEIGHTS, b=BIAS)
+
+
+def two_inputs(path: Path) -> Path:
+    """total = a + b and difference = a - b: FP32 [n, 2] each."""
+    nodes = [helper.make_node("Add", ["a", "b"], ["total"]), helper.make_node("Sub", ["a", "b"], ["difference"])]
+    names = ["a", "b"], ["total", "difference"]
+    inputs, outputs = ([value(name, "FP32", ["n", 2]) for name in group] for group in names)
+    return write(path, nodes, inputs, outputs)
+
+
+def classifier(path: Path) -> Path:
+    """label (INT64 [n]) and probabilities (FP32 [n, 3]) of an affine model."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
+    ]
+    outputs = [value("label", "INT64", ["n"]), value("probabilities", "FP32", ["n", 3])]
+    return write(path, nodes, [value("x", "FP32", ["n", 4])], outputs, w=WEIGHTS, b=BIAS)
+
+
+def fixed_batch(path: Path) -> Path:
+    """y = -x, FP32 [2, 3] and nothing else: it cannot be batched."""
+    return write(
+        path, [helper.make_node("Neg", ["x"], ["y"])], [value("x", "FP32", [2, 3])], [value("y", "FP32", [2, 3])]
+    )
+
+
+def picky(path: Path) -> Path:
+    """y = TABLE[i]: INT64 [n] to FP32 [n]; a run with any i outside -4..3 fails."""
+    node = helper.make_node("Gather", ["table", "i"], ["y"], axis=0)
+    return write(path, [node], [value("i", "INT64", ["n"])], [value("y", "FP32", ["n"])], table=TABLE)
+
+
+def slow(path: Path) -> Path:
+    """y = steps, after about as many milliseconds: INT64 [1] to INT64 [1]."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("MatMul", ["m", "matrix"], ["product"]),
+            helper.make_node("Tanh", ["product"], ["m_out"]),
+        ],
+        "body",
+        [value("step", "INT64", []), value("go", "BOOL", []), value("m", "FP32", [256, 256])],
+        [value("go_on", "BOOL", []), value("m_out", "FP32", [256, 256])],
+    )
+    nodes = [
+        helper.make_node("Squeeze", ["steps"], ["trips"]),
+        helper.make_node("Loop", ["trips", "yes", "matrix"], ["last"], body=body),
+        # Uses the loop's result, so that no optimiser drops the loop.
+        helper.make_node("ReduceMin", ["last"], ["least"], keepdims=0),
+        helper.make_node("Cast", ["least"], ["least_int"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["least_int", "zero"], ["nothing"]),
+        helper.make_node("Add", ["steps", "nothing"], ["y"]),
+    ]
+    matrix = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32) / 16
+    constants = {"matrix": matrix, "yes": np.array(True), "zero": np.array(0, dtype=np.int64)}
+    return write(path, nodes, [value("steps", "INT64", [1])], [value("y", "INT64", [1])], **constants)
