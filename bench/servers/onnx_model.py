@@ -7,7 +7,7 @@ import onnxruntime
 
 PATH = os.environ["BENCH_MODEL"]
 NAME = os.environ["BENCH_MODEL_NAME"]
-DATATYPES = {"float32": "FP32", "int64": "INT64"}
+DATATYPES = {"tensor(float)": "FP32", "tensor(int64)": "INT64"}
 
 
 def session() -> onnxruntime.InferenceSession:
@@ -21,6 +21,7 @@ def session() -> onnxruntime.InferenceSession:
 SESSION = session()
 INPUT = SESSION.get_inputs()[0].name
 OUTPUTS = [output.name for output in SESSION.get_outputs()]
+DECLARED = [(output.name, DATATYPES[output.type]) for output in SESSION.get_outputs()]
 
 
 def run(array: np.ndarray) -> list[np.ndarray]:
@@ -39,8 +40,7 @@ def answer(arrays: list[np.ndarray]) -> dict:
         "model_name": NAME,
         "model_version": "1",
         "outputs": [
-            {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": list(array.shape),
-             "data": array.ravel().tolist()}
-            for name, array in zip(OUTPUTS, arrays, strict=True)
+            {"name": name, "datatype": datatype, "shape": array.shape, "data": array.ravel().tolist()}
+            for (name, datatype), array in zip(DECLARED, arrays, strict=True)
         ],
     }

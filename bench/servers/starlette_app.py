@@ -1,7 +1,7 @@
 """Starlette with orjson and onnxruntime: what a careful team writes by hand. Run by uvicorn and by granian."""
 
 import orjson
-from onnx_model import DATATYPES, INPUT, NAME, OUTPUTS, SESSION, answer, decode, run
+from onnx_model import DECLARED, INPUT, NAME, SESSION, answer, decode, run
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,13 +14,12 @@ async def infer(request: Request) -> Response:
 
 
 async def metadata(request: Request) -> Response:
-    return Response(orjson.dumps({
-        "name": NAME, "versions": ["1"], "platform": "onnxruntime_onnx",
-        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *SESSION.get_inputs()[0].shape[1:]]}],
-        "outputs": [{"name": name, "datatype": DATATYPES[output.type[7:-1].replace("float", "float32")],
-                     "shape": [-1, *output.shape[1:]]}
-                    for name, output in zip(OUTPUTS, SESSION.get_outputs(), strict=True)],
-    }), media_type="application/json")
+    """Enough for a load generator to build its rows."""
+    outputs = [{"name": name, "datatype": datatype, "shape": [-1, *output.shape[1:]]}
+               for (name, datatype), output in zip(DECLARED, SESSION.get_outputs(), strict=True)]
+    inputs = [{"name": INPUT, "datatype": "FP32", "shape": [-1, *SESSION.get_inputs()[0].shape[1:]]}]
+    return Response(orjson.dumps({"name": NAME, "versions": ["1"], "inputs": inputs, "outputs": outputs}),
+                    media_type="application/json")
 
 
 async def ready(request: Request) -> Response:
