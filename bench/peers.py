@@ -45,7 +45,7 @@ class Peer:
 
 PEERS: dict[str, Peer] = {
     "fastinfer": Peer(
-        ("{python}", "-m", "fastinfer", "serve", "{path}", "--name", "{model}", "--host", "127.0.0.1",
+        ("{python}", "-P", "-m", "fastinfer", "serve", "{path}", "--name", "{model}", "--host", "127.0.0.1",
          "--port", "{port}", "--log-level", "warning"),
         note="defaults",
     ),

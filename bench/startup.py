@@ -3,8 +3,8 @@
     python bench/startup.py .demo/models --python .venv/bin/python
 
 Time runs from just before exec to the first answered infer request, tried every millisecond from another core. The
-first start is not counted: it writes the byte code that every later one reads. The request is the model's own example
-in the metadata, or values made from it.
+first start is not counted: it writes the byte code that every later one reads. The request holds values like
+those of the model's own example.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Probe:
             self.model = json.loads(urllib.request.urlopen(request, timeout=5).read())[0]["name"]
         metadata = json.loads(urllib.request.urlopen(f"{base}/v2/models/{self.model}", timeout=5).read())
         inputs = payloads.tensors(metadata)
-        rows = payloads.generated_rows(inputs, payloads.example(metadata), count=1)
+        openapi = json.loads(urllib.request.urlopen(f"{base}/openapi.json", timeout=5).read())
+        rows = payloads.generated_rows(inputs, payloads.hints(metadata, openapi), count=1)
         self.body = payloads.oip_json(self.model, inputs, rows)
 
     def answered(self, port: int) -> bool:
@@ -89,7 +90,7 @@ def ready(port: int) -> bool:
 def start(options: argparse.Namespace, probe: Probe, cores: Cores, log: Path, *flags: str) -> Start:
     """Start, wait for the first answer, measure, stop."""
     port = free_port()
-    command = [options.python, *flags, "-m", "fastinfer", "serve", options.path, "--host", "127.0.0.1",
+    command = [options.python, *flags, "-P", "-m", "fastinfer", "serve", options.path, "--host", "127.0.0.1",
                "--port", str(port)]
     environ = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
     with pinned(cores.client):

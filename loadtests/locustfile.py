@@ -138,6 +138,13 @@ class Server:
         except ValueError as error:
             raise payloads.PayloadError(f"{path}: {error}") from None
 
+    def openapi(self) -> Any:
+        """The server's own description of itself, None where it has none."""
+        try:
+            return self.document("/openapi.json")
+        except payloads.PayloadError:
+            return None
+
     def only_model(self) -> str:
         path = "/v2/repository/index"
         index = self.document(path, payloads.Body(path, b"{}", {"Content-Type": "application/json"}))
@@ -159,7 +166,7 @@ def prepare(environment: Any) -> list[type[InferenceUser]]:
     metadata = server.document(payloads.infer_path(model).removesuffix("/infer"))
     inputs = payloads.tensors(metadata)
     rows = (payloads.read_rows(Path(options.payload)) if options.payload
-            else payloads.generated_rows(inputs, payloads.example(metadata)))
+            else payloads.generated_rows(inputs, payloads.hints(metadata, server.openapi())))
     kept, refusals = [], []
     for user, encode in ENCODERS.items():
         try:

@@ -36,6 +36,13 @@ class Tensor(NamedTuple):
     batched: bool
 
 
+class Hints(NamedTuple):
+    """What a server told about a row: one that it answers, and the values that some inputs take."""
+
+    example: dict[str, Any]
+    known: dict[str, list[Any]]
+
+
 class Body(NamedTuple):
     path: str
     data: bytes
@@ -72,12 +79,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def generated_rows(inputs: list[Tensor], example: dict[str, Any] | None, *, count: int = ROWS,
-                   seed: int = 1) -> list[dict[str, Any]]:
-    """Rows that differ: numbers around the example's, texts of the example itself, random values without one."""
+def generated_rows(inputs: list[Tensor], hints: Hints, *, count: int = ROWS, seed: int = 1) -> list[dict[str, Any]]:
+    """Rows that differ: known values drawn at random, numbers around the example's, random ones without either."""
     source = random.Random(seed)
-    return [{tensor.name: vary(tensor, (example or {}).get(tensor.name), source) for tensor in inputs}
-            for _ in range(count)]
+    return [{tensor.name: drawn(tensor, hints, source) for tensor in inputs} for _ in range(count)]
+
+
+def drawn(tensor: Tensor, hints: Hints, source: random.Random) -> Any:
+    known = hints.known.get(tensor.name)
+    return source.choice(known) if known else vary(tensor, hints.example.get(tensor.name), source)
 
 
 def vary(tensor: Tensor, like: Any, source: random.Random) -> Any:
@@ -205,10 +215,32 @@ def bodies(encode: Any, model: str, inputs: list[Tensor], rows: list[dict[str, A
     return [encode(model, inputs, chosen) for chosen in taken]
 
 
-def example(metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """The example record that a server may give in the model's properties, as JSON text."""
-    try:
-        record = json.loads(metadata.get("properties", {}).get("example", "null"))
-    except (ValueError, TypeError):
-        return None
-    return record if isinstance(record, dict) else None
+
+def hints(metadata: dict[str, Any], openapi: Any) -> Hints:
+    """What the server says of a row: its OpenAPI document, where it has one, else the example in the properties.
+
+    The document is read as fastinfer writes it: an example of the ``:predict`` request, and ``x-known-values`` in the
+    schema of a record. Whatever is missing or of another form is left out.
+    """
+    name = metadata.get("name")
+    record = member(openapi, "paths", f"/v1/models/{name}:predict", "post", "requestBody", "content",
+                    "application/json", "example", "records", 0)
+    if not isinstance(record, dict):
+        try:
+            record = json.loads(member(metadata, "properties", "example"))
+        except (ValueError, TypeError):
+            record = {}
+    fields = member(openapi, "components", "schemas", f"{name}-record", "properties")
+    known = {field: values for field, schema in (fields.items() if isinstance(fields, dict) else ())
+             if isinstance(values := member(schema, "x-known-values"), list) and values}
+    return Hints(record if isinstance(record, dict) else {}, known)
+
+
+def member(document: Any, *path: str | int) -> Any:
+    """The value at a path of a JSON document, None where there is none."""
+    for step in path:
+        try:
+            document = document[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return document

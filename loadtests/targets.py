@@ -70,11 +70,13 @@ class Validity:
     """What the generator may show before its measurements say more about itself than about the server.
 
     Attributes:
-        generator_cpu: share of its core, with what it waited for it while others ran there.
+        generator_cpu: share of its core that it used or waited for.
+        waited: share of the time in which either side could run and others had its core.
         lag_p99_ms: how late it may send, 99 times in 100.
     """
 
     generator_cpu: float = 0.9
+    waited: float = 0.3
     lag_p99_ms: float = 25.0
 
 
@@ -177,19 +179,27 @@ def read_targets(path: Path, given: Any) -> Iterable[Target]:
             yield Target(users, name, number(path, limit, place + name))
 
 
-def judge(targets: Targets, recording: Recording, capacity: float | None) -> Judgement:
-    """Compare a recording with its targets; ``capacity`` is in requests a second, None where it was not measured."""
+def judge(targets: Targets, recording: Recording, capacity: float | None, *, server_waited: float = 0.0) -> Judgement:
+    """Compare a recording with its targets.
+
+    Args:
+        capacity: requests a second, None where it was not measured.
+        server_waited: share of the time in which the server could run and others had its core, where it is known.
+    """
     lines = tuple(judge_one(target, recording, capacity) for target in targets.targets)
-    return Judgement(lines, tuple(faults(targets.validity, recording)))
+    return Judgement(lines, tuple(faults(targets.validity, recording, server_waited)))
 
 
-def faults(validity: Validity, recording: Recording) -> Iterable[str]:
+def faults(validity: Validity, recording: Recording, server_waited: float) -> Iterable[str]:
     if not recording.all().requests:
         yield "no request was finished in the measured window"
     used, waited = recording.generator_cpu, recording.generator_waited
     if used + waited > validity.generator_cpu:
         yield (f"the generator used {used:.0%} of its core and waited {waited:.0%} of the time for it, together above "
                f"{validity.generator_cpu:.0%}: it measured itself")
+    for side, share in (("generator", waited), ("server", server_waited)):
+        if share > validity.waited:
+            yield f"others had the {side}'s core for {share:.0%} of the time, above {validity.waited:.0%}"
     lag = recording.lag.percentile(99)
     if lag > validity.lag_p99_ms:
         yield f"the generator sent {lag:.1f} ms late at p99, above {validity.lag_p99_ms:g} ms: the machine is too busy"

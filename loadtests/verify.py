@@ -106,7 +106,7 @@ class Server:
 def started(options: argparse.Namespace, results: Path, core: int | None) -> Iterator[Server]:
     """A fastinfer server on the repository; stopped, and killed if it does not stop, on the way out."""
     port, log = free_port(), results / "server.log"
-    command = [options.python_server, "-m", "fastinfer", "serve", options.model_repository, "--host", "127.0.0.1",
+    command = [options.python_server, "-P", "-m", "fastinfer", "serve", options.model_repository, "--host", "127.0.0.1",
                "--port", str(port)]
     with log.open("wb") as output, pinned(core):
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -196,7 +196,8 @@ def judge_steady(generator: Generator, server: Server, targets: Targets, capacit
     for name, share in cores.items():
         print(f"{name}: used {share.ran:.0%} of its core, waited for it {share.waited:.0%} of the time")
     print(f"schedule: the generator sent {recording.lag.percentile(99):.2f} ms late at p99\n")
-    judgement = judge(targets, recording, capacity)
+    waited = cores["server"].waited if "server" in cores else 0.0
+    judgement = judge(targets, recording, capacity, server_waited=waited)
     print(table(judgement) + reasons(recording) + "\n")
     return judgement
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import signal
 import struct
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx_models
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-LOADTESTS = Path(__file__).resolve().parent.parent / "loadtests"
+ROOT = Path(__file__).resolve().parent.parent
+LOADTESTS = ROOT / "loadtests"
 sys.path.insert(0, str(LOADTESTS))
 
 import payloads  # noqa: E402
@@ -205,6 +212,13 @@ def test_a_generator_that_measured_itself_makes_the_run_invalid(tmp_path: Path, 
     assert "the generator" in targets.conclusion(judgement)
 
 
+@pytest.mark.parametrize(("side", "expected"), [(0.2, Verdict.MET), (0.5, Verdict.INVALID)])
+def test_a_machine_that_others_use_makes_the_run_invalid(tmp_path: Path, side: float, expected: Verdict) -> None:
+    wanted = targets.load(written(tmp_path, ALL + "p50_ms = 3"))
+    assert targets.judge(wanted, recording([2.0] * 100), 1.0, server_waited=side).verdict == expected
+    assert targets.judge(wanted, recording([2.0] * 100, generator_waited=side), 1.0).verdict == expected
+
+
 def test_a_run_without_requests_is_invalid(tmp_path: Path) -> None:
     assert judged(tmp_path, "", Recording(1.0)).verdict == Verdict.INVALID
 
@@ -250,21 +264,39 @@ METADATA = {
         {"name": "x", "datatype": "FP32", "shape": [-1, 2, 2]},
         {"name": "ok", "datatype": "BOOL", "shape": [-1, 1]},
     ],
-    "properties": {"example": '{"age": 39.0, "job": "clerk", "years": 7, "ok": true}'},
+}
+OPENAPI = {
+    "paths": {"/v1/models/credit:predict": {"post": {"requestBody": {"content": {"application/json": {
+        "example": {"records": [{"age": 39.0, "job": "clerk", "years": 7, "ok": True}]}}}}}}},
+    "components": {"schemas": {"credit-record": {"properties": {
+        "age": {"type": "number"}, "job": {"type": "string", "x-known-values": ["clerk", "smith"]}}}}},
 }
 
 
 def test_rows_vary_around_the_example_of_the_server() -> None:
     inputs = payloads.tensors(METADATA)
-    rows = payloads.generated_rows(inputs, payloads.example(METADATA))
+    rows = payloads.generated_rows(inputs, payloads.hints(METADATA, OPENAPI))
     assert len({json.dumps(row) for row in rows}) == len(rows) >= 512
-    assert {row["job"] for row in rows} == {"clerk"}
+    assert {row["job"] for row in rows} == {"clerk", "smith"}
     assert all(19 <= row["age"] <= 59 and 3 <= row["years"] <= 7 for row in rows)
+
+
+@pytest.mark.parametrize("openapi", [None, [], {"paths": 3, "components": {"schemas": []}}, {"paths": {}}])
+def test_a_server_that_says_nothing_gets_random_rows(openapi: Any) -> None:
+    inputs = payloads.tensors(METADATA)
+    rows = payloads.generated_rows(inputs, payloads.hints(METADATA, openapi))
+    assert len({row["job"] for row in rows}) > 100
+    assert len(rows[0]["x"]) == 4
+
+
+def test_the_example_may_stand_in_the_properties() -> None:
+    named = METADATA | {"properties": {"example": '{"age": 39.0}'}}
+    assert payloads.hints(named, None).example == {"age": 39.0}
 
 
 def test_bodies_hold_the_same_values_in_all_three_forms() -> None:
     inputs = payloads.tensors(METADATA)
-    rows = payloads.generated_rows(inputs, payloads.example(METADATA), count=3)
+    rows = payloads.generated_rows(inputs, payloads.hints(METADATA, OPENAPI), count=3)
     rows[1]["age"] = None
     named = json.loads(payloads.records("credit", inputs, rows).data)
     assert named == {"records": rows}
@@ -324,3 +356,146 @@ def test_a_payload_file_names_the_line_that_is_wrong(tmp_path: Path) -> None:
     path.write_text('{"x": 1}\n[2]\n')
     with pytest.raises(payloads.PayloadError, match=":2:"):
         payloads.read_rows(path)
+
+
+# -- whole runs: real Locust, in processes of its own, since gevent patches the one that it is in --------------------
+LAX = "[validity]\ngenerator_cpu = 99\nwaited = 99\nlag_p99_ms = 1e6\n"  # a busy machine must not fail a test
+SHORT = "[capacity]\nusers = 4\nwarmup = 0.5\nseconds = 1.5\n[steady]\nusers = 8\nwarmup = 0.5\nseconds = 2.5\n"
+EVERY_CLASS = "".join(f"[steady.targets.{users}]\np50_ms = 5000\nfailures = 0\n" for users in targets.USERS)
+
+
+def environ() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+
+
+def start_verify(tmp_path: Path, text: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(LOADTESTS / "verify.py"), "--targets", str(written(tmp_path, text)),
+               "--results", str(tmp_path / "results"), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ())
+
+
+def verify(tmp_path: Path, text: str, *options: str) -> tuple[int, str]:
+    process = start_verify(tmp_path, text, *options)
+    output = process.communicate(timeout=120)[0]
+    return process.returncode, output
+
+
+def wait_for_load(process: subprocess.Popen[str], tmp_path: Path) -> list[int]:
+    """The pids of the server and of Locust, once its users send."""
+    log = tmp_path / "results" / "capacity.log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "All users spawned" in log.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(found) == 2
+    return [int(pid) for pid in found]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    onnx_models.affine(tmp_path / "models" / "affine" / "1" / "model.onnx")
+    return tmp_path / "models"
+
+
+class SlowHandler(BaseHTTPRequestHandler):
+    """An Open Inference server, barely, that takes 60 ms for an answer and has no records."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    metadata = {"name": "slow", "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]}  # noqa: RUF012
+
+    def answer(self, status: int, document: object) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        known = {"/v2/models/slow": self.metadata, "/v2/health/ready": {"ready": True}}
+        self.answer(200 if self.path in known else 404, known.get(self.path))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/v2/models/slow/infer":
+            time.sleep(0.06)
+            return self.answer(200, {"outputs": []})
+        return self.answer(404, {"error": "no such path"})
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def slow_server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_keeps_up_meets_its_targets_and_is_stopped(tmp_path: Path, models: Path) -> None:
+    text = LAX + SHORT + EVERY_CLASS.replace("failures = 0\n", "failures = 0\nthroughput = 0.1\n", 1)
+    code, output = verify(tmp_path, text, "--model-repository", str(models))
+    assert code == 0, output
+    assert "met: every target" in output
+    measured = Recording.load(tmp_path / "results" / "steady.json")
+    assert set(measured.series) == {"records", "oip_json", "oip_binary"}
+    assert not measured.errors
+    assert "drained" in (tmp_path / "results" / "server.log").read_text()
+
+
+def test_a_slow_server_misses_and_the_target_is_named(tmp_path: Path, slow_server: str) -> None:
+    text = LAX + SHORT + ALL + "p50_ms = 20\nfailures = 0"
+    code, output = verify(tmp_path, text, "--url", slow_server, "--model", "slow")
+    assert code == 1, output
+    assert "missed: all p50_ms is" in output.splitlines()[-1]
+
+
+def test_the_stock_command_judges_too(tmp_path: Path, slow_server: str) -> None:
+    command = [sys.executable, "-m", "locust", "-f", str(LOADTESTS / "locustfile.py"), "--host", slow_server, "--model",
+               "slow", "--headless", "-u", "4", "-r", "4", "-t", "2s", "--tags", "oip_json", "--targets",
+               str(written(tmp_path, LAX + ALL + "p50_ms = 5000\n[steady.targets.oip_json]\nfailures = 0"))]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    assert "met: every target" in finished.stdout
+    assert "oip_binary" not in finished.stdout
+
+
+def test_a_server_that_dies_under_load_makes_the_run_invalid(tmp_path: Path, models: Path) -> None:
+    process = start_verify(tmp_path, LAX + SHORT + EVERY_CLASS, "--model-repository", str(models))
+    server, _ = wait_for_load(process, tmp_path)
+    os.kill(server, signal.SIGKILL)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2, output
+    assert "the server ended with -9" in output
+
+
+def test_a_terminated_run_leaves_no_process_behind(tmp_path: Path, models: Path) -> None:
+    process = start_verify(tmp_path, LAX + SHORT + EVERY_CLASS, "--model-repository", str(models))
+    started = wait_for_load(process, tmp_path)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+
+
+@pytest.mark.parametrize(("text", "options", "says"), [
+    ("[steady]\nsecnds = 1", (), "did you mean 'seconds'?"),
+    (SHORT + EVERY_CLASS, ("--python-locust", sys.executable, "--model", "other"), "/v2/models/other: status 404"),
+])
+def test_a_run_that_says_nothing_is_invalid(tmp_path: Path, models: Path, text: str, options: tuple[str, ...],
+                                            says: str) -> None:
+    code, output = verify(tmp_path, text, "--model-repository", str(models), *options)
+    assert code == 2, output
+    assert says in output
+
+
+def test_a_server_that_does_not_start_is_invalid_and_its_log_is_shown(tmp_path: Path) -> None:
+    code, output = verify(tmp_path, SHORT, "--model-repository", str(tmp_path / "nowhere"))
+    assert code == 2
+    assert "nowhere" in output
