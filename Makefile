@@ -30,7 +30,7 @@ loadtest: .venv/ready .venv-load/ready .demo/models/credit/1/model.onnx  ## Locu
 	.venv-load/bin/python loadtests/verify.py --model-repository .demo/models --server-python .venv/bin/python
 
 bench: .venv/ready  ## fastinfer beside its peers; installs them under .bench
-	.venv/bin/python bench/http.py
+	.venv/bin/python bench/compare.py
 
 .venv/ready: $(SOURCES)
 	sh scripts/prerequisites.sh $(PYTHON)

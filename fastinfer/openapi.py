@@ -171,6 +171,8 @@ def _record(model: Model) -> Schema:
             schema = {"description": schema.get("description", "") or f"{schema['type']}, or null"}
         else:
             required.append(tensor.name)
+        if known:
+            schema["x-known-values"] = list(known)  # for load generators; the schema allows others
         properties[tensor.name] = schema
     record: Schema = {"type": "object", "properties": properties}
     return record | ({"required": required} if required else {})

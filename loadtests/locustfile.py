@@ -108,6 +108,8 @@ def add_options(parser: Any) -> None:
                        help="Requests a second over all users (open loop); 0 sends as fast as answers come")
     group.add_argument("--warmup", type=float, default=0.0, env_var="LOCUST_WARMUP",
                        help="Seconds after the last user's start that are left out of the measurement")
+    group.add_argument("--window", type=float, default=0.0, env_var="LOCUST_WINDOW",
+                       help="End the run so many seconds after the warm-up (--run-time counts from the start)")
     group.add_argument("--targets", default="", env_var="LOCUST_TARGETS", help="Judge the run against this TOML file")
     group.add_argument("--capacity", type=float, default=0.0, env_var="LOCUST_CAPACITY",
                        help="Requests a second that the throughput target is a share of")
@@ -215,6 +217,11 @@ def arrange(environment: Any, runner: Any, **_: Any) -> None:
         share = local_share(environment, runner)
         InferenceUser.arrivals = Arrivals(options.rate * share, gevent.sleep) if options.rate else None
 
+    def spawned(**_: Any) -> None:
+        if options.window and not isinstance(runner, WorkerRunner):
+            end = runner.stop if environment.web_ui is not None else runner.quit
+            gevent.spawn_later(options.warmup + options.window, end)
+
     if isinstance(runner, MasterRunner) and environment.host:
         begin()  # it shares out the classes before the test's start is announced
     def finish(**_: Any) -> None:
@@ -226,6 +233,7 @@ def arrange(environment: Any, runner: Any, **_: Any) -> None:
             environment.process_exit_code = int(judge(options, recorder))
 
     environment.events.test_start.add_listener(begin)
+    environment.events.spawning_complete.add_listener(spawned)
     environment.events.quitting.add_listener(finish)
 
 

@@ -1,12 +1,12 @@
 """Load-test a server and judge it: exit code 0 every target met, 1 a target missed (named), 2 the run says nothing.
 
-    python loadtests/verify.py --model-repository .demo/models --python-server .venv/bin/python
+    python loadtests/verify.py --model-repository .demo/models --server-python .venv/bin/python
     python loadtests/verify.py --url http://127.0.0.1:8000 --model credit
 
 With a repository it starts the server on a free loopback port and stops it at the end; with two cores or more the
 server gets one and the generator another. Two runs of Locust follow, each in a process of its own: a closed loop that
 measures the capacity, and an open loop at a share of it that is judged against targets.toml. Needs nothing but the
-standard library; Locust lives in the environment of ``--python-locust``.
+standard library; Locust lives in the environment of ``--locust-python``.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Server:
 def started(options: argparse.Namespace, results: Path, core: int | None) -> Iterator[Server]:
     """A fastinfer server on the repository; stopped, and killed if it does not stop, on the way out."""
     port, log = free_port(), results / "server.log"
-    command = [options.python_server, "-P", "-m", "fastinfer", "serve", options.model_repository, "--host", "127.0.0.1",
+    command = [options.server_python, "-P", "-m", "fastinfer", "serve", options.model_repository, "--host", "127.0.0.1",
                "--port", str(port)]
     with log.open("wb") as output, pinned(core):
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -146,10 +146,10 @@ class Generator:
         recording, log = self._results / f"{name}.json", self._results / f"{name}.log"
         recording.unlink(missing_ok=True)
         command = [
-            self._options.python_locust, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--host", server.url,
+            self._options.locust_python, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--host", server.url,
             "--headless", "--only-summary", "--exit-code-on-error", "0", "--stop-timeout", "0",
             "--users", str(loop.users), "--spawn-rate", str(loop.users), "--warmup", str(loop.warmup),
-            "--run-time", f"{round(loop.warmup + loop.seconds)}s", "--recording", str(recording), *extra,
+            "--window", str(loop.seconds), "--recording", str(recording), *extra,
         ]
         for option in ("model", "payload"):
             if value := getattr(self._options, option):
@@ -234,9 +234,9 @@ def parser() -> argparse.ArgumentParser:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--model-repository", metavar="PATH", help="start `fastinfer serve PATH` and test that")
     target.add_argument("--url", help="test a server that is running, of any make that speaks the protocol")
-    parser.add_argument("--python-server", metavar="PATH", default=sys.executable,
+    parser.add_argument("--server-python", metavar="PATH", default=sys.executable,
                         help="interpreter with fastinfer (default: this one)")
-    parser.add_argument("--python-locust", metavar="PATH", default=sys.executable,
+    parser.add_argument("--locust-python", metavar="PATH", default=sys.executable,
                         help="interpreter with locust (default: this one)")
     parser.add_argument("--model", default="", help="default: the only one that the server has")
     parser.add_argument("--payload", metavar="NDJSON", default="", help="rows to send, default: made from the metadata")

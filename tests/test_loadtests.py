@@ -24,8 +24,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastinfer
+
 ROOT = Path(__file__).resolve().parent.parent
 LOADTESTS = ROOT / "loadtests"
+PACKAGE = Path(fastinfer.__file__).resolve().parent.parent
+# Locust has an environment of its own (`make test` makes it); a developer may have all in one.
+LOCUST = next((str(path) for path in (ROOT / ".venv-load" / "bin" / "python",) if path.exists()), sys.executable)
 sys.path.insert(0, str(LOADTESTS))
 
 import payloads  # noqa: E402
@@ -365,12 +370,15 @@ EVERY_CLASS = "".join(f"[steady.targets.{users}]\np50_ms = 5000\nfailures = 0\n"
 
 
 def environ() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    """With the source tree on the path, where that is what is tested and not an installed package."""
+    paths = [str(PACKAGE)] if PACKAGE == ROOT else []
+    joined = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | ({"PYTHONPATH": joined} if joined else {})
 
 
 def start_verify(tmp_path: Path, text: str, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(LOADTESTS / "verify.py"), "--targets", str(written(tmp_path, text)),
-               "--results", str(tmp_path / "results"), *options]
+               "--results", str(tmp_path / "results"), "--locust-python", LOCUST, *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ())
 
 
@@ -457,8 +465,8 @@ def test_a_slow_server_misses_and_the_target_is_named(tmp_path: Path, slow_serve
 
 
 def test_the_stock_command_judges_too(tmp_path: Path, slow_server: str) -> None:
-    command = [sys.executable, "-m", "locust", "-f", str(LOADTESTS / "locustfile.py"), "--host", slow_server, "--model",
-               "slow", "--headless", "-u", "4", "-r", "4", "-t", "2s", "--tags", "oip_json", "--targets",
+    command = [LOCUST, "-m", "locust", "-f", str(LOADTESTS / "locustfile.py"), "--host", slow_server, "--model",
+               "slow", "--headless", "-u", "4", "-r", "4", "-t", "4s", "--tags", "oip_json", "--targets",
                str(written(tmp_path, LAX + ALL + "p50_ms = 5000\n[steady.targets.oip_json]\nfailures = 0"))]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 0, finished.stderr
@@ -486,7 +494,7 @@ def test_a_terminated_run_leaves_no_process_behind(tmp_path: Path, models: Path)
 
 @pytest.mark.parametrize(("text", "options", "says"), [
     ("[steady]\nsecnds = 1", (), "did you mean 'seconds'?"),
-    (SHORT + EVERY_CLASS, ("--python-locust", sys.executable, "--model", "other"), "/v2/models/other: status 404"),
+    (SHORT + EVERY_CLASS, ("--model", "other"), "/v2/models/other: status 404"),
 ])
 def test_a_run_that_says_nothing_is_invalid(tmp_path: Path, models: Path, text: str, options: tuple[str, ...],
                                             says: str) -> None:
