@@ -1,6 +1,7 @@
 """The command line: the first ten minutes of somebody new, exit codes, one or two lines instead of a traceback."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -152,6 +153,60 @@ def test_a_broken_onnx_file_is_named(folder, content):
     whole = onnx_models.affine(folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(whole[: len(whole) // 2] if content is None else content)
     assert lines_of(["serve", "model.onnx", "--port", "0"])[-1].startswith("fastinfer: model.onnx: ")
+
+
+def saved(path: Path, version: str | None = None) -> Path:
+    """A small fitted pipeline in a joblib file, as another release of scikit-learn would have saved it."""
+    import joblib
+    import sklearn.base
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 1])
+    with pytest.MonkeyPatch.context() as patch:
+        if version is not None:
+            patch.setattr(sklearn.base, "__version__", version)
+        joblib.dump(pipeline, path)
+    return path
+
+
+def test_a_pickle_of_another_scikit_learn_names_both_versions(folder, capsys):
+    import sklearn
+
+    saved(folder / "old.joblib", version="1.3.0")
+    message = refused(["import", "old.joblib", "--out", "models/old/1", "--trust-pickle"], capsys)
+    assert message.startswith("old.joblib: saved by scikit-learn 1.3.0")
+    assert sklearn.__version__ in message
+    assert not (folder / "models").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["p.joblib", "--out", "out"], "p.joblib: loading a pickle runs the code in it"),
+    (["nope.joblib", "--out", "out", "--trust-pickle"], "nope.joblib: no such file"),
+    (["text.joblib", "--out", "out", "--trust-pickle"], "text.joblib: cannot be loaded as a pickle"),
+    (["p.joblib", "--out", "full", "--trust-pickle"], "full"),
+    (["p.joblib", "--out", "out", "--trust-pickle", "--sample", "nope.csv"], "nope.csv: no such file"),
+    (["p.joblib", "--out", "out", "--trust-pickle", "--sample", "text.joblib"], "text.joblib: a sample is"),
+    (["p.joblib", "--out", ""], "--out is ''; it takes a path."),
+])
+def test_an_import_that_cannot_be_is_answered_in_one_or_two_lines(folder, capsys, arguments, message):
+    saved(folder / "p.joblib")
+    (folder / "text.joblib").write_text("not a pickle")
+    (folder / "full").mkdir()
+    (folder / "full" / "model.onnx").write_text("x")
+    assert refused(["import", *arguments], capsys).startswith(message)
+    assert not (folder / "out").exists()
+
+
+def test_the_command_that_serve_prints_for_a_pickle_makes_what_serve_takes(folder, capsys):
+    saved(folder / "my pipeline.joblib")
+    command = shlex.split(refused(["serve", "my pipeline.joblib"], capsys).splitlines()[1])
+    assert command[:2] == ["fastinfer", "import"]
+    assert main(command[1:]) == 0
+    assert "models/my-pipeline/1" in capsys.readouterr().out
+    assert main(["check", "models"]) == 0
+    assert "classifier of 1 input, batches of 64, " in capsys.readouterr().out
 
 
 # -- check -------------------------------------------------------------------------------------------------------
