@@ -70,6 +70,7 @@ setup(
             "embedsignature": False,
             "binding": True,
             "legacy_implicit_noexcept": False,
+            "auto_pickle": False,
         },
     ),
 )

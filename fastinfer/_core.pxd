@@ -285,11 +285,15 @@ cdef class Encoder:
     cdef Py_ssize_t n_members
     cdef list texts                         # what the members point into
 
-    cdef object infer(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows)
-    cdef object records(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows)
+    cdef Py_ssize_t write(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+                          Py_ssize_t rows) except -2
+    cdef Py_ssize_t write_infer(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+                                Py_ssize_t rows) except -2
+    cdef Py_ssize_t write_records(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+                                  Py_ssize_t rows) except -2
 # ---- sketch.pyx -----------------------------------------------------------------------------------------------
 cdef enum:
-    HISTOGRAM_BOUNDS = 17
+    HISTOGRAM_BOUNDS = 18
 
 cdef class Histogram:
     cdef int64_t upper[HISTOGRAM_BOUNDS]
@@ -354,6 +358,7 @@ cdef class Batcher:
     # the loop
     cdef object call_soon, call_later, call_soon_threadsafe, submit_thread
     # state
+    cdef Lane lane                      # whose answers leave when a batch is done
     cdef Cost cost
     cdef object queue                   # deque of Batch, oldest first
     cdef list forming                   # those of the queue that take more rows
@@ -366,7 +371,6 @@ cdef class Batcher:
     # counters
     cdef SizeStats* sizes
     cdef uint64_t executions, rows_run, refused
-    cdef readonly Histogram queue_time, run_time
 
     cdef int admit(self, Py_ssize_t rows, size_t nbytes) except -1
     cdef int refuse_waiting(self, error) except -1
@@ -392,6 +396,11 @@ cdef class Ticket:
     cdef Endpoint endpoint
     cdef Request request                # None once the answer was rendered
     cdef list slots
+    cdef Connection connection          # on the fast lane, in place of `done`
+    cdef bytes request_id               # as the client gave it
+    cdef tuple answer                   # rendered on a worker thread
+    cdef bint closes                    # the connection, after this answer
+    cdef bint counted                   # as in flight
     cdef Py_ssize_t missing             # slots whose batch has not come back
     cdef bint finished                  # answered, failed or cancelled
     cdef object done
@@ -400,9 +409,12 @@ cdef class Ticket:
     cdef readonly Py_ssize_t rows
     cdef readonly int64_t started_ns, queued_ns, finished_ns, preprocess_ns, queue_ns, run_ns
     cdef int piece_done(self, Slot slot) except -1
+    cdef Py_ssize_t encode_into(self, Writer* writer) except -2
     cdef tuple outputs(self)
     cdef void count_success(self, int64_t encode_started)
     cdef void release(self)
+    cdef void enter(self)
+    cdef void leave(self)
 
 cdef class Endpoint:
     cdef readonly str name, version
@@ -413,13 +425,16 @@ cdef class Endpoint:
     cdef Encoder encoder
     cdef Rows columns                   # a request's raw columns, where there is a program
     cdef list spare                     # Requests to use again
-    cdef readonly Histogram total_time
+    cdef Histogram queue_time, preprocess_time, run_time, total_time
     cdef int inner_ranks[1]             # of the program's one tensor
     cdef int64_t inner_dims[MAX_RANK]
     # counters
     cdef uint64_t success, success_ns, failed, failed_ns, cancelled
+    cdef uint64_t fast                  # of the successes, those that the fast lane wrote
+    cdef int64_t in_flight
     cdef uint64_t input_ns, queue_ns, infer_ns, output_ns, last_ms
 
+    cdef Ticket submit_fast(self, int kind, const char* body, size_t size, Py_ssize_t header_length, int64_t now)
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
                           Py_ssize_t header_length) except -1
     cdef int submit_direct(self, Ticket ticket, size_t size) except -1
@@ -429,3 +444,95 @@ cdef class Endpoint:
     cdef int fill_own(self, Decoded decoded) except -1
     cdef int enqueue(self, Decoded decoded, Ticket ticket) except -1
     cdef int finish_empty(self, Ticket ticket) except -1
+
+# ---- head.pyx -------------------------------------------------------------------------------------------------
+# Why a head or a body is refused; the connection closes after the answer.
+cdef enum HeadFault:
+    HEAD_OK, HEAD_MORE
+    HEAD_LINE, HEAD_VERSION, HEAD_NAME, HEAD_VALUE, HEAD_BARE, HEAD_HOST, HEAD_LENGTH, HEAD_BOTH, HEAD_OLD_CODING
+    HEAD_CODING, HEAD_URL, HEAD_TOO_MANY, HEAD_TOO_LARGE
+    BODY_CHUNK, BODY_TOO_MANY_CHUNKS, BODY_EXTENSIONS, BODY_TRAILERS
+
+# A request's head, as far as framing and routing need it. Pointers look into the received bytes.
+cdef struct Head:
+    const char* method
+    Py_ssize_t method_size
+    const char* target
+    Py_ssize_t target_size
+    int minor                           # of HTTP/1
+    int hosts
+    int fields
+    int64_t content_length              # -1 absent
+    int64_t header_length               # Inference-Header-Content-Length, -1 absent
+    const char* request_id
+    Py_ssize_t request_id_size
+    bint chunked
+    bint close
+    bint keep_alive
+    bint plain                          # nothing in it needs the standard lane
+
+cdef enum ChunkState:
+    CHUNK_SIZE, CHUNK_EXTENSION, CHUNK_SIZE_LF, CHUNK_DATA, CHUNK_DATA_CR, CHUNK_DATA_LF
+    CHUNK_TRAILER, CHUNK_TRAILER_LINE, CHUNK_TRAILER_LF, CHUNK_LAST_LF, CHUNK_DONE
+
+cdef struct Chunks:
+    ChunkState state
+    int64_t left                        # of the chunk
+    int digits
+    int64_t count, extensions, trailers
+
+# ---- http.pyx -------------------------------------------------------------------------------------------------
+cdef class Route:
+    cdef Endpoint endpoint
+    cdef int kind
+
+cdef class Lane:
+    cdef bytes prefix
+    cdef int64_t max_body
+    cdef NameTable paths
+    cdef list routes                    # in the order of paths
+    cdef list dirty                     # connections with answers to write
+    cdef Writer answer, body            # reused
+    cdef bytes date                     # the Date field's line
+    cdef uint64_t sequence
+    cdef bytes next_id(self)
+    cdef int flush(self) except -1
+
+cdef class Connection:
+    cdef object protocol, transport, write
+    cdef Lane lane
+    cdef object pending                 # deque of fast Tickets whose answers are due, in order
+    cdef Route route
+    cdef Slab stash                     # received and not used yet
+    cdef Py_ssize_t stash_start, stash_end
+    cdef bint gone, is_dirty, holding
+    cdef bint stalled                   # the client does not read
+    cdef bint leaving                   # the server leaves
+    cdef bint last                      # a request asked to close
+    cdef object fault                   # why the connection is given up
+    # the message that the standard lane has
+    cdef bint answer_due, in_body, chunked
+    cdef int64_t body_left
+    cdef Chunks chunks
+    # clocks, monotonic nanoseconds; 0 where nothing runs
+    cdef int64_t read_ns, quiet_since
+    cdef readonly int64_t head_since, body_since, body_bytes
+
+    cdef int keep(self, const char* data, Py_ssize_t size) except -1
+    cdef int consume_stash(self) except -1
+    cdef int hold_or_go_on(self) except -1
+    cdef bint can_begin(self) noexcept
+    cdef Py_ssize_t consume(self, const char* begin, Py_ssize_t size) except -1
+    cdef Py_ssize_t begin_message(self, const char* p, const char* end) except -1
+    cdef Py_ssize_t head_incomplete(self, const char* p, const char* end, const char* start) except -1
+    cdef Py_ssize_t fail_head(self, HeadFault fault, Py_ssize_t used) except -1
+    cdef int body_wanted(self, const char* body, const char* end) except -1
+    cdef int hand_over(self, Head* head, const char* p, const char* body) except -1
+    cdef const char* pass_body(self, const char* p, const char* end) except NULL
+    cdef bint is_fast(self, Head* head) except -1
+    cdef bint serve(self, Head* head, const char* body) except -1
+    cdef int ready(self) except -1
+    cdef int write_answers(self) except -1
+    cdef int encode_on_thread(self, Ticket ticket) except -1
+    cdef int render(self, Ticket ticket, bint close) except -1
+    cdef int put_answer(self, Ticket ticket, bint close, const char* body, size_t size, Py_ssize_t json_size) except -1

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fastinfer._core import Endpoint
 from fastinfer.errors import (
     ConfigurationError,
     FastinferError,
@@ -180,6 +181,14 @@ class Registry:
     def models(self) -> list[Model]:
         """Every loaded version of every model."""
         return [model for versions in list(self._models.values()) for model in versions.values()]
+
+    def endpoints(self) -> list[tuple[Endpoint, bool]]:
+        """Every loaded version's spine, and whether it answers requests that name no version."""
+        return [
+            (model.endpoint, version == next(iter(versions)))
+            for versions in list(self._models.values())
+            for version, model in versions.items()
+        ]
 
     def model_ready(self, name: str, version: str | None = None) -> bool:
         """Whether requests to it are answered.

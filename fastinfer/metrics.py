@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import TYPE_CHECKING
+
+from fastinfer._core import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -12,74 +13,21 @@ if TYPE_CHECKING:
 
     from fastinfer.model import Model
 
-# Seconds. Fine below a millisecond, where most requests are.
-BOUNDS = (
-    0.00005,
-    0.0001,
-    0.0002,
-    0.0005,
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1.0,
-    2.0,
-    5.0,
-    10.0,
-    30.0,
-)
-NANOSECONDS = tuple(round(bound * 1e9) for bound in BOUNDS)
 PHASES = ("queue", "preprocess", "run", "total")
-
-
-class Histogram:
-    """Durations counted by upper bound."""
-
-    __slots__ = ("counts", "sum_ns")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.sum_ns = 0
-
-    def observe(self, ns: int) -> None:
-        self.counts[bisect_left(NANOSECONDS, ns)] += 1
-        self.sum_ns += ns
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulated, as Prometheus has it: (upper bound, count)."""
-        total, result = 0, []
-        for bound, count in zip((*map(str, BOUNDS), "+Inf"), self.counts, strict=True):
-            total += count
-            result.append((bound, float(total)))
-        return result
+BOUNDS = (*map(str, Histogram.bounds), "+Inf")
 
 
 class Counters:
-    """What the front end counts. Written on the loop's thread only."""
+    """What the front end counts beside the core. Written on the loop's thread only."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, str, int], int] = {}
-        self.phases: dict[tuple[str, str], tuple[Histogram, ...]] = {}
-        self.inflight = 0
+        self.requests: dict[tuple[str, str, int, str], int] = {}
         self.inflight_bytes = 0
 
-    def count(self, model: str, version: str, status: int) -> None:
+    def count(self, model: str, version: str, status: int, lane: str = "standard") -> None:
         """One answered infer request. `model` is "" where no such model is served: a client names no series."""
-        key = (model, version, status)
+        key = (model, version, status, lane)
         self.requests[key] = self.requests.get(key, 0) + 1
-
-    def observe(self, model: str, version: str, durations_ns: tuple[int, int, int, int]) -> None:
-        """The phases of one request that ran, in the order of PHASES."""
-        histograms = self.phases.get((model, version))
-        if histograms is None:
-            histograms = self.phases[model, version] = tuple(Histogram() for _ in PHASES)
-        for histogram, ns in zip(histograms, durations_ns, strict=True):
-            histogram.observe(ns)
 
 
 class Snapshot:
@@ -101,16 +49,21 @@ class Snapshot:
         requests = CounterMetricFamily(
             "fastinfer_requests", "Infer requests answered.", labels=["model", "version", "status", "lane"]
         )
-        for (model, version, status), count in sorted(self.counters.requests.items()):
-            requests.add_metric([model, version, str(status), "standard"], count)
+        for (model, version, status, lane), count in sorted(self.counters.requests.items()):
+            requests.add_metric([model, version, str(status), lane], count)
+        counters = [(each, each.endpoint.counters()) for each in self.models]
+        for each, counted in counters:
+            if counted["fast"]:
+                requests.add_metric([each.name, each.version, "200", "fast"], counted["fast"])
         yield requests
-        for position, phase in enumerate(PHASES):
+        for phase in PHASES:
             family = HistogramMetricFamily(
                 f"fastinfer_{phase}_seconds", f"Duration of a request's {phase} phase.", labels=["model", "version"]
             )
-            for (model, version), histograms in sorted(self.counters.phases.items()):
-                histogram = histograms[position]
-                family.add_metric([model, version], histogram.buckets(), histogram.sum_ns / 1e9)
+            for each, counted in counters:
+                counts, total = counted["phases"][phase]
+                if counts[-1]:
+                    family.add_metric([each.name, each.version], list(zip(BOUNDS, counts, strict=True)), total)
             yield family
 
     def _models(self) -> Iterator[Metric]:
@@ -135,9 +88,10 @@ class Snapshot:
     def _gauges(self) -> Iterator[Metric]:
         from prometheus_client.core import GaugeMetricFamily
 
+        in_flight = sum(model.endpoint.counters()["in_flight"] for model in self.models)
         yield GaugeMetricFamily("fastinfer_ready", "1 when /v2/health/ready answers 200.", float(self.ready))
         yield GaugeMetricFamily(
-            "fastinfer_requests_in_flight", "Infer requests not yet answered.", self.counters.inflight
+            "fastinfer_requests_in_flight", "Infer requests not yet answered.", in_flight
         )
         yield GaugeMetricFamily(
             "fastinfer_body_bytes_in_flight", "Bytes of the bodies of those requests.", self.counters.inflight_bytes

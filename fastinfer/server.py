@@ -13,8 +13,9 @@ import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
-from fastinfer import __version__, logs, sockets
+from fastinfer import __version__, _core, logs, sockets
 from fastinfer.errors import ConfigurationError
+from fastinfer.protocols.exchange import PREFIX
 
 if TYPE_CHECKING:
     from fastinfer.app import Application
@@ -71,6 +72,7 @@ class Server:
         self.listeners = listeners
         self.app: Application = Application(Registry(settings), settings, wait=False)
         self.state = ServerState()
+        self.lane = _core.Lane(PREFIX.encode() + b"-f", settings.max_body_bytes)
         self.stop = asyncio.Event()
         self.config = Config(
             self.app, loop="none", http="httptools", ws="none", lifespan="on", interface="asgi3", log_config=None,
@@ -111,7 +113,7 @@ class Server:
         limits = Limits(settings.max_connections or allowed_connections(), settings.head_timeout, settings.idle_timeout)
 
         def connection() -> Connection:
-            return Connection(limits, self.config, self.state, loop)
+            return Connection(self.app.service, self.lane, limits, self.config, self.state, loop)
 
         return [
             await (
@@ -149,7 +151,10 @@ class Server:
         await service.loaded()
         if not service.registry.models() and service.registry.failures:
             raise ConfigurationError(next(iter(service.registry.failures.values())))
-        announce(self.settings, self.app, self.listeners.url)
+        settings = self.settings
+        if settings.fast_lane and not settings.access_log and not settings.compress_responses:
+            self.lane.open(service.registry.endpoints())
+        announce(settings, self.app, self.listeners.url)
 
     async def _every_second(self) -> None:
         while True:
@@ -158,7 +163,9 @@ class Server:
 
     def _tick(self) -> None:
         """Renew the Date field, and look for connections that are too slow."""
-        self.state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        date = formatdate(usegmt=True).encode()
+        self.state.default_headers = [(b"date", date)]
+        self.lane.tick(b"date: " + date + b"\r\n")
         now = time.monotonic()
         for connection in list(self._connections()):
             connection.sweep(now)
@@ -174,6 +181,7 @@ class Server:
         await asyncio.sleep(min(self.settings.drain_delay, self.settings.shutdown_timeout))
         for server in servers:
             server.close()
+        self.lane.close()
         for connection in list(self._connections()):
             connection.shutdown()
         while self.state.connections or self.state.tasks:

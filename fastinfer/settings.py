@@ -87,6 +87,9 @@ class Settings:
         10.0, DURATION, "Longest time in which a request's head must arrive.", low=0.1, high=DAY)
     idle_timeout: float = option(
         75.0, DURATION, "How long a connection without a request is kept.", low=0.1, high=DAY)
+    fast_lane: bool = option(
+        True, BOOLEAN, "Answer plain infer requests in the compiled core alone; off, or with access_log or "
+        "compress_responses, all go through Starlette. The answers are the same.")
     compress_responses: bool = option(
         False, BOOLEAN, "Compress answers to clients that accept it.")
     queue_rows: int = option(

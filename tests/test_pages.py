@@ -147,7 +147,7 @@ def test_metrics_count_what_was_asked(client: httpx.Client) -> None:
     def grown(name: str, **labels: str) -> float:
         return value(after, name, **labels) - value(before, name, **labels)
 
-    assert grown("fastinfer_requests_total", **model, status="200", lane="standard") == 1
+    assert grown("fastinfer_requests_total", **model, status="200", lane="fast") == 1
     assert grown("fastinfer_requests_total", **model, status="400", lane="standard") == 1
     assert grown("fastinfer_requests_total", model="", version="", status="404", lane="standard") == 1
     assert grown("fastinfer_rows_total", **model) == 3

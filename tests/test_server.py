@@ -35,10 +35,14 @@ def slow_request(steps: int) -> bytes:
     return post("/v2/models/slow/infer", json.dumps({"inputs": [tensor]}).encode())
 
 
-def in_flight(server: ServerProcess) -> int:
+def gauge(server: ServerProcess, name: str) -> int:
     with server.client() as client:
         text = client.get("/metrics").text
-    return int(float(text.split("\nfastinfer_requests_in_flight ")[1].split("\n")[0]))
+    return int(float(text.split(f"\n{name} ")[1].split("\n")[0]))
+
+
+def in_flight(server: ServerProcess) -> int:
+    return gauge(server, "fastinfer_requests_in_flight")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -285,12 +289,11 @@ def test_bodies_in_flight_are_bounded_together(affine: Path, start_server: Start
     server = start_server(affine, "--inflight-bytes", "1MiB")
     with server.connect() as holder:
         holder.sendall(f"POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: 900000\r\n\r\n".encode() + bytes(800_000))
-        wait_for(lambda: in_flight(server) == 1)
-        time.sleep(0.2)
+        wait_for(lambda: gauge(server, "fastinfer_body_bytes_in_flight") == 800_000)
         answer = server.raw(post(INFER, GOOD + b" " * 400_000))
         assert (answer.status, answer.json()["code"]) == (503, "unavailable")
         assert server.raw(post(INFER, GOOD)).status == 200
-    wait_for(lambda: in_flight(server) == 0)
+    wait_for(lambda: gauge(server, "fastinfer_body_bytes_in_flight") == 0)
     assert server.raw(post(INFER, GOOD + b" " * 400_000)).status == 200
 
 

@@ -161,8 +161,6 @@ cdef class Batcher:
         self.sizes = <SizeStats*>calloc(self.max_batch_size + 1, sizeof(SizeStats))
         if self.sizes == NULL:
             raise MemoryError
-        self.queue_time = Histogram()
-        self.run_time = Histogram()
 
     def __dealloc__(self):
         free(self.sizes)
@@ -439,6 +437,8 @@ cdef class Batcher:
             if error is not None:
                 slot.error = error
             slot.ticket.piece_done(slot)
+        if self.lane is not None:
+            self.lane.flush()
         return 0
 
     cdef void measure(self, Batch batch):
@@ -446,13 +446,11 @@ cdef class Batcher:
         cdef SizeStats* size = &self.sizes[min(batch.rows.rows, self.max_batch_size)]
         cdef Slot slot
         self.executions += 1
-        self.run_time.observe(took)
         size.count += 1
         size.run_ns += took
         if batch.error is None and not batch.bisected:
             self.cost.observe(batch.rows.rows, took)
         for slot in batch.slots:
-            self.queue_time.observe(batch.started_ns - slot.ticket.queued_ns)
             self.rows_run += slot.rows
 
 

@@ -2,7 +2,6 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 cdef enum:
     RELEASE = 2048              # elements from which rendering lets other threads run
@@ -58,44 +57,48 @@ cdef class Encoder:
             free(self.members[k].classes)
         free(self.members)
 
-    cdef object infer(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows):
-        """The answer to an inference request from rows ``start`` to ``start + rows`` of ``outputs``.
+    cdef Py_ssize_t write(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+                          Py_ssize_t rows) except -2:
+        """Append the answer from rows ``start`` to ``start + rows`` of ``outputs`` (all of it where not batched).
 
-        ``outputs`` are C-contiguous arrays in the order of the signature's outputs.
+        ``outputs`` are C-contiguous arrays in the order of the signature's outputs. What was appended before an
+        error is the caller's to take back.
 
         Returns:
-            (body, length of its JSON where binary tensors follow, else -1).
+            length of the answer's JSON where binary tensors follow it, else -1.
 
         Raises:
             InvalidOutputError: an output that JSON cannot carry.
             RuntimeFailedError: an array that is not as the signature declares.
         """
+        if request.kind == KIND_RECORDS:
+            return self.write_records(writer, request, outputs, start, rows)
+        return self.write_infer(writer, request, outputs, start, rows)
+
+    cdef Py_ssize_t write_infer(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+                                Py_ssize_t rows) except -2:
+        cdef size_t begin = writer.size
         cdef View* views = <View*>calloc(request.n_wanted + 1, sizeof(View))
-        cdef Writer writer = Writer(NULL, 0, 0)
         cdef int k
         if views == NULL:
             raise MemoryError
         try:
-            put_opening(self, &writer, request, b',"outputs":[')
+            put_opening(self, writer, request, b',"outputs":[')
             for k in range(request.n_wanted):
                 if k:
-                    put(&writer, b",")
-                put_output(self, &writer, &views[k], request.wanted[k], outputs, start, rows)
-            put(&writer, b"]}")
-            return join(&writer, views, request)
+                    put(writer, b",")
+                put_output(self, writer, &views[k], request.wanted[k], outputs, start, rows)
+            put(writer, b"]}")
+            return put_binary(writer, views, request, begin)
         finally:
-            writer_free(&writer)
             for k in range(request.n_wanted):
                 close_view(&views[k])
             free(views)
 
-    cdef object records(self, Request request, list outputs, Py_ssize_t start, Py_ssize_t rows):
-        """The answer to records, a prediction a row (one for all where the model is not batched).
-
-        Returns and raises as ``infer``.
-        """
+    cdef Py_ssize_t write_records(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+                                  Py_ssize_t rows) except -2:
+        """A prediction a row; one for all where the model is not batched."""
         cdef View* views = <View*>calloc(self.n_members + 1, sizeof(View))
-        cdef Writer writer = Writer(NULL, 0, 0)
         cdef Py_ssize_t count = rows if self.signature.batched else 1
         cdef Py_ssize_t elements = 0
         cdef Py_ssize_t k
@@ -103,21 +106,20 @@ cdef class Encoder:
         if views == NULL:
             raise MemoryError
         try:
-            put_opening(self, &writer, request, b',"predictions":[')
+            put_opening(self, writer, request, b',"predictions":[')
             for k in range(self.n_members):
                 open_member(self, &views[k], &self.members[k], outputs, start, rows)
                 elements += views[k].count
             if elements < RELEASE:
-                ok = put_predictions(self, &writer, views, count)
+                ok = put_predictions(self, writer, views, count)
             else:
                 with nogil:
-                    ok = put_predictions(self, &writer, views, count)
+                    ok = put_predictions(self, writer, views, count)
             if not ok:
                 raise MemoryError
-            put(&writer, b"]}")
-            return PyBytes_FromStringAndSize(writer.data, writer.size), -1
+            put(writer, b"]}")
+            return -1
         finally:
-            writer_free(&writer)
             for k in range(self.n_members):
                 close_view(&views[k])
             free(views)
@@ -287,27 +289,22 @@ cdef size_t view_size(const View* view) noexcept nogil:
     return view.text.size if view.datatype == DT_BYTES else <size_t>view.count * view.itemsize
 
 
-cdef object join(Writer* writer, View* views, Request request):
-    """The JSON, and behind it the binary outputs in their order; copied once."""
-    cdef size_t size = writer.size
+cdef Py_ssize_t put_binary(Writer* writer, View* views, Request request, size_t begin) except -2:
+    """Append the binary outputs in their order; the length of the JSON before them, or -1 where there are none."""
+    cdef size_t json_size = writer.size - begin
     cdef bint binary = False
-    cdef bytes body
-    cdef char* out
+    cdef const char* data
+    cdef size_t size
     cdef int k
     for k in range(request.n_wanted):
-        if request.wanted[k].binary:
-            binary = True
-            size += view_size(&views[k])
-    body = PyBytes_FromStringAndSize(NULL, size)
-    out = PyBytes_AS_STRING(body)
-    memcpy(out, writer.data, writer.size)
-    out += writer.size
-    for k in range(request.n_wanted):
+        if not request.wanted[k].binary:
+            continue
+        binary = True
         size = view_size(&views[k])
-        if request.wanted[k].binary and size:
-            memcpy(out, <const char*>views[k].text.data if views[k].datatype == DT_BYTES else views[k].data, size)
-            out += size
-    return body, <Py_ssize_t>writer.size if binary else -1
+        data = views[k].text.data if views[k].datatype == DT_BYTES else <char*>views[k].data
+        if size and not writer_put(writer, data, size):
+            raise MemoryError
+    return <Py_ssize_t>json_size if binary else -1
 
 
 # ---- door for tests ------------------------------------------------------------------------------------------------
@@ -323,10 +320,14 @@ def encode(Encoder encoder not None, int kind, bytes body not None, list outputs
         RuntimeFailedError: an array that is not as the signature declares.
     """
     cdef Request request = Request(encoder.signature)
+    cdef Writer writer = Writer(NULL, 0, 0)
+    cdef Py_ssize_t json_size
     cdef Failure failure
     if not request.scan(kind, <const char*>body, len(body), header_length, &failure):
         raise request.error(&failure)
     rows = len(outputs[0]) - start if rows < 0 and encoder.signature.batched else rows
-    if kind == KIND_RECORDS:
-        return encoder.records(request, outputs, start, rows)
-    return encoder.infer(request, outputs, start, rows)
+    try:
+        json_size = encoder.write(&writer, request, outputs, start, rows)
+        return PyBytes_FromStringAndSize(writer.data, writer.size), json_size
+    finally:
+        writer_free(&writer)

@@ -2,9 +2,9 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
-# Upper bounds in nanoseconds: 1, 2.5 and 5 of each decade from 50 µs to 10 s, which is what latency targets are set at.
-BOUNDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3,
-          1.0, 2.5, 5.0, 10.0)
+# Upper bounds in seconds: 1, 2 and 5 of each decade; fine below a millisecond, where most requests are.
+BOUNDS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 100e-3, 200e-3, 500e-3,
+          1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 @cython.final

@@ -1,37 +1,32 @@
-"""uvicorn's httptools protocol with bounds that hold: heads, connections, time-outs, and errors in our shape.
+"""uvicorn's httptools protocol around a compiled connection, which frames every message and serves the plain ones.
 
-It reaches into uvicorn's private attributes, for which pyproject.toml pins the tested range.
+What the compiled connection hands over goes to uvicorn and Starlette, a whole message at a time. The class reaches
+into uvicorn's private attributes, for which pyproject.toml pins the tested range.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from fastinfer.errors import (
-    FastinferError,
-    HeadTooLargeError,
-    MalformedHeadError,
-    UnavailableError,
-    UnsupportedError,
-    UriTooLongError,
-)
-from fastinfer.protocols.exchange import dump
+from fastinfer import _core
+from fastinfer.errors import FastinferError, MalformedHeadError, UnavailableError
+from fastinfer.protocols.exchange import CLIENT_GONE, JSON, dump, error_answer
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable
 
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-MAX_HEADERS = 100
-MAX_HEAD = 32 * 1024
-MAX_URL = 8 * 1024
+    from fastinfer.service import Service
+
 BODY_GRACE = 10.0  # seconds before a body's rate is looked at
 BODY_RATE = 1024  # bytes a second
 WRITE_STALL = 30.0  # seconds in which a client reads nothing of its answer
@@ -47,139 +42,184 @@ class Limits:
     idle_timeout: float
 
 
+class Flow(FlowControl):
+    """uvicorn's flow control with a second reason to stop reading: the compiled connection's."""
+
+    held = False
+
+    def pause_reading(self) -> None:
+        if not self.read_paused:
+            self.read_paused = True
+            self._apply(self.held)
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            self._apply(self.held)
+
+    def left(self, endpoint: _core.Endpoint) -> None:
+        """The client did not wait for a fast answer."""
+        self.service.counters.count(endpoint.name, endpoint.version, CLIENT_GONE, "fast")
+
+    def hold(self, held: bool) -> None:
+        if held != self.held:
+            self.held = held
+            self._apply(self.read_paused)
+
+    def _apply(self, otherwise_paused: bool) -> None:
+        if otherwise_paused or self._transport.is_closing():
+            return  # nothing changes for the transport
+        if self.held or self.read_paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+
 class Connection(HttpToolsProtocol):
     """One client's connection."""
 
     def __init__(
-        self, limits: Limits, config: Config, server_state: ServerState, loop: asyncio.AbstractEventLoop
+        self,
+        service: Service,
+        lane: _core.Lane,
+        limits: Limits,
+        config: Config,
+        server_state: ServerState,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(config=config, server_state=server_state, app_state={}, _loop=loop)
+        self.service = service
         self.limits = limits
-        self.fault: FastinferError | None = None  # why the connection is being given up
         self.leaving = False  # the server is: the answer under way is the last
-        self.quiet_since = time.monotonic()
-        self.head_since: float | None = None  # the first byte of a head that is not complete
-        self.head_bytes = 0
-        self.body_since: float | None = None
-        self.body_bytes = 0
         self.stalled_since: float | None = None  # the client reads nothing
+        self.wire = _core.Connection(self, lane)
+        # uvloop looks this attribute up once: the received bytes go straight into the core.
+        self.data_received = self.wire.data_received  # type: ignore[method-assign]
 
     # ---- from the transport ---------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = Flow(transport)
+        self.wire.attach(transport)
         if len(self.connections) > self.limits.connections:
             self.connections.discard(self)  # it takes nobody's place while it is told
-            self.give_up(UnavailableError(f"over max_connections ({self.limits.connections})"))
+            self.wire.lost()
+            self.refuse(UnavailableError(f"over max_connections ({self.limits.connections})"))
 
-    def data_received(self, data: bytes) -> None:
-        if self.fault is not None:
-            return
-        if self.head_since is None and self.body_since is None:
-            data = without_upgrade(data)
-        elif self.head_since is not None:
-            self.head_bytes += len(data)
-            if self.head_bytes > MAX_HEAD:
-                self.give_up(HeadTooLargeError(f"the request's head is over {MAX_HEAD} bytes"))
-                return
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.give_up(MalformedHeadError("a request to upgrade must arrive with its head in one piece"))
-        except httptools.HttpParserError as error:
-            self.give_up(self.fault or MalformedHeadError(f"not HTTP/1.1: {error}"))
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.wire.lost()
+        del self.data_received  # a reference cycle
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self.stalled_since = time.monotonic()
+        self.wire.writable(False)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self.stalled_since = None
+        self.wire.writable(True)
 
-    # ---- from the parser ------------------------------------------------------------------------------------------
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.head_since = time.monotonic()
-        self.head_bytes = 0
+    # ---- from the compiled connection -----------------------------------------------------------------------------
+    def feed(self, data: bytes, is_head: bool) -> None:
+        """Bytes of one message for the standard lane: its head, then its body in pieces."""
+        try:
+            self.parser.feed_data(without_upgrade(data) if is_head else data)
+        except httptools.HttpParserUpgrade:
+            self.refuse(MalformedHeadError("no other protocol is spoken on this connection"))
+        except httptools.HttpParserError as error:
+            self.refuse(MalformedHeadError(f"not HTTP/1.1: {error}"))
 
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > MAX_URL:
-            self.fault = UriTooLongError(f"the request's path is over {MAX_URL} bytes")
-            raise self.fault
+    def refuse(self, error: FastinferError) -> None:
+        """Answer an error when the answer's turn has come, and close once the client may have read it."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+        self.wire.lost()
+        self.transport.write(refusal(error, self.server_state.default_headers))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.close)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        if len(self.headers) > MAX_HEADERS:
-            self.fault = HeadTooLargeError(f"the request has more than {MAX_HEADERS} header fields")
-        elif len(name) + len(value) > MAX_HEAD:
-            self.fault = HeadTooLargeError(f"the request's head is over {MAX_HEAD} bytes")
-        elif self.headers[-1][0] == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            self.fault = UnsupportedError("no Transfer-Encoding other than chunked is supported")
-        if self.fault is not None:
-            raise self.fault
+    def failure(self, error: FastinferError, request_id: bytes, close: bool, endpoint: _core.Endpoint) -> bytes:
+        """The bytes of a fast request's error, as the standard lane would have sent them; it is counted here."""
+        self.service.counters.count(endpoint.name, endpoint.version, error.status, "fast")
+        body, headers = error_answer(error)
+        fields = [
+            *self.server_state.default_headers,
+            (b"content-type", JSON),
+            (b"x-request-id", request_id),
+            *headers,
+            (b"content-length", b"%d" % len(body)),
+        ]
+        return answer(error.status, fields, body, close=close)
 
+    def encode_elsewhere(self, ticket: _core.Ticket) -> None:
+        """Render a large answer on a worker thread."""
+        task = self.loop.create_task(self._encode(ticket))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _encode(self, ticket: _core.Ticket) -> None:
+        try:
+            rendered = await self.service.on_worker(ticket.encode)
+        except FastinferError as error:
+            self.wire.rendered(ticket, None, error)
+        else:
+            self.wire.rendered(ticket, rendered, None)
+
+    def left(self, endpoint: _core.Endpoint) -> None:
+        """The client did not wait for a fast answer."""
+        self.service.counters.count(endpoint.name, endpoint.version, CLIENT_GONE, "fast")
+
+    def hold(self, held: bool) -> None:
+        """Stop, and go on, reading."""
+        self.flow.hold(held)  # type: ignore[attr-defined]  # ours, set in connection_made
+
+    # ---- from the parser, the cycle and the server ----------------------------------------------------------------
     def on_headers_complete(self) -> None:
-        self.head_since = None
-        self.body_since, self.body_bytes = time.monotonic(), 0
         super().on_headers_complete()
         if self.leaving:
             self.cycle.keep_alive = False
 
-    def on_body(self, body: bytes) -> None:
-        self.body_bytes += len(body)
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self.body_since = None
-        super().on_message_complete()
-
-    # ---- from the cycle and the server ----------------------------------------------------------------------------
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unset_keepalive_if_required()  # the sweep does every time-out
-        self.quiet_since = time.monotonic()
+        if not self.transport.is_closing():
+            self.wire.answered()
 
     def shutdown(self) -> None:
         """The server leaves: finish what has begun to arrive, then close."""
         self.leaving = True
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
-        elif self.head_since is None:
+        if self.wire.drain() and not self.wire.head_since:
             self.transport.close()
 
     def sweep(self, now: float) -> None:
         """Close what has been too slow; such a connection gets no answer."""
+        wire = self.wire
         if self.stalled_since is not None and now - self.stalled_since > WRITE_STALL:
             self.transport.abort()
-        elif self.head_since is not None:
-            if now - self.head_since > self.limits.head_timeout:
+        elif wire.body_since:
+            elapsed = now - wire.body_since / 1e9
+            if elapsed > BODY_GRACE and wire.body_bytes < BODY_RATE * elapsed and not self.flow.read_paused:
                 self.transport.close()
-        elif self.cycle is None or self.cycle.response_complete:
-            if now - self.quiet_since > self.limits.idle_timeout:
+        elif wire.head_since:
+            if now - wire.head_since / 1e9 > self.limits.head_timeout:
                 self.transport.close()
-        elif self.body_since is not None and not self.flow.read_paused:
-            elapsed = now - self.body_since
-            if elapsed > BODY_GRACE and self.body_bytes < BODY_RATE * elapsed:
-                self.transport.close()
-
-    def give_up(self, error: FastinferError) -> None:
-        """Answer an error if the answer's turn has come, and close once the client may have read it."""
-        self.fault = error
-        in_answer = self.cycle is not None and not self.cycle.response_complete
-        if in_answer and self.body_since is None:
-            self.cycle.keep_alive = False  # what came before the fault is answered first, then the connection closes
-            return
-        if in_answer:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        if in_answer and self.cycle.response_started:
+        elif wire.idle_since and now - wire.idle_since / 1e9 > self.limits.idle_timeout:
             self.transport.close()
-            return
-        self.transport.write(refusal(error, self.server_state.default_headers))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(LINGER, self.transport.close)
+
+
+def answer(status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes, *, close: bool) -> bytes:
+    """A whole answer's bytes, as uvicorn would put them."""
+    lines = [name + b": " + value + b"\r\n" for name, value in fields]
+    return b"".join([STATUS_LINE[status], *lines, b"connection: close\r\n\r\n" if close else b"\r\n", body])
 
 
 def refusal(error: FastinferError, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -187,27 +227,21 @@ def refusal(error: FastinferError, headers: Iterable[tuple[bytes, bytes]]) -> by
     body = dump({"error": str(error), "code": error.code})
     fields: list[tuple[bytes, Any]] = [
         *headers,
-        (b"content-type", b"application/json"),
+        (b"content-type", JSON),
         (b"content-length", b"%d" % len(body)),
         (b"connection", b"close"),
     ]
     if error.retry_after is not None:
         fields.append((b"retry-after", b"1"))
-    lines = [name + b": " + value + b"\r\n" for name, value in fields]
-    return b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body])
+    return answer(error.status, fields, body, close=False)
 
 
-def without_upgrade(data: bytes) -> bytes:
-    """The first bytes of a message without its Upgrade field.
+def without_upgrade(head: bytes) -> bytes:
+    """A head without its Upgrade field.
 
     Java's clients offer h2c on every first request; the parser would take the body for the other protocol's. We
     speak HTTP/1.1 only, and RFC 9110 (7.8) lets a server ignore the offer.
     """
-    if b"pgrade:" not in data[:MAX_HEAD]:
-        return data
-    end = data.find(b"\r\n\r\n")
-    if end < 0:
-        return data
-    lines = data[:end].split(b"\r\n")
-    kept = [line for line in lines if line[:8].lower() != b"upgrade:"]
-    return b"\r\n".join(kept) + data[end:]
+    if b"\r\nupgrade:" not in head.lower():
+        return head
+    return b"\r\n".join(line for line in head.split(b"\r\n") if line[:8].lower() != b"upgrade:")

@@ -34,6 +34,7 @@ KEPT_BODY = 64 * 1024  # a refused body up to this is read and dropped, and the 
 LINGER = 5.0  # seconds in which a client may read the refusal of a body it is still sending
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@,;~-]{1,128}")
 JSON = b"application/json"
+CLIENT_GONE = 499  # nginx's number; it is only counted, there is nobody to send it to
 PREFIX = secrets.token_hex(6)
 sequence = itertools.count(1)
 logger = logging.getLogger("fastinfer.request")
@@ -171,19 +172,8 @@ class Exchange:
     async def fail(self, error: FastinferError) -> None:
         """Answer with an error: its status, and {"error", "code", "at"}."""
         self.error = error
-        body = {"error": str(error), "code": error.code}
-        if error.at is not None:
-            body["at"] = error.at
-        headers = []
-        if error.retry_after is not None:
-            # Jittered: clients that were refused together must not come back together.
-            seconds = max(1, math.ceil(error.retry_after * random.uniform(1.0, 2.0)))  # noqa: S311 - no secret
-            headers.append((b"retry-after", b"%d" % seconds))
-        if isinstance(error, UnsupportedEncodingError):
-            headers.append((b"accept-encoding", b"gzip, deflate"))
-        if isinstance(error, MethodNotAllowedError):
-            headers.append((b"allow", error.allow.encode()))
-        await self.respond(error.status, dump(body), headers=headers)
+        body, headers = error_answer(error)
+        await self.respond(error.status, body, headers=headers)
 
     async def _compressed(self, body: bytes, fields: list[tuple[bytes, bytes]]) -> bytes:
         fields.append((b"vary", b"Accept-Encoding"))
@@ -217,6 +207,23 @@ class Exchange:
         """Give back what the request held."""
         self.service.counters.inflight_bytes -= self._held
         self._held = 0
+
+
+def error_answer(error: FastinferError) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """The body of an error's answer, and the fields that belong to it."""
+    body = {"error": str(error), "code": error.code}
+    if error.at is not None:
+        body["at"] = error.at
+    headers = []
+    if error.retry_after is not None:
+        # Jittered: clients that were refused together must not come back together.
+        seconds = max(1, math.ceil(error.retry_after * random.uniform(1.0, 2.0)))  # noqa: S311 - no secret
+        headers.append((b"retry-after", b"%d" % seconds))
+    if isinstance(error, UnsupportedEncodingError):
+        headers.append((b"accept-encoding", b"gzip, deflate"))
+    if isinstance(error, MethodNotAllowedError):
+        headers.append((b"allow", error.allow.encode()))
+    return dump(body), headers
 
 
 def dump(value: Any) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -60,30 +59,21 @@ def metadata_routes(router: Router) -> list[Route]:
 async def answer_infer(exchange: Exchange, kind: int) -> None:
     """R6: decode, preprocess, batch, run and encode, all in the core."""
     exchange.infer = True
-    counters = exchange.service.counters
-    counters.inflight += 1
-    try:
-        path = exchange.path
-        model = await exchange.service.model(path["name"], path.get("version"))
-        exchange.model, exchange.version = model.name, model.version
-        body = await exchange.body()
-        header_length = binary_header(exchange.headers, len(body)) if kind == INFER else -1
-        ticket = await run(exchange, model, kind, body, header_length)
-        if ticket.large:
-            answer, json_size = await exchange.service.on_worker(ticket.encode)
-        else:
-            answer, json_size = ticket.encode()
-        if json_size < 0:
-            await exchange.respond(200, answer)
-        else:
-            headers = [(b"inference-header-content-length", b"%d" % json_size)]
-            await exchange.respond(200, answer, OCTETS, headers)
-    finally:
-        counters.inflight -= 1
-    now = time.monotonic_ns()
-    counters.observe(
-        model.name, model.version, (ticket.queue_ns, ticket.preprocess_ns, ticket.run_ns, now - exchange.started_ns)
-    )
+    path = exchange.path
+    model = await exchange.service.model(path["name"], path.get("version"))
+    exchange.model, exchange.version = model.name, model.version
+    body = await exchange.body()
+    header_length = binary_header(exchange.headers, len(body)) if kind == INFER else -1
+    ticket = await run(exchange, model, kind, body, header_length)
+    if ticket.large:
+        answer, json_size = await exchange.service.on_worker(ticket.encode)
+    else:
+        answer, json_size = ticket.encode()
+    if json_size < 0:
+        await exchange.respond(200, answer)
+    else:
+        headers = [(b"inference-header-content-length", b"%d" % json_size)]
+        await exchange.respond(200, answer, OCTETS, headers)
 
 
 def binary_header(headers: dict[bytes, bytes], size: int) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from fastinfer.errors import FastinferError, MethodNotAllowedError, NotFoundError
-from fastinfer.protocols.exchange import ClientGoneError, Exchange
+from fastinfer.protocols.exchange import CLIENT_GONE, ClientGoneError, Exchange
 from fastinfer.protocols.journal import Journal
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     Handler = Callable[[Exchange], Awaitable[None]]
 
 GET = ("GET", "HEAD")
-CLIENT_GONE = 499  # nginx's number; it is only counted, there is nobody to send it to
 logger = logging.getLogger("fastinfer.request")
 
 

@@ -1,0 +1,287 @@
+# The head of an HTTP/1.1 request, read strictly; and where a chunked body ends. Nothing here allocates.
+#
+# Sources: RFC 9110 and RFC 9112. Stricter than they ask where leniency lets two readers of one message disagree:
+# a bare CR or LF, NUL, white space before a colon, a folded line, Content-Length beside Transfer-Encoding, either of
+# them twice.
+from libc.stdint cimport int64_t
+from libc.string cimport memchr
+
+cdef enum:
+    MAX_HEADERS = 100
+    MAX_HEAD = 32 * 1024
+    MAX_URL = 8 * 1024
+    MAX_CHUNKS = 1 << 20                # of one body
+    MAX_CHUNK_EXTENSIONS = 16 * 1024    # bytes, of all chunks of a body
+    MAX_TRAILERS = 8 * 1024             # bytes
+
+
+cdef inline bint is_token_char(unsigned char c) noexcept nogil:
+    """RFC 9110, 5.6.2."""
+    if (c | 0x20) >= c'a' and (c | 0x20) <= c'z':
+        return True
+    if c >= c'0' and c <= c'9':
+        return True
+    return c in (c'!', c'#', c'$', c'%', c'&', c"'", c'*', c'+', c'-', c'.', c'^', c'_', c'`', c'|', c'~')
+
+
+cdef inline bint same_name(const char* p, const char* lower, Py_ssize_t size) noexcept nogil:
+    """Whether ``size`` bytes at ``p`` are ``lower``, whatever their case. ``lower`` holds letters and hyphens only."""
+    cdef Py_ssize_t i
+    for i in range(size):
+        if (p[i] | 0x20) != (lower[i] | 0x20):
+            return False
+    return True
+
+
+cdef inline const char* find_head_end(const char* p, const char* end) noexcept nogil:
+    """Past the empty line that ends a head, or NULL."""
+    while True:
+        p = <const char*>memchr(p, c'\r', end - p)
+        if p == NULL or end - p < 4:
+            return NULL
+        if p[1] == c'\n' and p[2] == c'\r' and p[3] == c'\n':
+            return p + 4
+        p += 1
+
+
+cdef HeadFault parse_head(Head* head, const char* begin, const char* end) noexcept nogil:
+    """Read a whole head, which lies in ``begin`` to ``end`` with the empty line that ends it."""
+    cdef const char* p = begin
+    cdef HeadFault fault
+    head.content_length = -1
+    head.header_length = -1
+    head.hosts = head.fields = 0
+    head.chunked = head.close = head.keep_alive = head.plain = False
+    head.request_id_size = 0
+    head.plain = True
+    fault = parse_request_line(head, &p, end)
+    while fault == HEAD_OK and not (p[0] == c'\r' and p[1] == c'\n'):
+        fault = parse_field(head, &p, end)
+    if fault != HEAD_OK:
+        return fault
+    if head.minor == 1 and head.hosts != 1 or head.hosts > 1:
+        return HEAD_HOST
+    if head.chunked and head.content_length >= 0:
+        return HEAD_BOTH
+    if head.chunked and head.minor == 0:
+        return HEAD_OLD_CODING
+    return HEAD_OK
+
+
+cdef HeadFault parse_request_line(Head* head, const char** cursor, const char* end) noexcept nogil:
+    cdef const char* p = cursor[0]
+    cdef const char* start = p
+    while p < end and is_token_char(<unsigned char>p[0]):
+        p += 1
+    head.method = start
+    head.method_size = p - start
+    if p == start or p >= end or p[0] != c' ':
+        return HEAD_LINE
+    p += 1
+    start = p
+    while p < end and <unsigned char>p[0] > 0x20 and <unsigned char>p[0] != 0x7F:
+        p += 1
+    head.target = start
+    head.target_size = p - start
+    if head.target_size > MAX_URL:
+        return HEAD_URL
+    if p == start or end - p < 11 or p[0] != c' ':
+        return HEAD_LINE
+    p += 1
+    if not (p[0] == c'H' and p[1] == c'T' and p[2] == c'T' and p[3] == c'P' and p[4] == c'/' and p[5] == c'1'
+            and p[6] == c'.' and (p[7] == c'0' or p[7] == c'1')):
+        return HEAD_VERSION
+    head.minor = p[7] - c'0'
+    p += 8
+    if p[0] != c'\r' or p[1] != c'\n':
+        return HEAD_LINE
+    cursor[0] = p + 2
+    return HEAD_OK
+
+
+cdef HeadFault parse_field(Head* head, const char** cursor, const char* end) noexcept nogil:
+    cdef const char* name = cursor[0]
+    cdef const char* p = name
+    cdef const char* value
+    cdef const char* last
+    cdef unsigned char c
+    while p < end and is_token_char(<unsigned char>p[0]):
+        p += 1
+    if p == name or p >= end or p[0] != c':':
+        return HEAD_NAME
+    value = p + 1
+    last = value
+    while last < end:
+        c = <unsigned char>last[0]
+        if c < 0x20 and c != c'\t' or c == 0x7F:
+            break
+        last += 1
+    if end - last < 2:
+        return HEAD_BARE
+    if last[0] != c'\r' or last[1] != c'\n':
+        return HEAD_BARE if last[0] == c'\r' or last[0] == c'\n' else HEAD_VALUE
+    cursor[0] = last + 2
+    head.fields += 1
+    if head.fields > MAX_HEADERS:
+        return HEAD_TOO_MANY
+    while value < last and (value[0] == c' ' or value[0] == c'\t'):
+        value += 1
+    while last > value and ((last - 1)[0] == c' ' or (last - 1)[0] == c'\t'):
+        last -= 1
+    return take_field(head, name, p - name, value, last - value)
+
+
+cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_size, const char* value,
+                                 Py_ssize_t size) noexcept nogil:
+    """Note what a field means for framing, and whether it keeps the request from the fast lane."""
+    cdef int64_t number
+    if name_size == 4 and same_name(name, b"host", 4):
+        head.hosts += 1
+    elif name_size == 14 and same_name(name, b"content-length", 14):
+        number = parse_digits(value, size)
+        if number < 0 or head.content_length >= 0:
+            return HEAD_LENGTH
+        head.content_length = number
+    elif name_size == 17 and same_name(name, b"transfer-encoding", 17):
+        if head.chunked or size != 7 or not same_name(value, b"chunked", 7):
+            return HEAD_CODING
+        head.chunked = True
+    elif name_size == 10 and same_name(name, b"connection", 10):
+        take_connection(head, value, size)
+    elif name_size == 12 and same_name(name, b"x-request-id", 12):
+        if head.request_id_size or size == 0:
+            head.plain = False
+        head.request_id = value
+        head.request_id_size = size
+    elif name_size == 31 and same_name(name, b"inference-header-content-length", 31):
+        number = parse_digits(value, size)
+        if number < 0 or head.header_length >= 0:
+            head.plain = False
+        head.header_length = number
+    elif (name_size == 6 and same_name(name, b"expect", 6)
+            or name_size == 16 and same_name(name, b"content-encoding", 16)
+            or name_size == 7 and same_name(name, b"upgrade", 7)):
+        head.plain = False
+    return HEAD_OK
+
+
+cdef inline void take_connection(Head* head, const char* value, Py_ssize_t size) noexcept nogil:
+    """The two values that everybody sends; any other is for the standard lane to read."""
+    if size == 10 and same_name(value, b"keep-alive", 10):
+        head.keep_alive = True
+    elif size == 5 and same_name(value, b"close", 5):
+        head.close = True
+    else:
+        head.plain = False
+
+
+cdef inline int64_t parse_digits(const char* p, Py_ssize_t size) noexcept nogil:
+    """A decimal number of 1 to 18 digits, or -1."""
+    cdef int64_t number = 0
+    cdef Py_ssize_t i
+    if size < 1 or size > 18:
+        return -1
+    for i in range(size):
+        if p[i] < c'0' or p[i] > c'9':
+            return -1
+        number = number * 10 + (p[i] - c'0')
+    return number
+
+
+# ---- chunked bodies ------------------------------------------------------------------------------------------------
+cdef void chunks_begin(Chunks* chunks) noexcept nogil:
+    chunks.state = CHUNK_SIZE
+    chunks.left = 0
+    chunks.digits = 0
+    chunks.count = chunks.extensions = chunks.trailers = 0
+
+
+cdef HeadFault chunks_feed(Chunks* chunks, const char** cursor, const char* end) noexcept nogil:
+    """Go on through a chunked body; HEAD_OK at its end, past which ``cursor`` then stands, HEAD_MORE before it."""
+    cdef const char* p = cursor[0]
+    cdef unsigned char c
+    cdef int digit
+    cdef int64_t step
+    while p < end:
+        if chunks.state == CHUNK_DATA:
+            step = min(chunks.left, <int64_t>(end - p))
+            p += step
+            chunks.left -= step
+            if chunks.left == 0:
+                chunks.state = CHUNK_DATA_CR
+            continue
+        c = <unsigned char>p[0]
+        p += 1
+        if chunks.state == CHUNK_SIZE:
+            digit = hex_digit(c)
+            if digit >= 0:
+                chunks.digits += 1
+                if chunks.digits > 15:
+                    return BODY_CHUNK
+                chunks.left = chunks.left * 16 + digit
+            elif chunks.digits == 0:
+                return BODY_CHUNK
+            elif c == c'\r':
+                chunks.state = CHUNK_SIZE_LF
+            elif c == c';':
+                chunks.state = CHUNK_EXTENSION
+            else:
+                return BODY_CHUNK
+        elif chunks.state == CHUNK_EXTENSION:
+            chunks.extensions += 1
+            if chunks.extensions > MAX_CHUNK_EXTENSIONS:
+                return BODY_EXTENSIONS
+            if c == c'\r':
+                chunks.state = CHUNK_SIZE_LF
+            elif c < 0x20 and c != c'\t' or c == 0x7F:
+                return BODY_CHUNK
+        elif chunks.state == CHUNK_SIZE_LF:
+            if c != c'\n':
+                return BODY_CHUNK
+            chunks.count += 1
+            if chunks.count > MAX_CHUNKS:
+                return BODY_TOO_MANY_CHUNKS
+            chunks.digits = 0
+            chunks.state = CHUNK_DATA if chunks.left else CHUNK_TRAILER
+        elif chunks.state == CHUNK_DATA_CR:
+            if c != c'\r':
+                return BODY_CHUNK
+            chunks.state = CHUNK_DATA_LF
+        elif chunks.state == CHUNK_DATA_LF:
+            if c != c'\n':
+                return BODY_CHUNK
+            chunks.state = CHUNK_SIZE
+        elif chunks.state == CHUNK_TRAILER:
+            if c == c'\r':
+                chunks.state = CHUNK_LAST_LF
+            elif is_token_char(c):
+                chunks.state = CHUNK_TRAILER_LINE
+            else:
+                return BODY_TRAILERS
+        elif chunks.state == CHUNK_TRAILER_LINE:
+            chunks.trailers += 1
+            if chunks.trailers > MAX_TRAILERS or (c < 0x20 and c != c'\t' and c != c'\r') or c == 0x7F:
+                return BODY_TRAILERS
+            if c == c'\r':
+                chunks.state = CHUNK_TRAILER_LF
+        elif chunks.state == CHUNK_TRAILER_LF:
+            if c != c'\n':
+                return BODY_TRAILERS
+            chunks.state = CHUNK_TRAILER
+        else:  # CHUNK_LAST_LF
+            if c != c'\n':
+                return BODY_TRAILERS
+            chunks.state = CHUNK_DONE
+            cursor[0] = p
+            return HEAD_OK
+    cursor[0] = p
+    return HEAD_MORE
+
+
+cdef inline int hex_digit(unsigned char c) noexcept nogil:
+    if c >= c'0' and c <= c'9':
+        return c - c'0'
+    c |= 0x20
+    if c >= c'a' and c <= c'f':
+        return c - c'a' + 10
+    return -1

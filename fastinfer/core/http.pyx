@@ -1,0 +1,518 @@
+# The connection: frames every message, serves plain infer requests itself, and hands everything else, one whole
+# message at a time and its bytes untouched, to the standard lane. It knows no event loop.
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy, memmove
+
+from collections import deque
+
+from fastinfer.errors import FastinferError, HeadTooLargeError, MalformedHeadError, UnsupportedError, UriTooLongError
+
+cdef enum:
+    MAX_IN_FLIGHT = 32              # requests of one connection; past it reading waits
+    MAX_FAST_BODY = 256 * 1024      # a larger one is decoded on a thread, which is the standard lane's business
+    MAX_STASH = 64 * 1024           # bytes that wait behind an answer before reading waits too
+    MAX_REQUEST_ID = 128
+    HEAD_ROOM = 1024                # bytes that an answer's head may take
+
+FAULTS = {
+    HEAD_LINE: (MalformedHeadError, "the request line is not METHOD SP target SP HTTP/1.1"),
+    HEAD_VERSION: (MalformedHeadError, "only HTTP/1.1 and HTTP/1.0 are spoken"),
+    HEAD_NAME: (MalformedHeadError, "a header field's name is not a token followed by a colon"),
+    HEAD_VALUE: (MalformedHeadError, "a header field's value holds a control character"),
+    HEAD_BARE: (MalformedHeadError, "a line of the head does not end with CR LF"),
+    HEAD_HOST: (MalformedHeadError, "an HTTP/1.1 request has exactly one Host field"),
+    HEAD_LENGTH: (MalformedHeadError, "Content-Length is given twice, or is not a decimal number"),
+    HEAD_BOTH: (MalformedHeadError, "Content-Length and Transfer-Encoding exclude each other"),
+    HEAD_OLD_CODING: (MalformedHeadError, "HTTP/1.0 has no Transfer-Encoding"),
+    HEAD_CODING: (UnsupportedError, "no Transfer-Encoding other than chunked is supported"),
+    HEAD_URL: (UriTooLongError, f"the request's path is over {MAX_URL} bytes"),
+    HEAD_TOO_MANY: (HeadTooLargeError, f"the request has more than {MAX_HEADERS} header fields"),
+    HEAD_TOO_LARGE: (HeadTooLargeError, f"the request's head is over {MAX_HEAD} bytes"),
+    BODY_CHUNK: (MalformedHeadError, "the chunked body is malformed"),
+    BODY_TOO_MANY_CHUNKS: (MalformedHeadError, f"the body has more than {MAX_CHUNKS} chunks"),
+    BODY_EXTENSIONS: (MalformedHeadError, f"the body's chunk extensions are over {MAX_CHUNK_EXTENSIONS} bytes"),
+    BODY_TRAILERS: (MalformedHeadError, "the body's trailer section is malformed or too large"),
+}
+
+
+@cython.final
+cdef class Route:
+    """What a path of the fast lane leads to."""
+
+    def __cinit__(self, Endpoint endpoint, int kind):
+        self.endpoint = endpoint
+        self.kind = kind
+
+
+@cython.final
+cdef class Lane:
+    """What the connections of one server share: the fast routes, and the buffers that answers are rendered into.
+
+    Args:
+        prefix: of the request ids made here.
+        max_body: bytes; a larger body is the standard lane's business, as is one over 256 KiB.
+    """
+
+    def __init__(self, bytes prefix not None, int64_t max_body):
+        self.prefix = prefix
+        self.max_body = min(max_body, <int64_t>MAX_FAST_BODY)
+        self.paths = NameTable([])
+        self.routes = []
+        self.dirty = []
+        self.date = b""
+
+    def __dealloc__(self):
+        writer_free(&self.answer)
+        writer_free(&self.body)
+
+    def open(self, endpoints):
+        """Serve these here: pairs of an Endpoint and whether it also answers requests that name no version."""
+        cdef Endpoint endpoint
+        paths = []
+        routes = []
+        for endpoint, default in endpoints:
+            for path in [f"{endpoint.name}/versions/{endpoint.version}"] + ([endpoint.name] if default else []):
+                paths += [f"/v2/models/{path}/infer", f"/v1/models/{path}:predict"]
+                routes += [Route(endpoint, KIND_INFER), Route(endpoint, KIND_RECORDS)]
+            endpoint.batcher.lane = self
+        self.paths = NameTable(paths)
+        self.routes = routes
+
+    def close(self):
+        """From now on the standard lane answers everything."""
+        self.open([])
+
+    cdef bytes next_id(self):
+        self.sequence += 1
+        return b"%s-%x" % (self.prefix, self.sequence)
+
+    def tick(self, bytes date not None):
+        """Set the Date field's line, once a second."""
+        self.date = date
+
+    cdef int flush(self) except -1:
+        """Write the answers that a batch left behind: one write a connection."""
+        cdef Connection connection
+        cdef list dirty = self.dirty
+        if not dirty:
+            return 0
+        self.dirty = []
+        for connection in dirty:
+            connection.is_dirty = False
+            connection.write_answers()
+        return 0
+
+
+@cython.final
+cdef class Connection:
+    """One client's connection.
+
+    Args:
+        protocol: who owns the transport and the standard lane. Called back: ``feed(bytes, is_head)`` with a message's
+            head and then its body, ``refuse(error)`` with a fault that ends the connection, ``failure(error,
+            request_id, close, endpoint)`` for the bytes of an error's answer, ``encode_elsewhere(ticket)`` for a
+            large one, ``hold(bool)`` to stop and go on reading, ``left(endpoint)`` when a client did not wait.
+        lane: what the server's connections share.
+    """
+
+    def __init__(self, protocol, Lane lane not None):
+        self.protocol = protocol
+        self.lane = lane
+        self.pending = deque()
+        self.head_since = 0
+
+    def __dealloc__(self):
+        slab_free(&self.stash)
+
+    def attach(self, transport):
+        """The connection is made."""
+        self.transport = transport
+        self.write = transport.write
+        self.quiet_since = monotonic_ns()
+
+    def lost(self):
+        """The client is gone: its requests leave the queue, and the reference cycle with the protocol ends."""
+        cdef Ticket ticket
+        self.gone = True
+        for ticket in self.pending:
+            if not ticket.finished:
+                self.protocol.left(ticket.endpoint)
+            ticket.cancel()
+        self.pending.clear()
+        self.protocol = self.transport = self.write = None
+        slab_free(&self.stash)
+        self.stash_start = self.stash_end = 0
+
+    def data_received(self, bytes data not None):
+        """Take what the socket gave."""
+        cdef const char* begin = PyBytes_AS_STRING(data)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        cdef Py_ssize_t used
+        if self.gone or self.fault is not None:
+            return
+        self.read_ns = monotonic_ns()
+        if self.stash_start < self.stash_end:
+            self.keep(begin, size)
+            self.consume_stash()
+            return
+        used = self.consume(begin, size)
+        if used < size and not self.gone:
+            self.keep(begin + used, size - used)
+        self.hold_or_go_on()
+
+    def answered(self):
+        """The standard lane has answered the message it was given."""
+        self.answer_due = False
+        self.quiet_since = monotonic_ns()
+        if not self.in_body:
+            self.consume_stash()
+
+    def writable(self, bint yes):
+        """Whether the client reads; while it does not, no request of it is begun."""
+        self.stalled = not yes
+        if yes and not self.gone:
+            self.consume_stash()
+
+    def drain(self):
+        """The server leaves: the last answer that is due says so. Returns whether nothing is due."""
+        self.leaving = True
+        return not self.pending and not self.answer_due and not self.in_body
+
+    @property
+    def idle_since(self):
+        """When nothing was due any more, in monotonic nanoseconds; 0 while something is."""
+        if self.pending or self.answer_due or self.in_body or self.head_since:
+            return 0
+        return self.quiet_since
+
+    # ---- framing ---------------------------------------------------------------------------------------------------
+    cdef int keep(self, const char* data, Py_ssize_t size) except -1:
+        """Set bytes aside that cannot be used yet."""
+        cdef size_t have = self.stash_end - self.stash_start
+        if self.stash_start and <size_t>self.stash_end + size > self.stash.capacity:
+            memmove(self.stash.data, self.stash.data + self.stash_start, have)
+            self.stash_start = 0
+            self.stash_end = have
+        if not slab_reserve(&self.stash, self.stash_end, self.stash_end + size):
+            raise MemoryError
+        memcpy(self.stash.data + self.stash_end, data, size)
+        self.stash_end += size
+        return 0
+
+    cdef int consume_stash(self) except -1:
+        cdef Py_ssize_t used
+        if self.stash_start < self.stash_end:
+            used = self.consume(self.stash.data + self.stash_start, self.stash_end - self.stash_start)
+            if self.gone:
+                return 0
+            self.stash_start += used
+            if self.stash_start == self.stash_end:
+                self.stash_start = self.stash_end = 0
+                if self.stash.capacity > MAX_STASH:
+                    slab_free(&self.stash)
+        return self.hold_or_go_on()
+
+    cdef int hold_or_go_on(self) except -1:
+        """Stop reading while much waits behind an answer, or the client does not read its own."""
+        cdef bint hold
+        if self.gone:
+            return 0
+        hold = not self.can_begin() and self.stash_end - self.stash_start >= MAX_STASH and not self.in_body
+        if hold != self.holding:
+            self.holding = hold
+            self.protocol.hold(hold)
+        return 0
+
+    cdef bint can_begin(self) noexcept:
+        """Whether the next message may be looked at."""
+        return not (self.answer_due or self.in_body or self.stalled or len(self.pending) >= MAX_IN_FLIGHT
+                    or self.last or self.gone) and self.fault is None
+
+    cdef Py_ssize_t consume(self, const char* begin, Py_ssize_t size) except -1:
+        """Go through received bytes; how many of them were used up."""
+        cdef const char* p = begin
+        cdef const char* end = begin + size
+        cdef Py_ssize_t step
+        while p < end and not self.gone:
+            if self.in_body:
+                p = self.pass_body(p, end)
+                continue
+            if not self.can_begin():
+                break
+            step = self.begin_message(p, end)
+            if step == 0:
+                break
+            p += step
+        return p - begin
+
+    cdef Py_ssize_t begin_message(self, const char* p, const char* end) except -1:
+        """Serve, hand over or refuse the message at ``p``; 0 when it has to wait, else the bytes used."""
+        cdef const char* start = p
+        cdef const char* body
+        cdef HeadFault fault
+        cdef Head head
+        if not self.head_since:
+            self.head_since = self.read_ns
+        while p < end and (p[0] == c'\r' or p[0] == c'\n'):  # RFC 9112, 2.2: empty lines before a request
+            if p[0] == c'\n' or (p + 1 < end and p[1] != c'\n') or p - start >= 8:
+                return self.fail_head(HEAD_BARE, end - start)
+            if p + 1 >= end:
+                return 0
+            p += 2
+        if p == end:
+            self.head_since = 0
+            return p - start
+        body = find_head_end(p, end)
+        if body == NULL:
+            return self.head_incomplete(p, end, start)
+        if body - p > MAX_HEAD:
+            return self.fail_head(HEAD_TOO_LARGE, end - start)
+        fault = parse_head(&head, p, body)
+        if fault != HEAD_OK:
+            return self.fail_head(fault, end - start)
+        if self.is_fast(&head):
+            if end - body < head.content_length:
+                self.body_wanted(body, end)
+                return 0
+            if self.serve(&head, body):
+                self.head_since = self.body_since = 0
+                return body + head.content_length - start
+        if self.pending:
+            return 0  # answers leave in order: the standard lane begins when the fast one has nothing due
+        self.head_since = self.body_since = 0
+        self.hand_over(&head, p, body)
+        return body - start
+
+    cdef Py_ssize_t head_incomplete(self, const char* p, const char* end, const char* start) except -1:
+        """Wait for the rest of a head, unless it is too large or wrong already."""
+        cdef const char* q = p
+        if end - p > MAX_HEAD:
+            return self.fail_head(HEAD_TOO_LARGE, end - start)
+        while q < end:
+            q = <const char*>memchr(q, c'\n', end - q)
+            if q == NULL:
+                break
+            if q == p or (q - 1)[0] != c'\r':
+                return self.fail_head(HEAD_BARE, end - start)
+            q += 1
+        if <const char*>memchr(p, 0, end - p) != NULL:
+            return self.fail_head(HEAD_VALUE, end - start)
+        return 0
+
+    cdef Py_ssize_t fail_head(self, HeadFault fault, Py_ssize_t used) except -1:
+        """Refuse the message and give the connection up, after the answers that are due."""
+        kind, message = FAULTS[fault]
+        self.fault = kind(message)
+        self.head_since = 0
+        if not self.pending:
+            self.protocol.refuse(self.fault)
+        return used
+
+    cdef int body_wanted(self, const char* body, const char* end) except -1:
+        """The head is complete, the body is not: from here the body's clock runs."""
+        if not self.body_since:
+            self.body_since = self.read_ns
+        self.body_bytes = end - body
+        return 0
+
+    # ---- the standard lane -----------------------------------------------------------------------------------------
+    cdef int hand_over(self, Head* head, const char* p, const char* body) except -1:
+        self.answer_due = True
+        self.chunked = head.chunked
+        self.body_left = max(head.content_length, <int64_t>0)
+        self.body_bytes = 0
+        self.in_body = head.chunked or self.body_left > 0
+        self.body_since = self.read_ns if self.in_body else 0
+        if head.chunked:
+            chunks_begin(&self.chunks)
+        self.protocol.feed(PyBytes_FromStringAndSize(p, body - p), True)
+        return 0
+
+    cdef const char* pass_body(self, const char* p, const char* end) except NULL:
+        """Give the standard lane what belongs to its message's body; past it."""
+        cdef const char* q = p
+        cdef HeadFault state
+        if self.chunked:
+            state = chunks_feed(&self.chunks, &q, end)
+            if state > HEAD_MORE:
+                kind, message = FAULTS[state]
+                self.fault = kind(message)
+                self.in_body = False
+                self.protocol.refuse(self.fault)
+                return end
+            self.in_body = state == HEAD_MORE
+        else:
+            q = p + min(self.body_left, <int64_t>(end - p))
+            self.body_left -= q - p
+            self.in_body = self.body_left > 0
+        self.body_bytes += q - p
+        if not self.in_body:
+            self.body_since = 0
+        self.protocol.feed(PyBytes_FromStringAndSize(p, q - p), False)
+        return q
+
+    # ---- the fast lane ---------------------------------------------------------------------------------------------
+    cdef bint is_fast(self, Head* head) except -1:
+        """Whether the message is a plain request to a fast route."""
+        cdef int index
+        if not (head.plain and head.minor == 1 and not head.chunked and head.content_length > 0
+                and head.content_length <= self.lane.max_body and head.method_size == 4
+                and memcmp(head.method, b"POST", 4) == 0):
+            return False
+        index = self.lane.paths.find(head.target, head.target_size)
+        if index < 0:
+            return False
+        self.route = <Route>self.lane.routes[index]
+        return head.request_id_size == 0 or is_request_id(head.request_id, head.request_id_size)
+
+    cdef bint serve(self, Head* head, const char* body) except -1:
+        """Submit a whole request; False when it is at fault, which the standard lane then tells."""
+        cdef Endpoint endpoint = self.route.endpoint
+        cdef Ticket ticket
+        cdef int64_t header_length = head.header_length if self.route.kind == KIND_INFER else -1
+        if header_length > head.content_length:
+            return False
+        ticket = endpoint.submit_fast(self.route.kind, body, <size_t>head.content_length, header_length, self.read_ns)
+        if ticket is None:
+            return False
+        ticket.connection = self
+        ticket.closes = head.close
+        if head.request_id_size:
+            ticket.request_id = head.request_id[:head.request_id_size]
+        if head.close:
+            self.last = True
+        self.pending.append(ticket)
+        return True
+
+    cdef int ready(self) except -1:
+        """One of the pending requests has its result."""
+        if not self.is_dirty and not self.gone:
+            self.is_dirty = True
+            self.lane.dirty.append(self)
+        return 0
+
+    cdef int write_answers(self) except -1:
+        """Render what is due in order, and send it in one write."""
+        cdef Lane lane = self.lane
+        cdef Ticket ticket
+        cdef bint close = False
+        lane.answer.size = 0
+        while self.pending and not self.gone:
+            ticket = <Ticket>self.pending[0]
+            if not ticket.finished:
+                break
+            if ticket.answer is None and ticket.large:
+                self.encode_on_thread(ticket)
+                break
+            self.pending.popleft()
+            close = ticket.closes or (self.leaving and not self.pending)
+            self.render(ticket, close)
+            if close:
+                break
+        if self.gone:
+            return 0
+        if lane.answer.size:
+            self.write(PyBytes_FromStringAndSize(lane.answer.data, lane.answer.size))
+        if close:
+            self.transport.close()
+            return 0
+        if not self.pending:
+            self.quiet_since = monotonic_ns()
+            if self.fault is not None:
+                self.protocol.refuse(self.fault)
+                return 0
+        if self.stash_start < self.stash_end:
+            return self.consume_stash()
+        return 0
+
+    cdef int encode_on_thread(self, Ticket ticket) except -1:
+        """Render a large answer where it does not hold the loop; it comes back through ``rendered``."""
+        if ticket.connection is not None:
+            ticket.connection = None
+            self.protocol.encode_elsewhere(ticket)
+        return 0
+
+    def rendered(self, Ticket ticket not None, answer, error):
+        """A worker thread has rendered a ticket's answer, or failed to; on the loop's thread."""
+        ticket.answer = answer or ()
+        ticket.error = error
+        self.ready()
+        self.lane.flush()
+
+    cdef int render(self, Ticket ticket, bint close) except -1:
+        """Append one answer to the lane's buffer; the same bytes as the standard lane's but for the Date."""
+        cdef Lane lane = self.lane
+        cdef Py_ssize_t json_size
+        cdef bytes whole
+        lane.body.size = 0
+        try:
+            if ticket.answer:
+                whole = <bytes>ticket.answer[0]
+                return self.put_answer(ticket, close, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole),
+                                       ticket.answer[1])
+            json_size = ticket.encode_into(&lane.body)
+        except FastinferError as error:
+            whole = self.protocol.failure(error, ticket.request_id or lane.next_id(), close, ticket.endpoint)
+            if not writer_put(&lane.answer, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole)):
+                raise MemoryError
+            return 0
+        return self.put_answer(ticket, close, lane.body.data, lane.body.size, json_size)
+
+    cdef int put_answer(self, Ticket ticket, bint close, const char* body, size_t size, Py_ssize_t json_size) except -1:
+        cdef Lane lane = self.lane
+        cdef Writer* out = &lane.answer
+        if not writer_reserve(out, HEAD_ROOM + size):
+            raise MemoryError
+        append_text(out, b"HTTP/1.1 200 OK\r\n")
+        append_text(out, lane.date)
+        append_text(out, JSON_TYPE if json_size < 0 else BINARY_TYPE)
+        append_text(out, b"x-request-id: ")
+        append_text(out, ticket.request_id or lane.next_id())
+        if json_size >= 0:
+            append_text(out, b"\r\ninference-header-content-length: ")
+            append_decimal(out, json_size)
+        append_text(out, b"\r\ncontent-length: ")
+        append_decimal(out, size)
+        append_text(out, b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n")
+        memcpy(out.data + out.size, body, size)
+        out.size += size
+        return 0
+
+
+cdef bytes JSON_TYPE = b"content-type: application/json\r\n"
+cdef bytes BINARY_TYPE = b"content-type: application/octet-stream\r\n"
+
+
+cdef inline void append_text(Writer* out, bytes text) noexcept:
+    """Append what the caller has made room for."""
+    memcpy(out.data + out.size, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+    out.size += PyBytes_GET_SIZE(text)
+
+
+cdef inline void append_decimal(Writer* out, uint64_t number) noexcept nogil:
+    cdef char[20] digits
+    cdef int i = 20
+    while True:
+        i -= 1
+        digits[i] = c'0' + <char>(number % 10)
+        number //= 10
+        if number == 0:
+            break
+    memcpy(out.data + out.size, &digits[i], 20 - i)
+    out.size += 20 - i
+
+
+cdef inline bint is_request_id(const char* p, Py_ssize_t size) noexcept nogil:
+    """As protocols/exchange.py has it: short, and harmless in a header and in a log."""
+    cdef Py_ssize_t i
+    cdef unsigned char c
+    if size > MAX_REQUEST_ID:
+        return False
+    for i in range(size):
+        c = <unsigned char>p[i]
+        if not ((c | 0x20) >= c'a' and (c | 0x20) <= c'z' or c >= c'0' and c <= c'9'
+                or c in (c'.', c'_', c':', c'/', c'+', c'=', c'@', c',', c';', c'~', c'-')):
+            return False
+    return True
