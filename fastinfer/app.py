@@ -18,7 +18,11 @@ from fastinfer.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from starlette.types import ASGIApp
+
     from fastinfer.protocols.exchange import Exchange
+
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
 
 class Application(Starlette):
@@ -44,6 +48,10 @@ class Application(Starlette):
         super().__init__(routes=routes, lifespan=self.lifespan)
         self.router.redirect_slashes = False
         self.router.default = router.default()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The router itself, unless somebody has added middleware: each route turns its errors into answers."""
+        return super().build_middleware_stack() if self.user_middleware else self.router
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
@@ -100,14 +108,15 @@ async def index(exchange: Exchange) -> None:
 
     await exchange.service.prepare()
     body = pages.index(exchange.service, pages.base_url(exchange.scope))
-    await exchange.respond(200, body, pages.HTML, [(b"content-security-policy", pages.policy())])
+    await exchange.respond(200, body, pages.HTML, [(b"content-security-policy", pages.policy()), NO_SNIFFING])
 
 
 async def docs(exchange: Exchange) -> None:
     """GET /docs."""
     from fastinfer import openapi, pages
 
-    await exchange.respond(200, openapi.PAGE, pages.HTML, [(b"content-security-policy", openapi.POLICY)])
+    headers = [(b"content-security-policy", openapi.POLICY), NO_SNIFFING]
+    await exchange.respond(200, openapi.PAGE, pages.HTML, headers)
 
 
 async def docs_file(exchange: Exchange) -> None:
@@ -120,7 +129,7 @@ async def docs_file(exchange: Exchange) -> None:
         await _openapi(exchange, "3.0.3")
         return
     body, content_type = await exchange.service.on_worker(openapi.asset, name)
-    await exchange.respond(200, body, content_type, [(b"cache-control", b"max-age=3600")])
+    await exchange.respond(200, body, content_type, [(b"cache-control", b"max-age=3600"), NO_SNIFFING])
 
 
 async def openapi_document(exchange: Exchange) -> None:

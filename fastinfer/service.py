@@ -9,7 +9,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastinfer.errors import NotFoundError, NotReadyError
+from fastinfer.errors import ConfigurationError, NotFoundError, NotReadyError
 from fastinfer.metrics import Counters
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Service:
         self.draining = False
         self._lock = threading.Lock()
         self._loading: Future[None] | None = None
+        self._mounted = False  # no server and no lifespan began the load: requests wait for it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workers: ThreadPoolExecutor | None = None
 
@@ -99,10 +100,22 @@ class Service:
             raise NotReadyError("the models are being loaded") from None
 
     async def prepare(self) -> None:
-        """Ready to look at the registry: load first when no server and no lifespan has begun it."""
+        """Ready to look at the registry: load first when no server and no lifespan has begun it.
+
+        Raises:
+            NotReadyError: nothing can be loaded.
+        """
         self.attach()
-        if self._loading is None:
+        if self.finished or (self._loading is not None and not self._mounted):
+            return
+        first, self._mounted = self._loading is None, True
+        try:
             await self.loaded()
+        except ConfigurationError as error:
+            # The operator's business: a client learns no more than that there is nothing to ask.
+            if first:
+                logger.error("%s", error)
+            raise NotReadyError("the models could not be loaded") from error
 
     def attach(self) -> None:
         """Let the models answer on the running loop. Test clients run every request on a loop of its own."""

@@ -138,6 +138,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx_models.classifier(root / "classifier" / "1" / "model.onnx")
     onnx_models.fixed_batch(root / "fixed" / "1" / "model.onnx")
     onnx_models.picky(root / "picky" / "1" / "model.onnx")
+    onnx_models.with_program(root / "people" / "1")
     return root
 
 

@@ -112,3 +112,21 @@ def slow(path: Path) -> Path:
     matrix = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32) / 16
     constants = {"matrix": matrix, "yes": np.array(True), "zero": np.array(0, dtype=np.int64)}
     return write(path, nodes, [value("steps", "INT64", [1])], [value("y", "INT64", [1])], **constants)
+
+
+def with_program(folder: Path) -> Path:
+    """value = standardised age + 10 * (job is "fixed"); a missing age and an unknown job are refused."""
+    import pandas as pd
+    from sklearn.compose import make_column_transformer
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    from fastinfer import Program
+
+    frame = pd.DataFrame({"age": [20.0, 30.0, 40.0], "job": ["clerk", "fixed", "other"]})
+    steps = make_column_transformer((StandardScaler(), ["age"]), (OneHotEncoder(), ["job"])).fit(frame)
+    folder.mkdir(parents=True)
+    Program.from_sklearn(steps, sample=frame, dtype="float32", allow="finite").save(folder / "features.json")
+    weights = np.array([[1.0], [0.0], [10.0], [0.0]], dtype=np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["value"])
+    features, answer = value("x", "FP32", ["n", 4]), value("value", "FP32", ["n", 1])
+    return write(folder / "model.onnx", [node], [features], [answer], w=weights)

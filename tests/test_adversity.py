@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 from conftest import ServerProcess, post, read_answer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 GOOD = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}).encode()
 INFER = "/v2/models/affine/infer"
 PREDICT = "/v1/models/affine:predict"
+PEOPLE = "/v1/models/people:predict"
 MIB = 1 << 20
 
 
@@ -159,6 +162,17 @@ REFUSED = {
     "a record with too few values": (PREDICT, records('{"x":[1,2,3]}'), 400),
     "a record with too many values": (PREDICT, records('{"x":[1,2,3,4,5]}'), 400),
     "a record with null": (PREDICT, records('{"x":null}'), 400),
+    "a record without a required feature": (PEOPLE, records('{"job":"clerk"}'), 400),
+    "a required feature that is null": (PEOPLE, records('{"age":null,"job":"clerk"}'), 400),
+    "an unknown category": (PEOPLE, records('{"age":30,"job":"king"}'), 400),
+    "a number for a category": (PEOPLE, records('{"age":30,"job":1}'), 400),
+    "text for a number": (PEOPLE, records('{"age":"30","job":"clerk"}'), 400),
+    "a boolean for a feature": (PEOPLE, records('{"age":true,"job":"clerk"}'), 400),
+    "the estimator's own tensor": (
+        "/v2/models/people/infer",
+        tensor(shape=[1, 4], data=[0, 0, 0, 0]),
+        400,
+    ),
     "unknown model": ("/v2/models/nobody/infer", GOOD, 404),
     "unknown version": ("/v2/models/affine/versions/9/infer", GOOD, 404),
     "unknown model of records": ("/v1/models/nobody:predict", GOOD, 404),
@@ -200,6 +214,9 @@ def test_malformed_json_names_the_byte(server: ServerProcess, body: bytes, offse
         (INFER, tensor(data=[1, 2, "3", 4]), "$.inputs[0].data[2]"),
         (*typed("UINT8", "300"), "$.inputs[0].data[0]"),
         (PREDICT, records('{"x":[1,2,3,4]},{}'), "$.records[1].x"),
+        (PEOPLE, records('{"age":1,"job":"clerk"},{"job":"clerk"}'), "$.records[1].age"),
+        (PEOPLE, records('{"age":1}'), "$.records[0].job"),
+        (PEOPLE, records('{"age":1,"job":"clerk"},{"age":1,"job":"king"}'), "$.records[1].job"),
     ],
 )
 def test_the_place_is_named(server: ServerProcess, path: str, body: bytes, at: str) -> None:
@@ -426,3 +443,31 @@ def test_a_client_that_trickles(server: ServerProcess) -> None:
             connection.sendall(request[start : start + 20])
             time.sleep(0.001)
         assert read_answer(connection).status == 200
+
+
+shared = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BODIES = [GOOD, records('{"x":[1,2,3,4]}'), typed("INT64", "7")[1], typed("BYTES", '"a\\u00e9"')[1]]
+
+
+@shared
+@given(st.data())
+def test_damaged_bodies_are_answered_or_refused(server: ServerProcess, data: st.DataObject) -> None:
+    body = bytearray(data.draw(st.sampled_from(BODIES)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(body)))
+        stop = min(len(body), start + data.draw(st.integers(0, 3)))
+        body[start:stop] = data.draw(st.binary(max_size=3))
+    path = data.draw(st.sampled_from([INFER, PREDICT, "/v2/models/identity_int64/infer", "/v2/models/words/infer"]))
+    headers = data.draw(st.lists(st.just(f"Inference-Header-Content-Length: {len(body) - 1}"), max_size=1))
+    answer = server.raw(post(path, bytes(body), *headers))
+    assert answer.status in (200, 400)
+
+
+@shared
+@given(st.binary(min_size=1, max_size=400))
+def test_any_bytes_on_a_connection_end_it_or_are_answered(server: ServerProcess, data: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(data + b"\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(100)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 ")

@@ -16,6 +16,7 @@ from conftest import ROOT
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastinfer
 from fastinfer.errors import ConfigurationError
@@ -50,6 +51,35 @@ def test_mounted_with_the_lifespan_passed_on_it_is_ready_at_once(repository: Pat
     with TestClient(app) as client:
         assert client.get("/models/v2/health/ready").status_code == 200
         works(client, "/models")
+
+
+def test_where_nothing_can_be_loaded_a_request_is_told_no_more(tmp_path: Path) -> None:
+    client = TestClient(Starlette(routes=[Mount("/models", fastinfer.asgi(tmp_path / "nothing"))]))
+    for _ in range(2):
+        answer = client.post("/models/v1/models/affine:predict", json=RECORDS)
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert "nothing" not in answer.text
+        assert client.get("/models/v2/health/ready").status_code == 503
+
+
+def test_middleware_of_the_users_own(repository: Path) -> None:
+    class Stamp:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async def stamped(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"x-stamp", b"1"))
+                await send(message)
+
+            await self.app(scope, receive, stamped)
+
+    app = fastinfer.asgi(repository / "affine")
+    app.add_middleware(Stamp)
+    with TestClient(app) as client:
+        works(client)
+        assert client.get("/v2").headers["x-stamp"] == "1"
 
 
 def test_pages_know_the_prefix_they_are_mounted_under(repository: Path) -> None:

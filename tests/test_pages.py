@@ -44,6 +44,7 @@ def test_the_page_says_what_is_served(client: httpx.Client) -> None:
     page = answer.text
     for text in ("affine", "version 2", "FP32", "[-1, 4]", "classifier", "probabilities", "fixed"):
         assert text in page
+    assert "one of <code>clerk</code>, <code>fixed</code>, <code>other</code>" in page
     assert all(not link.startswith(("http:", "https:", "//")) for link in links(page))
 
 

@@ -211,6 +211,27 @@ def test_records_of_a_model_that_is_not_batched(client: httpx.Client) -> None:
     assert answer["predictions"] == [{"y": [[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]]}]
 
 
+def test_records_go_through_the_feature_program(client: httpx.Client) -> None:
+    people = [{"age": 30, "job": "clerk"}, {"job": "fixed", "age": 30.0}]
+    answer = client.post("/v1/models/people:predict", json={"records": people}).json()
+    assert answer["predictions"] == [{"value": 0.0}, {"value": 10.0}]
+
+
+@pytest.mark.parametrize("shape", [[2], [2, 1]])
+def test_raw_columns_are_the_inputs_of_a_model_with_a_program(client: httpx.Client, shape: list[int]) -> None:
+    metadata = client.get("/v2/models/people").json()
+    assert metadata["inputs"] == [
+        {"name": "age", "datatype": "FP64", "shape": [-1, 1]},
+        {"name": "job", "datatype": "BYTES", "shape": [-1, 1]},
+    ]
+    inputs = [
+        {"name": "age", "shape": shape, "datatype": "FP64", "data": [30, 30]},
+        {"name": "job", "shape": shape, "datatype": "BYTES", "data": ["fixed", "other"]},
+    ]
+    answer = client.post("/v2/models/people/infer", json={"inputs": inputs}).json()
+    assert answer["outputs"][0]["data"] == [10.0, 0.0]
+
+
 def test_zero_rows(client: httpx.Client) -> None:
     tensor = {**INPUT, "shape": [0, 4], "data": []}
     answer = client.post("/v2/models/affine/infer", json={"inputs": [tensor]}).json()

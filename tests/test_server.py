@@ -111,6 +111,44 @@ def test_a_file_that_is_no_socket_is_left_alone(affine: Path, start_server: Star
 
 
 # ---- load and readiness -------------------------------------------------------------------------------------------
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_while_it_loads_it_listens_and_says_so(repository: Path, start_server: Start) -> None:
+    server = start_server(repository, "--port", str(free_port()), wait=False)
+    server.port = int(server.process.args[-1])  # type: ignore[index]
+    wait_for(lambda: reachable(server), 60)
+    with server.client() as client:
+        ready = client.get("/v2/health/ready")
+        asked = client.post(INFER, content=GOOD)
+        assert (ready.status_code, ready.json()) == (503, {"ready": False, "live": True})
+        assert (asked.status_code, asked.json()["code"]) == (503, "not_ready")
+        assert client.get("/v2/health/live").status_code == 200
+        wait_for(lambda: client.get("/v2/health/ready").status_code == 200, 60)
+        assert client.post(INFER, content=GOOD).status_code == 200
+
+
+def reachable(server: ServerProcess) -> bool:
+    try:
+        server.connect().close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_a_signal_while_it_loads_ends_it_clean(repository: Path, start_server: Start) -> None:
+    server = start_server(repository, "--port", str(free_port()), wait=False)
+    server.port = int(server.process.args[-1])  # type: ignore[index]
+    wait_for(lambda: reachable(server), 60)
+    with server.client() as client:
+        assert client.get("/v2/health/live").status_code == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0
+
+
 @pytest.fixture(scope="module")
 def half_broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("half")

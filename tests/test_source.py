@@ -16,8 +16,8 @@ PACKAGE = ROOT / "fastinfer"
 # A module imports only from its left (a folder stands for its modules).
 LAYERS = [
     "errors", "options", "settings", "_core", "preprocessing", "runtimes", "probe", "model", "importing", "formats",
-    "repository", "lifecycle", "metrics", "service", "protocols", "pages", "openapi", "app", "logs", "sockets", "server",
-    "cli", "__main__",
+    "repository", "lifecycle", "metrics", "service", "protocols", "pages", "openapi", "app", "logs", "sockets",
+    "server", "cli", "__main__",
 ]  # fmt: skip
 
 
