@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         return _refuse(usage(error))
     except ConfigurationError as error:
-        return _refuse(f"{error} (at {error.at})" if error.at is not None else str(error))
+        return _refuse(str(error))
     except (click.Abort, KeyboardInterrupt):
         return 130  # as the shell counts an interrupt
     except BrokenPipeError:  # `fastinfer check models | head -1`: nobody reads on, and the exit must not try to flush
