@@ -23,7 +23,12 @@ Values = dict[str, list[Any]]
 Turns = tuple[NDArray[np.int64], Floats]  # feature and threshold, pairwise
 
 
-Special = tuple[str, str, dict[str, Any]]  # column, what its value is, the row
+class Special(NamedTuple):
+    """A row with one value worth a try of its own."""
+
+    column: str
+    what: str  # as a refusal calls it: "a missing"
+    row: dict[str, Any]
 
 
 class RawColumn(NamedTuple):
@@ -118,7 +123,7 @@ def invented(columns: list[RawColumn], rng: np.random.Generator) -> Values:
 
 
 def specials(columns: list[RawColumn], base: Values, rng: np.random.Generator) -> list[Special]:
-    """Rows with one missing or unseen value each, or with one known value: (column, what, row)."""
+    """Rows with one missing or unseen value each, or with one known value."""
     rows = []
     for column in columns:
         wanted: list[tuple[str, Any]] = [("a missing", column.missing)] if column.kind in ("number", "text") else []
@@ -127,7 +132,7 @@ def specials(columns: list[RawColumn], base: Values, rng: np.random.Generator) -
             wanted += [("an unseen", UNSEEN_TEXT), ("an empty", "")]
         for what, value in wanted:
             row = row_of(base, int(rng.integers(len(base[column.name]))))
-            rows.append((column.name, what, row | {column.name: value}))
+            rows.append(Special(column.name, what, row | {column.name: value}))
     return rows
 
 

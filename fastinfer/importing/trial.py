@@ -1,6 +1,7 @@
 """The rows an import is tried on: the sample, and rows made from what the fitted steps and trees know."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class Trial:
         self._imported = imported
         self._proof = Proof(imported.model, tolerance)
         self._rng = np.random.default_rng(SEED)
+        self._stricter: list[str] = []
 
     @property
     def worst(self) -> dict[str, float]:
@@ -33,9 +35,10 @@ class Trial:
     @property
     def notes(self) -> tuple[str, ...]:
         ties = self._proof.ties
-        if not ties:
-            return ()
-        return (f"{ties} row{'s' * (ties > 1)} with two labels equally probable: either may be answered",)
+        notes = [f"refused, where scikit-learn answers: {what}" for what in self._stricter]
+        if ties:
+            notes.append(f"{ties} row{'s' * (ties > 1)} with two labels equally probable: either may be answered")
+        return tuple(notes)
 
     def prove(self) -> None:
         """Compare on everything.
@@ -96,29 +99,25 @@ class Trial:
         return True
 
     def _special(self, base: Values) -> None:
-        """Missing, unseen and each known value: answered alike, or refused by both."""
-        names = list(base)
-        tried = rows.specials(self._imported.frames.columns, base, self._rng)
-        if not tried:
-            return
-        everything = rows.stacked([row for _, _, row in tried], names)
-        kept = tried if self._answers(everything) else self._agreed(tried, names)
-        if kept:
-            self._compare(rows.stacked([row for _, _, row in kept], names), None, "made")
+        """Missing, unseen and each known value: answered alike, or refused by both.
 
-    def _agreed(self, tried: list[Special], names: list[str]) -> list[Special]:
-        """Those that scikit-learn answers; the program must refuse the others."""
-        kept = []
-        for column, what, row in tried:
-            values = rows.stacked([row], names)
-            if self._answers(values):
-                kept.append((column, what, row))
-            elif self._transforms(values):
+        Refused here alone is safe, and noted: a bag of models that each read some columns takes a missing value in a
+        column that none reads.
+        """
+        tried = rows.specials(self._imported.frames.columns, base, self._rng)
+        answered = _split(tried, lambda some: self._answers(_values(some)))
+        lost = {id(special) for special in tried} - {id(special) for special in answered}
+        for special in (special for special in tried if id(special) in lost):
+            if self._transforms(_values([special])):
                 raise ImportRefusedError(
-                    f"scikit-learn refuses {what} value in {column!r} and the feature program does not,"
-                    f" on row {plain(row)}"
+                    f"scikit-learn refuses {special.what} value in {special.column!r} and the feature program does not,"
+                    f" on row {plain(special.row)}"
                 )
-        return kept
+        taken = _split(answered, lambda some: self._transforms(_values(some)))
+        refused = {id(special) for special in answered} - {id(special) for special in taken}
+        self._stricter = [f"{s.what} value in {s.column!r}" for s in answered if id(s) in refused]
+        if taken:
+            self._compare(_values(taken), None, "made")
 
     def _transforms(self, values: Values) -> bool:
         try:
@@ -135,6 +134,20 @@ class Trial:
         matrix = np.asarray(imported.program.transform(base), np.float64)
         made = rows.matrix_rows(matrix, turns, imported.model.dtype, imported.allow != "finite", self._rng)
         self._proof.check(imported.inner, made, made, lambda row: f"of features {plain(made[row])}")
+
+
+def _values(specials: list[Special]) -> Values:
+    return rows.stacked([special.row for special in specials], list(specials[0].row))
+
+
+def _split(specials: list[Special], passes: Callable[[list[Special]], bool]) -> list[Special]:
+    """Those that pass alone, found by halving: nearly all of them pass together."""
+    if not specials or passes(specials):
+        return specials
+    if len(specials) == 1:
+        return []
+    middle = len(specials) // 2
+    return _split(specials[:middle], passes) + _split(specials[middle:], passes)
 
 
 def _first_line(error: Exception) -> str:
