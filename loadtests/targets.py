@@ -70,8 +70,8 @@ class Validity:
     """What the generator may show before its measurements say more about itself than about the server.
 
     Attributes:
-        generator_cpu: share of its core that it used or waited for.
-        waited: share of the time in which either side could run and others had its core.
+        generator_cpu: share of its core.
+        waited: share of the time in which either side could run and others had its core; then a miss does not count.
         lag_p99_ms: how late it may send, 99 times in 100.
     """
 
@@ -105,18 +105,29 @@ class Line(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Attributes: lines, one a target; faults, why the run says nothing, if it does not."""
+    """Attributes:
+        lines: one a target.
+        faults: why the run says nothing, if it does not.
+        disturbances: what makes a server look slower than it is. Targets met in spite of it are met; one that was
+            missed says nothing.
+    """
 
     lines: tuple[Line, ...]
     faults: tuple[str, ...]
+    disturbances: tuple[str, ...]
 
     @property
     def missed(self) -> list[Line]:
         return [line for line in self.lines if line.verdict is Verdict.MISSED]
 
     @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the run is invalid as a whole; empty where it counts."""
+        return self.faults + (self.disturbances if self.missed else ())
+
+    @property
     def verdict(self) -> Verdict:
-        if self.faults:
+        if self.reasons:
             return Verdict.INVALID
         if self.missed:
             return Verdict.MISSED
@@ -187,22 +198,25 @@ def judge(targets: Targets, recording: Recording, capacity: float | None, *, ser
         server_waited: share of the time in which the server could run and others had its core, where it is known.
     """
     lines = tuple(judge_one(target, recording, capacity) for target in targets.targets)
-    return Judgement(lines, tuple(faults(targets.validity, recording, server_waited)))
+    return Judgement(lines, tuple(faults(targets.validity, recording)),
+                     tuple(disturbances(targets.validity, recording, server_waited)))
 
 
-def faults(validity: Validity, recording: Recording, server_waited: float) -> Iterable[str]:
+def faults(validity: Validity, recording: Recording) -> Iterable[str]:
     if not recording.all().requests:
         yield "no request was finished in the measured window"
-    used, waited = recording.generator_cpu, recording.generator_waited
-    if used + waited > validity.generator_cpu:
-        yield (f"the generator used {used:.0%} of its core and waited {waited:.0%} of the time for it, together above "
-               f"{validity.generator_cpu:.0%}: it measured itself")
-    for side, share in (("generator", waited), ("server", server_waited)):
-        if share > validity.waited:
-            yield f"others had the {side}'s core for {share:.0%} of the time, above {validity.waited:.0%}"
+    if recording.generator_cpu > validity.generator_cpu:
+        yield (f"the generator used {recording.generator_cpu:.0%} of its core, above {validity.generator_cpu:.0%}: "
+               "it measured itself")
     lag = recording.lag.percentile(99)
     if lag > validity.lag_p99_ms:
         yield f"the generator sent {lag:.1f} ms late at p99, above {validity.lag_p99_ms:g} ms: the machine is too busy"
+
+
+def disturbances(validity: Validity, recording: Recording, server_waited: float) -> Iterable[str]:
+    for side, share in (("generator", recording.generator_waited), ("server", server_waited)):
+        if share > validity.waited:
+            yield f"others had the {side}'s core for {share:.0%} of the time, above {validity.waited:.0%}"
 
 
 def judge_one(target: Target, recording: Recording, capacity: float | None) -> Line:
@@ -260,8 +274,8 @@ def conclusion(judgement: Judgement) -> str:
     """One sentence for the last line: which target was missed, or why the run does not count."""
     if judgement.verdict is Verdict.MET:
         return "met: every target"
-    if judgement.faults:
-        return "invalid run: " + "; ".join(judgement.faults)
+    if judgement.reasons:
+        return "invalid run: " + "; ".join(judgement.reasons)
     lines = judgement.missed or [line for line in judgement.lines if line.verdict is Verdict.INVALID]
     named = "; ".join(f"{line.target.users} {line.target.name} is {shown(line.measured)}"
                       f"{' (' + line.note + ')' if line.note else f', the limit is {line.target.limit:g}'}"
