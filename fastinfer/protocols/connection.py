@@ -57,10 +57,6 @@ class Flow(FlowControl):
             self.read_paused = False
             self._apply(self.held)
 
-    def left(self, endpoint: _core.Endpoint) -> None:
-        """The client did not wait for a fast answer."""
-        self.service.counters.count(endpoint.name, endpoint.version, CLIENT_GONE, "fast")
-
     def hold(self, held: bool) -> None:
         if held != self.held:
             self.held = held
