@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
 
@@ -67,11 +67,11 @@ class Request:
     kind: int
     @property
     def id(self) -> str | None: ...
-    def __init__(self, signature: Signature, model: str = "") -> None: ...
+    def __new__(cls, signature: Signature, model: str = "") -> Self: ...
 
 @final
 class Encoder:
-    def __init__(self, name: str, version: str, signature: Signature, task: Task | None = None) -> None: ...
+    def __new__(cls, name: str, version: str, signature: Signature, task: Task | None = None) -> Self: ...
 
 def decode(
     signature: Signature, kind: int, body: bytes, header_length: int = -1, model: str = ""

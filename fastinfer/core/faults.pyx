@@ -15,9 +15,9 @@ from fastinfer.errors import (
     InvalidValueError,
 )
 
-parse_json = json.loads
+cdef object parse_json = json.loads
 
-JSON_SENTENCES = {
+cdef dict JSON_SENTENCES = {
     JSON_END: "the body ends inside a value",
     JSON_EMPTY: "the body is empty",
     JSON_TRAILING: "nothing may follow the JSON value",
@@ -37,7 +37,7 @@ JSON_SENTENCES = {
     JSON_CROWDED: f"at most {MAX_KEYS} members may be open at a time",
     JSON_MARK: "a byte order mark is not JSON",
 }
-INPUT_SENTENCES = {
+cdef dict INPUT_SENTENCES = {
     INPUT_DOCUMENT: "the body must be a JSON object",
     INPUT_LIST: "'inputs' must be an array",
     INPUT_OBJECT: "an input must be an object",
@@ -55,7 +55,7 @@ INPUT_SENTENCES = {
     INPUT_HALF: "input {name}: JSON does not carry {datatype}; send it as binary data ('binary_data_size')",
     INPUT_ID: "'id' must be a string",
 }
-OUTPUT_SENTENCES = {
+cdef dict OUTPUT_SENTENCES = {
     OUTPUT_LIST: "'outputs' must be an array",
     OUTPUT_OBJECT: "a requested output must be an object",
     OUTPUT_NAMELESS: "a requested output lacks its 'name'",
@@ -64,7 +64,7 @@ OUTPUT_SENTENCES = {
     OUTPUT_TWICE: "output {name} is requested twice",
     OUTPUT_HALF: "output {name}: JSON does not carry {datatype}; ask for it with the parameter 'binary_data': true",
 }
-PARAMETER_SENTENCES = {
+cdef dict PARAMETER_SENTENCES = {
     PARAMETER_OBJECT: "'parameters' must be an object",
     PARAMETER_VALUE: "parameter {quoted} must be a string, a number or a boolean",
     PARAMETER_CROWDED: f"at most {MAX_PARAMETERS} parameters are taken",
@@ -72,7 +72,7 @@ PARAMETER_SENTENCES = {
     PARAMETER_BOOL: "parameter {quoted} must be true or false",
     PARAMETER_UNSUPPORTED: "parameter {quoted} is not supported",
 }
-SHAPE_SENTENCES = {
+cdef dict SHAPE_SENTENCES = {
     SHAPE_FEW: "input {name}: {data}",
     SHAPE_MANY: "input {name}: {data}",
     SHAPE_NESTING: "input {name}: data must be flat, or nested as shape {sent_shape}",
@@ -84,7 +84,7 @@ SHAPE_SENTENCES = {
     SHAPE_INTEGER: "'shape' must be an array of integers",
     SHAPE_EMPTY: f"at most {MAX_EMPTY_ROWS} rows may be empty, the request has {{rows}}",
 }
-BINARY_SENTENCES = {
+cdef dict BINARY_SENTENCES = {
     BINARY_HEADER: "inference header size should be in range (0, {want}), got: {have}",
     BINARY_UNANNOUNCED: "input {name} has 'binary_data_size', but the request lacks Inference-Header-Content-Length",
     BINARY_BOTH: "input {name} has both 'data' and 'binary_data_size'",
@@ -98,7 +98,7 @@ BINARY_SENTENCES = {
                 "where it is BYTES",
     BINARY_RECORDS: "records are JSON only; send them without Inference-Header-Content-Length",
 }
-RECORD_SENTENCES = {
+cdef dict RECORD_SENTENCES = {
     RECORD_LIST: "'records' must be an array of objects",
     RECORD_OBJECT: "record {index} is not an object",
     RECORD_UNKNOWN: "record {index} has the unknown field {quoted}; the model takes {takes}",
@@ -108,12 +108,12 @@ RECORD_SENTENCES = {
     RECORD_SHAPE: "record {index}, field {name} must be an array of shape {row_shape}",
     RECORD_NONE: "without a record the model's variable dimensions are not known",
 }
-VALUE_SENTENCES = {
+cdef dict VALUE_SENTENCES = {
     VALUE_BOOL: "a BOOL byte must be 0 or 1",
     VALUE_NAN: "NaN (a missing value) is not taken here",
     VALUE_UTF8: "not valid UTF-8",
 }
-SENTENCES = {
+cdef dict SENTENCES = {
     <int>BAD_JSON: (InvalidJsonError, JSON_SENTENCES),
     <int>BAD_INPUT: (InvalidInputError, INPUT_SENTENCES),
     <int>BAD_OUTPUT: (InvalidOutputError, OUTPUT_SENTENCES),
@@ -122,8 +122,8 @@ SENTENCES = {
     <int>BAD_BINARY: (InvalidBinaryError, BINARY_SENTENCES),
     <int>BAD_RECORD: (InvalidRecordError, RECORD_SENTENCES),
 }
-MAX_NAMES = 8  # of inputs or outputs in one message
-TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,\[\]{}":]+')
+cdef int MAX_NAMES = 8  # of inputs or outputs in one message
+cdef object TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,\[\]{}":]+')
 
 
 cdef object request_error(Request self, Failure* failure):
