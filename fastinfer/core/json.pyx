@@ -477,6 +477,18 @@ cdef inline bint has_structure(const char* p) noexcept nogil:
     return found
 
 
+cdef inline bint is_bland_word(const char* p) noexcept nogil:
+    """Whether none of the next eight bytes is a quote, bracket or brace."""
+    cdef uint64_t word, quotes, opening, closing
+    memcpy(&word, p, 8)
+    quotes = word ^ (LOW_BITS * 34)
+    word |= LOW_BITS * 32
+    opening = word ^ (LOW_BITS * 0x7B)
+    closing = word ^ (LOW_BITS * 0x7D)
+    return (((quotes - LOW_BITS) & ~quotes | (opening - LOW_BITS) & ~opening | (closing - LOW_BITS) & ~closing)
+            & HIGH_BITS) == 0
+
+
 cdef const char* find_end(const Json* json, const char* p, Py_ssize_t* objects) noexcept nogil:
     """Past the array at ``p`` by counting brackets outside of strings; NULL where they do not balance.
 
@@ -493,6 +505,9 @@ cdef const char* find_end(const Json* json, const char* p, Py_ssize_t* objects) 
             continue
         stop_at = p + min(json.end - p, <Py_ssize_t>BLOCK)
         while p < stop_at:
+            if json.end - p >= 8 and is_bland_word(p):
+                p += 8
+                continue
             c = p[0]
             p += 1
             if c == c'"':

@@ -16,6 +16,7 @@ cdef extern from *:
     constexpr double FLOAT_LIMIT = 0x1.ffffffp+127;          // rounds to infinity as float32, as does all beyond
     constexpr double POWERS[] = {1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14,
                                  1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+    constexpr double SIGNS[] = {1.0, -1.0};                  // a random sign must not cost a wrong guess
     constexpr uint64_t INTEGER_POWERS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
 
     // The correctly rounded double of a text that is a JSON number; false when beyond the range of a double.
@@ -45,6 +46,7 @@ cdef extern from *:
     const uint64_t EXACT_INTEGER "fastinfer::EXACT_INTEGER"
     const double FLOAT_LIMIT "fastinfer::FLOAT_LIMIT"
     const double* POWERS "fastinfer::POWERS"
+    const double* SIGNS "fastinfer::SIGNS"
     const uint64_t* INTEGER_POWERS "fastinfer::INTEGER_POWERS"
     int trailing_zeros "__builtin_ctzll"(uint64_t value) noexcept nogil
 
@@ -135,12 +137,12 @@ cdef inline const char* read_double(const char* p, const char* end, double* valu
         if p == NULL:
             return NULL
     if digits <= EXACT_DIGITS and mantissa <= EXACT_INTEGER and -EXACT_POWER <= exponent <= EXACT_POWER:
-        result = <double>mantissa
+        result = <double><int64_t>mantissa  # one instruction, where an unsigned one takes a branch
         if exponent < 0:
             result /= POWERS[-exponent]
         else:
             result *= POWERS[exponent]
-        value[0] = -result if negative else result
+        value[0] = result * SIGNS[negative]
         return p
     return p if read_rounded(start, p, exponent + digits, value) else NULL
 

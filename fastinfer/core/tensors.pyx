@@ -1,5 +1,5 @@
 # The elements of one tensor: from a JSON array, flat or nested, or from the bytes of the binary extension.
-from libc.math cimport NAN
+from libc.math cimport NAN, fabs
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -52,16 +52,16 @@ cdef inline uint64_t integer_limit(Datatype datatype) noexcept nogil:
 
 
 # ---- one element --------------------------------------------------------------------------------------------
-cdef inline const char* read_real(Elements* elements, const char* p, real_t* out) noexcept nogil:
+cdef inline const char* read_real(const char* p, const char* end, bint nullable, real_t* out) noexcept nogil:
     cdef double value = 0
-    cdef const char* after = read_double(p, elements.json.end, &value)
+    cdef const char* after = read_double(p, end, &value)
     if after == NULL:
-        if elements.info.nullable and starts_with(p, elements.json.end, b"null", 4):
+        if nullable and starts_with(p, end, b"null", 4):
             out[0] = <real_t>NAN
             return p + 4
         return NULL
     if real_t is float:
-        if value >= FLOAT_LIMIT or value <= -FLOAT_LIMIT:
+        if fabs(value) >= FLOAT_LIMIT:
             return NULL
     out[0] = <real_t>value
     return after
@@ -108,9 +108,9 @@ cdef const char* read_element(Elements* elements, const char* p) noexcept nogil:
     cdef Datatype datatype = elements.info.datatype
     cdef uint64_t limit
     if datatype == DT_FP32:
-        return read_real[float](elements, p, <float*>elements.out)
+        return read_real[float](p, elements.json.end, elements.info.nullable, <float*>elements.out)
     if datatype == DT_FP64:
-        return read_real[double](elements, p, <double*>elements.out)
+        return read_real[double](p, elements.json.end, elements.info.nullable, <double*>elements.out)
     if datatype == DT_BYTES:
         return read_text(elements, p, <Span*>elements.out)
     if datatype == DT_BOOL:
@@ -150,15 +150,17 @@ cdef inline const char* next_element(Elements* elements, const char* p, const ch
 
 cdef const char* read_reals(Elements* elements, const char* p, Py_ssize_t count, real_t* out) noexcept nogil:
     cdef const char* value
+    cdef const char* end = elements.json.end
+    cdef bint nullable = elements.info.nullable
     cdef Py_ssize_t k
     for k in range(count):
         value = p
-        p = read_real(elements, p, out + k)
+        p = read_real(p, end, nullable, out + k)
         if p == NULL:
             elements.index += k
             return refuse(elements, BAD_VALUE, VALUE_TYPE, value)
-        if p < elements.json.end and p[0] == c',' and k + 1 < count:
-            p = skip_space(p + 1, elements.json.end)
+        if p < end and p[0] == c',' and k + 1 < count:
+            p = skip_space(p + 1, end)
             continue
         p = next_element(elements, p, value, count - k - 1)
         if p == NULL:
