@@ -242,6 +242,8 @@ def decode_inputs(document, signature, payload, announced):
         else:
             expect(tensor.datatype not in ("FP16", "BF16"))
             arrays[tensor.name] = array_of(sent.get("data"), tensor, shape)
+        if tensor.column:
+            arrays[tensor.name] = arrays[tensor.name].reshape(-1, 1)
     expect(not payload and arrays.keys() == declared.keys())
     if signature.batched and arrays:
         expect(len({len(array) for array in arrays.values()}) == 1)

@@ -145,7 +145,8 @@ cdef bint settle(Request self, Failure* failure) noexcept nogil:
             failure[0] = first
     if failure.fault == BAD_SHAPE and failure.reason <= SHAPE_MANY:
         self.blame.have = count_scalars(self.parts[failure.input].begin, self.parts[failure.input].end)
-    size = min(<Py_ssize_t>EXCERPT, self.payload_end - self.json.begin - failure.offset)
+    size = max(self.json.end, self.payload_end) - self.json.begin - failure.offset
+    size = min(size, <Py_ssize_t>EXCERPT)
     if failure.offset >= 0 and size > 0:
         memcpy(self.blame.excerpt, self.json.begin + failure.offset, size)
         self.blame.excerpt_size = <int>size
@@ -343,8 +344,10 @@ cdef const char* scan_shape(Request self, const char* p, Part* part, Failure* fa
             return NULL
         if p != NULL:
             p = next_item(json, p, &more, failure)
-        if p == NULL:  # 2.0, "2": a fault of syntax would be found first
-            fail(failure, BAD_SHAPE, SHAPE_INTEGER, start - json.begin, -1, part.position)
+        if p == NULL:  # 2.0, "2", or beyond 64 bits: a fault of syntax would be found first
+            p = skip_space(skip_digits(start, json.end), json.end)
+            fail(failure, BAD_SHAPE, SHAPE_HUGE if p > start and p < json.end and (p[0] == c',' or p[0] == c']')
+                 else SHAPE_INTEGER, start - json.begin, -1, part.position)
             return NULL
         part.shape[part.rank] = <int64_t>magnitude
         part.rank += 1

@@ -161,7 +161,7 @@ cdef dict facts(Request self, Failure* failure):
         "sent_datatype": sent_datatype(self, failure.input) if known and failure.fault != BAD_OUTPUT else "",
         "shape": list(tensor.shape) if known else [],
         "sent_shape": shape,
-        "row_shape": list(tensor.shape[1:] if signature.batched else tensor.shape) if known else [],
+        "row_shape": shape,
         "sent_rows": shape[0] if shape else 0,
         "first_name": f"'{signature.inputs[0].name}'" if signature.inputs else "",
         "rows": self.rows,
@@ -256,7 +256,9 @@ cdef str place(Request self, Failure* failure):
         return f"$.{owner.get(self.blame.axis, '')}parameters"
     if fault == BAD_INPUT and failure.reason == INPUT_ID:
         return "$.id"
-    position = self.parts[failure.input].position if failure.input >= 0 else <int>failure.index
+    position = <int>failure.index
+    if failure.input >= 0 and fault != BAD_INPUT:
+        position = self.parts[failure.input].position
     if position < 0 or self.raw:
         return None
     if fault == BAD_VALUE or (fault == BAD_SHAPE and failure.reason <= SHAPE_NESTING):

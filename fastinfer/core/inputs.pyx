@@ -117,6 +117,11 @@ cdef bint resolve_rows(Request self, Failure* failure) noexcept nogil:
             return fail(failure, BAD_SHAPE, SHAPE_ROWS, part.offset, i, part.position)
         self.ranks[i] = part.rank - first
         hollow = False
+        if self.signature.input_info[i].column:  # [n] or [n, 1]
+            self.ranks[i] = 1
+            self.dims[i * MAX_RANK] = 1
+            empty = False
+            continue
         for axis in range(self.ranks[i]):
             self.dims[i * MAX_RANK + axis] = part.shape[axis + first]
             hollow |= part.shape[axis + first] == 0

@@ -496,16 +496,18 @@ cdef const char* find_end(const Json* json, const char* p, Py_ssize_t* objects) 
     number of objects among its elements.
     """
     cdef const char* stop_at
+    cdef bint sparse = False    # long runs without structure, as numbers have; records have none
     cdef int depth = 0
     cdef char c
     objects[0] = 0
     while p < json.end:
         if json.end - p >= BLOCK and not has_structure(p):
             p += BLOCK
+            sparse = True
             continue
         stop_at = p + min(json.end - p, <Py_ssize_t>BLOCK)
         while p < stop_at:
-            if json.end - p >= 8 and is_bland_word(p):
+            if sparse and json.end - p >= 8 and is_bland_word(p):
                 p += 8
                 continue
             c = p[0]
@@ -523,6 +525,7 @@ cdef const char* find_end(const Json* json, const char* p, Py_ssize_t* objects) 
                 depth -= 1
                 if depth == 0:
                     return p
+        sparse = False
     return NULL
 
 

@@ -174,6 +174,7 @@ cdef bint measure_value(Request self, int i, const char* p, Failure* failure) no
     for axis in range(rank):
         if part.shape[axis + first] >= 0 and part.shape[axis + first] != sent[axis]:
             return fail(failure, BAD_RECORD, RECORD_SHAPE, p - self.json.begin, i, 0)
+    for axis in range(rank):
         part.shape[axis] = sent[axis]
     part.rank -= first
     return True
