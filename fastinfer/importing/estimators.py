@@ -7,6 +7,7 @@ pipeline, and returns the names of its answers.
 from importlib import import_module
 from typing import Any
 
+from fastinfer.importing import foreign
 from fastinfer.importing.answers import Answer, refuse, single_output
 from fastinfer.importing.graph import Graph
 
@@ -77,11 +78,6 @@ def key(estimator: Any) -> tuple[str, str] | None:
     return None
 
 
-def known(estimator: Any) -> bool:
-    """Whether there is a writer for the estimator."""
-    return key(estimator) is not None
-
-
 def write(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
     """Write one fitted estimator into ``graph``.
 
@@ -89,6 +85,9 @@ def write(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
         ImportRefusedError: nothing here writes it, or not with these settings.
     """
     found = key(estimator)
+    if found is None and foreign.convertible(estimator):
+        single_output(estimator, path)
+        return foreign.converted(graph, estimator, x, path)
     if found is None:
         raise refuse(path, f"{type(estimator).__module__}.{type(estimator).__name__} is not supported")
     single_output(estimator, path)

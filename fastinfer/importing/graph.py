@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 
 OPSET = 18
 ML_OPSET = 5  # TreeEnsemble with float64 thresholds, leaves and sums; onnxruntime has it from 1.21 on
@@ -163,6 +163,15 @@ class Graph:
         self.fronts.append(Front(transformer, path, start, width))
         self._origins[name] = np.arange(start, start + width)
         return name
+
+    def embed(self, model: onnx.ModelProto, x: str) -> list[str]:
+        """Another graph of one input, with ``x`` for that input; returns its outputs."""
+        prefix = f"{self._name()}/"
+        inner = compose.add_prefix(model, prefix).graph
+        self._nodes.append(helper.make_node("Identity", [x], [inner.input[0].name]))
+        self._nodes.extend(inner.node)
+        self._initializers.update({tensor.name: tensor for tensor in inner.initializer})
+        return [str(output.name) for output in inner.output]
 
     # ---- finishing -------------------------------------------------------------------------------------------------
     def model(self, outputs: list[tuple[str, str, int, list[int]]], producer: str) -> tuple[onnx.ModelProto, str]:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer.importing.answers import Classifier, Regressor, refuse
+from fastinfer.importing import foreign
+from fastinfer.importing.answers import Answer, Classifier, Regressor, refuse
 from fastinfer.importing.graph import Floats, Graph
 
 
@@ -42,22 +43,20 @@ def vector_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regress
     return Regressor(graph.linear(kernel, _dense(estimator.dual_coef_).T, estimator.intercept_[None, :]))
 
 
-def vector_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
-    """SVC, NuSVC: labels by libsvm's votes, probabilities for two classes."""
+def vector_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
+    """SVC, NuSVC: labels by libsvm's votes.
+
+    With ``probability=True`` libsvm couples the classes by an iteration that stops early; onnxruntime repeats it in its
+    own operator, which skl2onnx writes.
+    """
+    if getattr(estimator, "_probA", np.empty(0)).size:
+        return foreign.converted(graph, estimator, x, path)
     classes = estimator.classes_
     kernel = _kernel(graph, estimator, x, path)
-    fitted_probabilities = getattr(estimator, "_probA", np.empty(0)).size > 0
     if len(classes) == 2:
         decision = graph.linear(kernel, _dense(estimator.dual_coef_).T, estimator.intercept_[None, :])
         above = graph.op("GreaterOrEqual", decision, graph.constant([[0.0]]))
-        probabilities = _platt(graph, estimator, decision) if fitted_probabilities else None
-        return Classifier(classes, graph.index_where(str(above)), probabilities, decision)
-    if fitted_probabilities:
-        raise refuse(
-            path,
-            f"{type(estimator).__name__}(probability=True) couples {len(classes)} classes by an iteration;"
-            " fit it with probability=False inside CalibratedClassifierCV",
-        )
+        return Classifier(classes, graph.index_where(str(above)), None, decision)
     pairs = graph.linear(kernel, _pairwise(estimator), estimator.intercept_[None, :])
     votes, decision = _votes(graph, pairs, len(classes))
     if estimator.decision_function_shape == "ovo":
@@ -68,15 +67,6 @@ def vector_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classi
 
 def _dense(matrix: Any) -> Floats:
     return np.asarray(matrix if isinstance(matrix, np.ndarray) else matrix.toarray(), np.float64)
-
-
-def _platt(graph: Graph, estimator: Any, decision: str) -> str:
-    """libsvm's own two-class probability: a logistic of its decision value (ours negated), kept off 0 and 1."""
-    a, b = float(estimator._probA[0]), float(estimator._probB[0])
-    logit = graph.arithmetic("Add", graph.arithmetic("Mul", decision, a), -b)
-    first = graph.op("Sigmoid", logit)
-    kept = graph.op("Clip", first, graph.constant(1e-7), graph.constant(1 - 1e-7))
-    return graph.concat([str(kept), str(graph.op("Sub", graph.constant([[1.0]]), kept))])
 
 
 def _pairwise(estimator: Any) -> Floats:
@@ -128,10 +118,8 @@ def pair_confidences(graph: Graph, confidences: str, classes: int) -> str:
 SPARE = 8  # candidates past k, so that rounding in the fast distance loses nobody
 
 
-def _neighbours(graph: Graph, estimator: Any, x: str, path: str) -> tuple[str, str | None]:
+def _neighbours(graph: Graph, estimator: Any, x: str) -> tuple[str, str | None]:
     """Indices of the k nearest training rows [rows, k], and their weights or None for equal ones."""
-    if estimator.effective_metric_ != "euclidean" or callable(estimator.weights):
-        raise refuse(path, f"{type(estimator).__name__} is imported with the euclidean metric and named weights only")
     points = np.asarray(estimator._fit_X, np.float64)
     k = int(estimator.n_neighbors)
     near = squared_distances(graph, x, points)
@@ -155,21 +143,30 @@ def _inverse_distances(graph: Graph, squares: str) -> str:
     return str(graph.op("Where", hit, hits, inverse))
 
 
-def neighbours_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
+def _plain(estimator: Any) -> bool:
+    """Whether the writers here do: the euclidean metric and weights by name."""
+    return estimator.effective_metric_ == "euclidean" and not callable(estimator.weights)
+
+
+def neighbours_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
+    if not _plain(estimator):
+        return foreign.converted(graph, estimator, x, path)
     targets: NDArray[Any] = np.asarray(estimator._y, np.float64)
     if targets.ndim > 1 and targets.shape[1] > 1:
         raise refuse(path, "KNeighborsRegressor predicts several targets; import one model a target")
-    chosen, weights = _neighbours(graph, estimator, x, path)
+    chosen, weights = _neighbours(graph, estimator, x)
     values = str(graph.op("Gather", graph.constant(targets.ravel()), chosen, axis=0))
     if weights is None:
         return Regressor(graph.arithmetic("Div", graph.sum(values), float(estimator.n_neighbors)))
     return Regressor(str(graph.op("Div", graph.sum(str(graph.op("Mul", values, weights))), graph.sum(weights))))
 
 
-def neighbours_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
+def neighbours_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
+    if not _plain(estimator):
+        return foreign.converted(graph, estimator, x, path)
     if estimator.outputs_2d_:
         raise refuse(path, "KNeighborsClassifier predicts several targets; import one model a target")
-    chosen, weights = _neighbours(graph, estimator, x, path)
+    chosen, weights = _neighbours(graph, estimator, x)
     classes = len(estimator.classes_)
     labels = graph.op("Gather", graph.constant(estimator._y, np.int64), chosen, axis=0)
     wide = graph.op("Unsqueeze", labels, graph.constant([2], np.int64))
