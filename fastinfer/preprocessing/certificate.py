@@ -182,11 +182,8 @@ def basics(column: Column) -> list[Any]:
     if column.datatype == "BYTES":
         return [column.example or "", missing_text(column), "", UNKNOWN_TEXT]
     example = float(column.example) if isinstance(column.example, (int, float)) else 0.0
-    values = [example, math.nan, 0.0, -0.0, 1.0, -1.0, 0.1, 1 / 3, math.pi * 1e3, 16777217.0, 1e300, 5e-324, math.inf,
-              -math.inf]
-    if np.dtype(column.dtype).kind in "iu":
-        values = [value for value in values if math.isnan(value) or (value.is_integer() and abs(value) < 2**31)]
-    return values
+    return [example, math.nan, 0.0, -0.0, 1.0, -1.0, 0.1, 1 / 3, math.pi * 1e3, 16777217.0, 1e300, 5e-324, math.inf,
+            -math.inf]
 
 
 def telling(step: Step, column: Column) -> list[Any]:
@@ -201,8 +198,8 @@ def telling(step: Step, column: Column) -> list[Any]:
                "subtract": parameters.get("by"), "impute": [parameters.get("missing"), *parameters.get("fill", ())],
                "indicate": [parameters.get("missing")]}.get(step.op)
     found = [float(value) for value in numbers or () if isinstance(value, (int, float)) and math.isfinite(value)]
-    if column.datatype != "FP64" or np.dtype(column.dtype).kind in "iu":
-        return [int(value) for value in found if value.is_integer()] if column.datatype != "BOOL" else []
+    if column.datatype != "FP64":
+        return [int(value) for value in found if value.is_integer()] if column.datatype == "INT64" else []
     return [near for value in found
             for near in (value, math.nextafter(value, math.inf), math.nextafter(value, -math.inf))]
 

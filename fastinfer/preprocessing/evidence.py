@@ -137,12 +137,22 @@ OBSERVERS = {
 }
 
 
-def classify(name: str, evidence: Evidence, dtype: np.dtype[Any] | None, path: str) -> tuple[str, str]:
-    """(datatype, dtype) of a column; ``dtype`` is the sample's, or None."""
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A column of a sample: its dtype and, where that is object, what its values are: "text", "number" or "bool"."""
+
+    dtype: np.dtype[Any]
+    values: str = ""
+
+
+def classify(name: str, evidence: Evidence, sample: Sampled | None, path: str) -> tuple[str, str]:
+    """(datatype, dtype) of a column."""
+    dtype = None if sample is None else sample.dtype
     present = [value for value in evidence.categories if value is not None and not is_nan(value)]
     if dtype is not None and dtype.kind in "US":
         return "BYTES", "str"
-    if evidence.text or any(isinstance(value, str) for value in present):
+    texts = evidence.text or any(isinstance(value, str) for value in present)
+    if sample.values == "text" if sample is not None and sample.values else texts:
         return "BYTES", "object"
     if dtype is not None and dtype.kind == "b":
         return "BOOL", "bool"
@@ -155,11 +165,15 @@ def classify(name: str, evidence: Evidence, dtype: np.dtype[Any] | None, path: s
     integral = present and len(present) == len(evidence.categories) and all(is_integer(value) for value in present)
     if evidence.direct and integral and holder is not None and holder.kind in "iuO":
         return "INT64", "object" if boxed else str(holder)
-    if boxed and not present:
-        return "BYTES", "object"
-    if dtype is not None and dtype.kind in "fiu" and dtype.itemsize > 1 and dtype != np.float16:
-        return ("FP64", str(dtype)) if str(dtype) != "uint64" else ("FP64", "float64")
-    return "FP64", "object" if boxed else "float32" if evidence.single else "float64"
+    if boxed and sample is not None and sample.values == "bool":
+        return "BOOL", "object"
+    if boxed:
+        return "FP64", "object"
+    if dtype is not None and dtype not in (FLOAT32, np.dtype(np.float64)) and dtype.kind not in "iu":
+        raise refuse(path, f"the column {name!r} is of dtype {dtype}; make it text, a number or a boolean")
+    # Integers that are only computed with travel as floats: a later row may be missing, or not whole.
+    single = dtype == FLOAT32 if dtype is not None else evidence.single
+    return "FP64", "float32" if single else "float64"
 
 
 def is_integer(value: Any) -> bool:
@@ -167,7 +181,7 @@ def is_integer(value: Any) -> bool:
     return whole and -(2**63) <= int(value) < 2**63
 
 
-def columns_of(transformer: Any, names: Sequence[str], samples: Mapping[str, np.dtype[Any]] | None, *,
+def columns_of(transformer: Any, names: Sequence[str], samples: Mapping[str, Sampled] | None, *,
                framed: bool, missing: Mapping[str, str], path: str) -> tuple[Column, ...]:
     """Every raw column as the wire will have it."""
     evidence = [Evidence() for _ in names]
@@ -177,7 +191,7 @@ def columns_of(transformer: Any, names: Sequence[str], samples: Mapping[str, np.
     if not framed:
         kinds = one_array(kinds, names, path)
     return tuple([
-        Column(name, datatype, dtype, missing=missing.get(name, missing_of(item)),
+        Column(name, datatype, dtype, missing="nan" if dtype == "str" else missing.get(name, missing_of(item)),
                categories=shown_categories(item, datatype), example=example_of(item, datatype))
         for name, item, (datatype, dtype) in zip(names, evidence, kinds, strict=True)
     ])

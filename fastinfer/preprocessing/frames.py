@@ -10,20 +10,20 @@ from fastinfer.errors import InvalidRecordError
 from fastinfer.preprocessing.spec import Column
 
 
-def columns_from(data: Any, columns: Sequence[Column]) -> dict[str, Any]:
+def columns_from(data: Any, columns: Sequence[Column], ignored: Sequence[str] = ()) -> dict[str, Any]:
     """Each raw column as the compiled program takes it.
 
     Args:
         data: a pandas, polars or Arrow frame, a mapping of column name to values, a list of records, or an array
-            [rows, columns] in the order of ``columns``.
+            [rows, columns] in the order of ``columns``, or of what the pipeline was fitted on where that was an array.
+        ignored: columns of that which the program does not read.
 
     Raises:
         InvalidRecordError: a column is missing, or a value is of a type that its column does not take.
     """
     if isinstance(data, np.ndarray):
-        if data.ndim != 2 or data.shape[1] != len(columns):
-            raise InvalidRecordError(f"an array of shape {data.shape}; the program takes [rows, {len(columns)}]")
-        return {column.name: as_datatype(column, data[:, i]) for i, column in enumerate(columns)}
+        positions = array_positions(data, columns, ignored)
+        return {column.name: as_datatype(column, data[:, i]) for i, column in zip(positions, columns, strict=True)}
     if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
         return {column.name: as_datatype(column, recorded(data, column)) for column in columns}
     names = set(data if isinstance(data, Mapping) else getattr(data, "column_names", getattr(data, "columns", ())))
@@ -31,6 +31,17 @@ def columns_from(data: Any, columns: Sequence[Column]) -> dict[str, Any]:
         if column.name not in names:
             raise InvalidRecordError(f"the column {column.name!r} is missing", f"$.{column.name}")
     return {column.name: as_datatype(column, data[column.name]) for column in columns}
+
+
+def array_positions(data: np.ndarray[Any, Any], columns: Sequence[Column], ignored: Sequence[str]) -> Sequence[int]:
+    """Where each column is in an array; columns without names are called x0, x1, … after their positions."""
+    whole = {f"x{i}": i for i in range(len(columns) + len(ignored))}
+    names = [column.name for column in columns]
+    if data.ndim == 2 and data.shape[1] == len(whole) and whole.keys() == {*names, *ignored}:
+        return [whole[name] for name in names]
+    if data.ndim != 2 or data.shape[1] != len(columns):
+        raise InvalidRecordError(f"an array of shape {data.shape}; the program takes [rows, {len(columns)}]")
+    return range(len(columns))
 
 
 def recorded(records: Sequence[Mapping[str, Any]], column: Column) -> list[Any]:

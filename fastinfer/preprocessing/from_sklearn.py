@@ -11,7 +11,7 @@ import numpy as np
 
 from fastinfer.errors import ImportRefusedError
 from fastinfer.preprocessing import sklearn_categories, sklearn_imputation, sklearn_numeric
-from fastinfer.preprocessing.evidence import columns_of
+from fastinfer.preprocessing.evidence import Sampled, columns_of
 from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Output, Spec
 from fastinfer.preprocessing.tracing import FLOAT64, OBJECT, Feature, Matrix, Trace, constant_in, refuse, single
 
@@ -86,7 +86,7 @@ def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> 
         part = convert(trace, transformer, matrix.take(indices), inner)
         parts.append(weighted(trace, part, weight, inner))
     wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
-    return stack(trace, parts, path, sparse=fitted.sparse_output_, frame=wants_frame)
+    return stack(trace, parts, path, sparse=getattr(fitted, "sparse_output_", False), frame=wants_frame)
 
 
 def is_framed(transformer: Any) -> bool:
@@ -189,7 +189,7 @@ def trace_sklearn(
     allow: str,
     names: Sequence[str],
     framed: bool,
-    samples: Mapping[str, np.dtype[Any]] | None,
+    samples: Mapping[str, Sampled] | None,
     missing: Mapping[str, str],
     path: str,
 ) -> Spec:
@@ -199,7 +199,7 @@ def trace_sklearn(
         dtype: of the output, "float32" or "float64".
         allow: what the estimator behind it takes, see `Output`.
         names, framed: of the raw columns, see `raw_names`.
-        samples: each column's dtype in a sample, or None.
+        samples: each column's type in a sample, or None.
         missing: columns whose missing values are known to be "nan" or "none".
         path: what the transformer is called in messages.
 
@@ -227,7 +227,7 @@ def raw_matrix(columns: Sequence[Column], framed: bool) -> Matrix:
     features = tuple([
         Feature(column.name, column.name, kinds[column.datatype],  # type: ignore[arg-type]
                 OBJECT if column.dtype in ("str", "object") else np.dtype(column.dtype),
-                unsigned=column.datatype != "FP64" or np.dtype(column.dtype).kind in "iu")
+                unsigned=column.datatype != "FP64")
         for column in columns
     ])
     return Matrix(features, "frame" if framed else "array")

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from fastinfer.errors import ConfigurationError
 from fastinfer.preprocessing import certificate
+from fastinfer.preprocessing.evidence import Sampled
+from fastinfer.preprocessing.frames import is_missing
 from fastinfer.preprocessing.from_sklearn import raw_names, trace_sklearn
 from fastinfer.preprocessing.lowering import compile_spec, with_nullable
 from fastinfer.preprocessing.spec import Column, Spec
@@ -44,8 +46,8 @@ def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: st
 
 
 def sample_types(sample: Any, names: Sequence[str], path: str) -> tuple[
-        Mapping[str, np.dtype[Any]] | None, Mapping[str, str]]:
-    """Each column's dtype in the sample, and what is missing in columns of text."""
+        Mapping[str, Sampled] | None, Mapping[str, str]]:
+    """Each column's type in the sample, and what is missing in columns of objects."""
     if sample is None:
         return None, {}
     if isinstance(sample, np.ndarray):
@@ -57,10 +59,23 @@ def sample_types(sample: Any, names: Sequence[str], path: str) -> tuple[
         if absent:
             raise refuse(path, f"the sample has no column {absent[0]!r}")
         columns = {name: sample[name] for name in names}
-    dtypes = {name: numpy_dtype(values) for name, values in columns.items()}
+    samples = {name: sampled(values) for name, values in columns.items()}
     missing = {name: "none" for name, values in columns.items()
-               if dtypes[name].kind == "O" and any(value is None for value in values)}
-    return dtypes, missing
+               if samples[name].dtype.kind == "O" and any(value is None for value in values)}
+    return samples, missing
+
+
+def sampled(values: Any) -> Sampled:
+    """A column's dtype and, where that is object, what its values are."""
+    dtype = numpy_dtype(values)
+    if dtype.kind != "O":
+        return Sampled(dtype)
+    present = [value for value in np.asarray(values, dtype=object) if not is_missing(value)]
+    if present and all(isinstance(value, (bool, np.bool_)) for value in present):
+        return Sampled(dtype, "bool")
+    if present and all(isinstance(value, (bool, int, float, np.bool_, np.number)) for value in present):
+        return Sampled(dtype, "number")
+    return Sampled(dtype, "text")
 
 
 def numpy_dtype(values: Any) -> np.dtype[Any]:
@@ -86,7 +101,8 @@ def raw_frame(spec: Spec, rows: Mapping[str, Sequence[Any]], names: Sequence[str
     if framed:
         import pandas as pd
 
-        return pd.DataFrame({name: columns[name] for name in names})
+        # A bare array of objects would become a column of strings, and its None NaN.
+        return pd.DataFrame({name: pd.Series(columns[name], dtype=columns[name].dtype) for name in names})
     dtypes = {column.dtype for column in spec.columns}
     dtype = np.dtype(object) if dtypes & {"object", "str"} else np.result_type(*[np.dtype(name) for name in dtypes])
     array = np.empty((count, len(names)), dtype=dtype)
@@ -101,10 +117,7 @@ def raw_column(column: Column, values: Sequence[Any]) -> Any:
 
         return pd.array(list(values), dtype="str") if hasattr(pd, "StringDtype") else np.array(values, dtype=object)
     if column.dtype != "object":
-        wanted = np.dtype(column.dtype)
-        if wanted.kind in "iu" and any(certificate.is_missing(value) for value in values):
-            wanted = np.dtype(np.float64)
-        return np.array(values, dtype=np.float64 if column.datatype == "FP64" else None).astype(wanted)
+        return np.array(values, dtype=np.float64 if column.datatype == "FP64" else None).astype(column.dtype)
     array = np.empty(len(values), dtype=object)
     array[:] = list(values)
     return array

@@ -154,7 +154,7 @@ class Program:
             InvalidRecordError: a column or a value is missing, of another type, or refused as scikit-learn refuses it.
             UnknownCategoryError: a category that the pipeline is set to refuse.
         """
-        return self.compiled.transform(columns_from(data, self.spec.columns))
+        return self.compiled.transform(columns_from(data, self.spec.columns, self.spec.ignored))
 
 
 def lines(whole: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ Kind = Literal["number", "integer", "text"]
 KINDS: Final[Mapping[str, Kind]] = {"FP64": "number", "BOOL": "number", "INT64": "integer", "BYTES": "text"}
 # A column's dtype as fitted, for each datatype it may travel as.
 DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
-    "FP64": ("float64", "float32", "int64", "int32", "int16", "int8", "uint32", "uint16", "uint8", "object"),
+    "FP64": ("float64", "float32", "object"),
     "INT64": ("int64", "int32", "int16", "int8", "uint32", "uint16", "uint8", "object"),
     "BOOL": ("bool", "object"),
     "BYTES": ("str", "object"),
