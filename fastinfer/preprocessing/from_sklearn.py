@@ -36,7 +36,7 @@ def convert(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix
         result = converter(trace, transformer, matrix, path)
     except AttributeError as error:
         raise refuse(path, f"{name} is not fitted, or of a scikit-learn that is not known ({error})") from None
-    return framed(transformer, result, name)
+    return framed(transformer, result, name, path)
 
 
 def check_width(transformer: Any, matrix: Matrix, path: str) -> None:
@@ -45,16 +45,14 @@ def check_width(transformer: Any, matrix: Matrix, path: str) -> None:
         raise refuse(path, f"fitted on {fitted} columns, and {matrix.width} arrive")
 
 
-def framed(transformer: Any, result: Matrix, name: str) -> Matrix:
+def framed(transformer: Any, result: Matrix, name: str, path: str) -> Matrix:
     """With `set_output(transform="pandas")` the result is a frame."""
-    wanted = getattr(transformer, "_sklearn_output_config", {}).get("transform")
-    if wanted is None:
-        from sklearn import get_config
-
-        wanted = get_config()["transform_output"]
-    if wanted in ("pandas", "polars") and result.container == "array" and name != "Pipeline":
-        return replace(result, container="frame")
-    return result
+    if result.container != "array" or name == "Pipeline" or not is_framed(transformer):
+        return result
+    for feature in result.features:
+        if feature.none:  # pandas makes NaN of it, or not, as the other rows of the batch have it
+            raise refuse(path, f"set_output is on and the column {feature.name!r} may be None")
+    return replace(result, container="frame")
 
 
 def pipeline(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
@@ -227,7 +225,8 @@ def raw_matrix(columns: Sequence[Column], framed: bool) -> Matrix:
     features = tuple([
         Feature(column.name, column.name, kinds[column.datatype],  # type: ignore[arg-type]
                 OBJECT if column.dtype in ("str", "object") else np.dtype(column.dtype),
-                unsigned=column.datatype != "FP64")
+                unsigned=column.datatype != "FP64",
+                none=column.datatype == "BYTES" and column.missing == "none")
         for column in columns
     ])
     return Matrix(features, "frame" if framed else "array")

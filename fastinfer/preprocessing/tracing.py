@@ -31,6 +31,7 @@ class Feature:
         kind: what the value is, whatever the dtype of the array around it.
         dtype: of the frame's column, or of the whole array.
         unsigned: never -0.0, so that going through a sparse matrix leaves its bits alone.
+        none: text that may be None.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Feature:
     kind: Kind
     dtype: np.dtype[Any]
     unsigned: bool = False
+    none: bool = False
 
 
 @dataclass(frozen=True, slots=True)
