@@ -23,8 +23,9 @@ from sklearn.preprocessing import (
 )
 
 TEXTS = ("a", "b", "", "é", "日本", "a b", "A", "0", "nan", "None", "x" * 40)
-FUNCTIONS = (np.log1p, np.log, np.sqrt, np.exp, np.expm1, np.abs, np.sign, np.square, np.cbrt, np.tanh, np.rint, np.log2)
-finite = st.floats(-1e6, 1e6, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, 0.1, -1.0, 1e-300, 1e15, 16777217.0])
+FUNCTIONS = (np.log1p, np.log, np.sqrt, np.exp, np.expm1, np.abs, np.sign, np.square, np.cbrt, np.tanh, np.rint)
+nan = st.just(np.nan)
+finite = st.floats(-1e6, 1e6) | st.sampled_from([0.0, -0.0, 1.0, 0.1, -1.0, 1e-300, 1e15, 16777217.0])
 wide = finite | st.floats(allow_nan=True, allow_infinity=True)
 
 
@@ -45,21 +46,22 @@ def object_series(values: list[Any]) -> pd.Series:
 
 
 few = st.sampled_from([0.5, 1.5, -2.0, 3.0, 7.25])
+def typed_series(dtype: str) -> Any:
+    return lambda values: pd.Series(values, dtype=dtype)
+
+
+seen, served = st.sampled_from(TEXTS[:4]), st.sampled_from(TEXTS)
 KINDS = {
-    "float": Kind(finite | few | st.just(np.nan), wide | few, lambda v: pd.Series(v, dtype="float64"), True),
-    "full": Kind(finite | few, wide | few, lambda v: pd.Series(v, dtype="float64"), True),
-    "single": Kind(finite | few | st.just(np.nan), finite | few | st.just(np.nan) | st.just(np.inf),
-                   lambda v: pd.Series(v, dtype="float32"), True),
-    "int": Kind(st.integers(-3, 3), st.integers(-5, 5) | st.integers(-10**6, 10**6),
-                lambda v: pd.Series(v, dtype="int64"), True),
-    "bool": Kind(st.booleans(), st.booleans(), lambda v: pd.Series(v, dtype="bool"), True),
-    "text": Kind(st.sampled_from(TEXTS[:5]) | st.just(np.nan), st.sampled_from(TEXTS) | st.just(np.nan) | st.text(max_size=4),
-                 lambda v: pd.Series(v, dtype="str"), False),
-    "words": Kind(st.sampled_from(TEXTS[:4]), st.sampled_from(TEXTS) | st.just(np.nan), lambda v: pd.Series(v, dtype="str"), False),
-    "object": Kind(st.sampled_from(TEXTS[:4]) | st.just(np.nan), st.sampled_from(TEXTS) | st.just(np.nan), object_series, False),
-    "none": Kind(st.sampled_from(TEXTS[:4]) | st.none(), st.sampled_from(TEXTS) | st.none(), object_series, False),
-    "both": Kind(st.sampled_from(TEXTS[:4]) | st.none() | st.just(np.nan),
-                 st.sampled_from(TEXTS) | st.none() | st.just(np.nan), object_series, False),
+    "float": Kind(finite | few | nan, wide | few, typed_series("float64"), True),
+    "full": Kind(finite | few, wide | few, typed_series("float64"), True),
+    "single": Kind(finite | few | nan, finite | few | nan | st.just(np.inf), typed_series("float32"), True),
+    "int": Kind(st.integers(-3, 3), st.integers(-5, 5) | st.integers(-10**6, 10**6), typed_series("int64"), True),
+    "bool": Kind(st.booleans(), st.booleans(), typed_series("bool"), True),
+    "text": Kind(seen | nan, served | nan | st.text(max_size=4), typed_series("str"), False),
+    "words": Kind(seen, served | nan, typed_series("str"), False),
+    "object": Kind(seen | nan, served | nan, object_series, False),
+    "none": Kind(seen | st.none(), served | st.none(), object_series, False),
+    "both": Kind(seen | st.none() | nan, served | st.none() | nan, object_series, False),
 }
 
 
@@ -84,7 +86,7 @@ imputers = st.builds(
     strategy=st.sampled_from(["mean", "median", "most_frequent", "constant"]),
     add_indicator=st.booleans(),
     keep_empty_features=st.booleans(),
-    missing_values=st.sampled_from([np.nan, np.nan, np.nan, 0.5, 3, -2.0]),
+    missing_values=nan | st.sampled_from([np.nan, np.nan, 0.5, 3, -2.0]),
 )
 scalers = st.one_of(
     st.builds(StandardScaler, with_mean=st.booleans(), with_std=st.booleans()),
@@ -131,14 +133,16 @@ def steps(parts: list[Any]) -> Any:
     return Pipeline([(f"s{i}", part) for i, part in enumerate(parts)]) if parts else "passthrough"
 
 
-numeric_parts = st.builds(lambda filled, after: steps(filled + after),
-                          st.lists(imputers, min_size=1, max_size=1) | st.just([]), st.lists(imputers | scalers, max_size=2))
+filled = st.builds(lambda imputer: [imputer], imputers)
+numeric_parts = st.builds(lambda first, after: steps(first + after), filled | filled | st.just([]),
+                          st.lists(imputers | scalers, max_size=2))
 
 
 @st.composite
 def number_parts(draw: st.DrawFn, width: int, depth: int = 0) -> Any:
     """A transformer of ``width`` columns of numbers."""
-    way = draw(st.sampled_from(["steps", "steps", "encoder", "union", "columns"] if depth < 2 else ["steps", "encoder"]))
+    ways = ["steps", "steps", "encoder", "union", "columns"]
+    way = draw(st.sampled_from(ways if depth < 2 else ways[1:3]))
     if way == "steps":
         return draw(numeric_parts)
     if way == "encoder":
@@ -174,7 +178,8 @@ def column_transformers(draw: st.DrawFn, kinds: dict[str, str], framed: bool) ->
         part = draw(number_parts(len(chosen)) if numeric else text_parts)
         parts.append((f"p{i}", part, draw(selections(names, chosen, framed))))
     weights = {name: draw(st.sampled_from([0.3, 2, 1.5])) for name, _, _ in parts if draw(st.integers(0, 5)) == 0}
-    remainder = draw(st.sampled_from(["drop", "drop", "passthrough", SimpleImputer(strategy="most_frequent")]))
+    rest = [name for name in names if not KINDS[kinds[name]].numeric]
+    remainder = draw(st.sampled_from(["drop"] if rest else ["drop", "passthrough", SimpleImputer()]))
     return ColumnTransformer(parts, remainder=remainder, sparse_threshold=draw(st.sampled_from([0.0, 0.3, 1.0])),
                              transformer_weights=weights or None)
 

@@ -405,7 +405,10 @@ cdef int put_text(CompiledProgram program, Text* text, str value) except -1:
 cdef int compile_texts(CompiledProgram program, Operation* operation, table) except -1:
     cdef Text* texts = <Text*>own(program, 2 * sizeof(Text))
     for i in range(2):
-        put_text(program, &texts[i], table[i] if table[i] is not None else "")
+        if table[i] is None:
+            texts[i].data, texts[i].size = "", NONE_TEXT
+        else:
+            put_text(program, &texts[i], table[i])
     if not operation.flags and table[0] is None:
         raise ConfigurationError("nothing counts as missing")
     operation.table = texts
@@ -514,9 +517,9 @@ cdef int fill_spans(Rows rows, int input, values) except -1:
             spans[i].offset, spans[i].length = rows.arena_size, <uint64_t>size
             rows.arena_size += <size_t>size
         elif value is None:
-            spans[i].offset, spans[i].length = 1, MISSING_BYTES
+            spans[i].offset, spans[i].length = NONE_TEXT, MISSING_BYTES
         elif isinstance(value, float) and isnan(value):
-            spans[i].offset, spans[i].length = 2, MISSING_BYTES
+            spans[i].offset, spans[i].length = NAN_TEXT, MISSING_BYTES
         else:
             name = rows.signature.inputs[input].name
             raise InvalidRecordError(f"row {i}, field {name!r}: {type(value).__name__}, and the column takes text",

@@ -223,6 +223,10 @@ def golden_rows(compiled: CompiledProgram, spec: Spec) -> tuple[dict[str, list[A
     count = max(1, min(longest, MAX_ROWS, MAX_CELLS // len(spec.output.features)))
     rows = {name: [accepted[name][(i + shift) % len(accepted[name])] for i in range(count)]
             for shift, name in enumerate(names)}
+    refused = {row for row, _ in compiled.refusals(as_columns(rows, spec))}
+    rows = {name: [value for i, value in enumerate(values) if i not in refused] for name, values in rows.items()}
+    if len(refused) == count:
+        raise ConfigurationError("the program takes no row that could be thought of")
     nullable = {column.name: column.datatype in ("FP64", "BYTES") and any(map(is_missing, accepted[column.name]))
                 for column in spec.columns}
     return rows, nullable

@@ -69,7 +69,7 @@ def observe_columns(transformer: Any, origins: Origins) -> Origins:
     from fastinfer.preprocessing.from_sklearn import column_parts
 
     parts = [observe(part, [origins[i] for i in indices])
-             for _, part, indices, _ in column_parts(transformer, "")] if origins is not None else []
+             for _, part, indices, _ in column_parts(transformer)] if origins is not None else []
     return None if any(part is None for part in parts) else [origin for part in parts for origin in part or ()]
 
 
@@ -188,6 +188,7 @@ def columns_of(transformer: Any, names: Sequence[str], samples: Mapping[str, Sam
     observe(transformer, [Origin(item) for item in evidence])
     kinds = [classify(name, item, samples[name] if samples else None, path)
              for name, item in zip(names, evidence, strict=True)]
+    refuse_narrow(samples or {}, path)
     if not framed:
         kinds = one_array(kinds, names, path)
     return tuple([
@@ -195,6 +196,14 @@ def columns_of(transformer: Any, names: Sequence[str], samples: Mapping[str, Sam
                categories=shown_categories(item, datatype), example=example_of(item, datatype))
         for name, item, (datatype, dtype) in zip(names, evidence, kinds, strict=True)
     ])
+
+
+def refuse_narrow(samples: Mapping[str, Sampled], path: str) -> None:
+    """Integers of 8 or 16 bits beside float32 make float32; as the float64 they travel as, they would not."""
+    narrow = [name for name, sample in samples.items() if sample.dtype.kind in "iu" and sample.dtype.itemsize < 4]
+    if narrow and any(sample.dtype == FLOAT32 for sample in samples.values()):
+        raise refuse(path, f"the column {narrow[0]!r} is {samples[narrow[0]].dtype}, beside columns of float32; "
+                           "make it float32 too")
 
 
 def one_array(kinds: list[tuple[str, str]], names: Sequence[str], path: str) -> list[tuple[str, str]]:

@@ -61,28 +61,27 @@ def pipeline(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
     return matrix
 
 
-def column_parts(fitted: Any, path: str) -> Iterator[tuple[str, Any, list[int], float | None]]:
-    """The parts of a fitted ColumnTransformer that give columns: (name, transformer, positions, weight)."""
-    weights = fitted.transformer_weights or {}
+def column_parts(fitted: Any) -> Iterator[tuple[str, Any, list[int], bool]]:
+    """The parts of a fitted ColumnTransformer that give columns: (name, transformer, positions, as a vector)."""
     for name, transformer, columns in fitted.transformers_:
         if isinstance(transformer, str) and transformer == "drop":
             continue
         indices = [int(i) for i in fitted._transformer_to_input_indices[name]]
-        if not indices:
-            continue
-        if np.isscalar(columns):
-            raise refuse(f"{path}.transformers[{name!r}]", f"the single column {columns!r} is given as a vector")
-        yield name, transformer, indices, weights.get(name)
+        if indices:
+            yield name, transformer, indices, bool(np.isscalar(columns))
 
 
 def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
+    weights = fitted.transformer_weights or {}
     parts = []
-    for name, transformer, indices, weight in column_parts(fitted, path):
+    for name, transformer, indices, vector in column_parts(fitted):
         inner = f"{path}.transformers[{name!r}]"
+        if vector:
+            raise refuse(inner, f"it gets the column {matrix.features[indices[0]].name!r} as a vector, not as a frame")
         if matrix.container == "sparse":
             raise refuse(path, "it gets a sparse matrix")
         part = convert(trace, transformer, matrix.take(indices), inner)
-        parts.append(weighted(trace, part, weight, inner))
+        parts.append(weighted(trace, part, weights.get(name), inner))
     wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
     return stack(trace, parts, path, sparse=getattr(fitted, "sparse_output_", False), frame=wants_frame)
 
@@ -111,12 +110,15 @@ def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> M
     """`transformer_weights`: a product of the whole part."""
     if weight is None or not matrix.features:
         return matrix
-    dtype = matrix.dtype
-    if dtype.kind not in "fiub" or any(feature.dtype != dtype for feature in matrix.features):
-        raise refuse(path, f"a weight on a part of dtype {dtype}")
-    result = np.result_type(np.empty(0, dtype), weight)
-    matrix = trace.numbers(replace(matrix, features=tuple([replace(f, dtype=result) for f in matrix.features])), path)
-    return trace.arithmetic("multiply", path, matrix, constant_in(weight, result))
+    features: list[Feature | None] = [None] * matrix.width
+    for dtype in dict.fromkeys(feature.dtype for feature in matrix.features):
+        indices = [i for i, feature in enumerate(matrix.features) if feature.dtype == dtype]
+        result = OBJECT if dtype == OBJECT else np.result_type(np.empty(0, dtype), weight)
+        part = trace.numbers(replace(matrix.take(indices), container="array").as_array(result), path)
+        part = trace.arithmetic("multiply", path, part, constant_in(weight, result))
+        for i, feature in zip(indices, part.features, strict=True):
+            features[i] = feature
+    return replace(matrix, features=tuple([feature for feature in features if feature is not None]))
 
 
 def stack(trace: Trace, parts: Sequence[Matrix], path: str, *, sparse: bool, frame: bool) -> Matrix:
@@ -130,8 +132,8 @@ def stack(trace: Trace, parts: Sequence[Matrix], path: str, *, sparse: bool, fra
         parts = [sparsified(trace, part, path) for part in parts]
     dtypes = [part.dtype for part in parts]
     dtype = OBJECT if OBJECT in dtypes else np.result_type(*dtypes)
-    features = tuple([replace(feature, dtype=dtype) for part in parts for feature in part.features])
-    return Matrix(features, "sparse" if sparse else "array")
+    features = tuple([feature for part in parts for feature in part.as_array(dtype).features])
+    return Matrix(features, "sparse" if sparse else "array").as_array(dtype)
 
 
 def sparsified(trace: Trace, part: Matrix, path: str) -> Matrix:
@@ -206,7 +208,7 @@ def trace_sklearn(
     """
     columns = columns_of(transformer, names, samples, framed=framed, missing=missing, path=path)
     trace = Trace(taken=set(names))
-    matrix = convert(trace, transformer, raw_matrix(columns, framed), path)
+    matrix = convert(trace, transformer, raw_matrix(columns, framed, samples), path)
     if not 0 < matrix.width <= MAX_WIDTH:
         raise refuse(path, f"it gives {matrix.width:,} features; 1 to {MAX_WIDTH:,} are served")
     matrix = finished(trace, matrix, dtype, path)
@@ -220,13 +222,23 @@ def trace_sklearn(
                 Output(dtype, allow, features), ignored)
 
 
-def raw_matrix(columns: Sequence[Column], framed: bool) -> Matrix:
+def whole(column: Column, sampled: np.dtype[Any] | None) -> str:
+    """Whether the fitted column held integers though it travels as floats; see `Feature`."""
+    if column.datatype != "FP64" or column.dtype == "float32":
+        return "no"
+    if sampled is None:
+        return "unknown"
+    return "no" if sampled.kind not in "iu" else "yes" if sampled.itemsize >= 4 else "narrow"
+
+
+def raw_matrix(columns: Sequence[Column], framed: bool, samples: Mapping[str, Sampled] | None) -> Matrix:
     kinds = {"FP64": "number", "BOOL": "number", "INT64": "integer", "BYTES": "text"}
     features = tuple([
         Feature(column.name, column.name, kinds[column.datatype],  # type: ignore[arg-type]
                 OBJECT if column.dtype in ("str", "object") else np.dtype(column.dtype),
                 unsigned=column.datatype != "FP64",
-                none=column.datatype == "BYTES" and column.missing == "none")
+                none=column.datatype == "BYTES" and column.missing == "none",
+                whole=whole(column, None if samples is None else samples[column.name].dtype))
         for column in columns
     ])
     return Matrix(features, "frame" if framed else "array")

@@ -13,16 +13,8 @@ import numpy as np
 
 from fastinfer._core import CompiledProgram, Instruction, Signature, Tensor
 from fastinfer.errors import ConfigurationError
-from fastinfer.preprocessing.spec import KINDS, Column, Spec, Step
+from fastinfer.preprocessing.spec import FUNCTIONS, KINDS, Column, Spec, Step
 
-# numpy functions of one number, by name. True: rounded exactly by IEEE 754, so equal on every machine.
-FUNCTIONS: Final[Mapping[str, bool]] = {
-    **dict.fromkeys(("absolute", "ceil", "fabs", "floor", "negative", "positive", "reciprocal", "rint", "sign", "sqrt",
-                     "square", "trunc"), True),
-    **dict.fromkeys(("arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctanh", "cbrt", "cos", "cosh", "deg2rad",
-                     "degrees", "exp", "exp2", "expm1", "log", "log10", "log1p", "log2", "rad2deg", "radians", "sin",
-                     "sinh", "tan", "tanh"), False),
-}
 LOADS: Final = {"FP64": "load_float64", "INT64": "load_int64", "BOOL": "load_bool", "BYTES": "load_text"}
 FLAGS: Final = {"nan": 1, "none": 2, "any": 3}
 NO_CODE: Final = -1.0  # a category that leaves all columns of a one-hot encoding at zero

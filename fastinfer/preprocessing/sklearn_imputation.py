@@ -62,8 +62,8 @@ def simple_imputer(trace: Trace, imputer: Any, matrix: Matrix, path: str) -> Mat
             continue
         fills = tuple([filling(imputer, statistics[i], matrix, matrix.features[i], path) for i in group])
         values = trace.write("impute", path, [matrix.features[i] for i in group], missing=missing, fill=fills)
-        for i, value in zip(group, values, strict=True):
-            none = matrix.features[i].none and missing not in ("none", "any")
+        for i, value, fill in zip(group, values, fills, strict=True):
+            none = fill is None or (matrix.features[i].none and missing not in ("none", "any"))
             filled[i] = replace(matrix.features[i], value=value, unsigned=False, none=none)
     result = replace(matrix, features=tuple([filled[i] for i in kept]))
     if not imputer.add_indicator:
@@ -75,8 +75,8 @@ def simple_imputer(trace: Trace, imputer: Any, matrix: Matrix, path: str) -> Mat
 def filling(imputer: Any, statistic: Any, matrix: Matrix, feature: Feature, path: str) -> Any:
     """The statistic as it lands in the array: cast to the fitted dtype, then to the array's."""
     value = np.array([statistic], dtype=object).astype(imputer._fill_dtype).astype(matrix.dtype)[0]
-    if isinstance(value, str) and feature.kind == "text":
-        return str(value)
+    if feature.kind == "text" and (value is None or isinstance(value, str)):
+        return value
     if feature.kind == "text" or isinstance(value, str) or value is None:
         raise refuse(path, f"{feature.kind} of the column {feature.name!r} is filled with {value!r}")
     return float(value)

@@ -6,9 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from fastinfer.preprocessing.lowering import FUNCTIONS
 from fastinfer.preprocessing.sklearn_categories import encode_onehot
-from fastinfer.preprocessing.tracing import FLOAT32, FLOAT64, OBJECT, Matrix, Trace, constant_in, refuse, single
+from fastinfer.preprocessing.spec import FUNCTIONS
+from fastinfer.preprocessing.tracing import (
+    FLOAT32,
+    FLOAT64,
+    OBJECT,
+    Feature,
+    Matrix,
+    Trace,
+    constant_in,
+    refuse,
+    single,
+)
 
 
 @cache
@@ -112,9 +122,8 @@ def function_transformer(trace: Trace, transformer: Any, matrix: Matrix, path: s
         return matrix
     name = getattr(transformer.func, "__name__", "")
     if name not in FUNCTIONS or getattr(np, name) is not transformer.func or transformer.kw_args:
-        shown = name if name.isidentifier() else repr(transformer.func)
-        raise refuse(path, f"the function {shown!r} cannot be read; numpy functions of one number without "
-                           f"arguments can: {', '.join(sorted(FUNCTIONS))}")
+        raise refuse(path, f"the function {name or repr(transformer.func)!r} cannot be read; numpy functions of one "
+                           f"number without arguments can: {', '.join(sorted(FUNCTIONS))}")
     return apply_function(trace, matrix, path, name)
 
 
@@ -124,6 +133,7 @@ def apply_function(trace: Trace, matrix: Matrix, path: str, name: str) -> Matrix
         raise refuse(path, f"numpy.{name} of a sparse matrix")
     results = {}
     for feature in matrix.features:
+        refuse_integers(feature, name, path)
         if feature.dtype not in results:
             results[feature.dtype] = result_dtype(name, feature.dtype, path)
     features: list[Any] = list(matrix.features)
@@ -134,6 +144,14 @@ def apply_function(trace: Trace, matrix: Matrix, path: str, name: str) -> Matrix
         for i, feature in zip(indices, done.features, strict=True):
             features[i] = replace(feature, dtype=result)
     return replace(matrix, features=tuple(features))
+
+
+def refuse_integers(feature: Feature, name: str, path: str) -> None:
+    """Functions that give other numbers for integers than for the same floats."""
+    if feature.whole == "narrow" or (feature.whole == "yes" and name in ("square", "reciprocal")):
+        raise refuse(path, f"numpy.{name} of the integers in {feature.name!r}; cast them to float64 before")
+    if feature.whole == "unknown" and name == "reciprocal":
+        raise refuse(path, f"numpy.{name} of {feature.name!r} depends on whether it holds integers; give a sample")
 
 
 def result_dtype(name: str, dtype: np.dtype[Any], path: str) -> np.dtype[Any]:

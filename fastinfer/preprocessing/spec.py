@@ -23,6 +23,14 @@ DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "BOOL": ("bool", "object"),
     "BYTES": ("str", "object"),
 }
+# numpy functions of one number, by name. True: rounded exactly by IEEE 754, so equal on every machine.
+FUNCTIONS: Final[Mapping[str, bool]] = {
+    **dict.fromkeys(("absolute", "ceil", "fabs", "floor", "negative", "positive", "reciprocal", "rint", "sign", "sqrt",
+                     "square", "trunc"), True),
+    **dict.fromkeys(("arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctanh", "cbrt", "cos", "cosh", "deg2rad",
+                     "degrees", "exp", "exp2", "expm1", "log", "log10", "log1p", "log2", "rad2deg", "radians", "sin",
+                     "sinh", "tan", "tanh"), False),
+}
 SPECIAL: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -205,10 +213,13 @@ def read_missing(place: Place) -> str | float | Mapping[str, str]:
     return place.number()
 
 
-def read_fills(place: Place) -> tuple[str | float, ...]:
-    return place.texts() if place.items() and not all(
-        item.value in SPECIAL for item in place.items() if isinstance(item.value, str)
-    ) else place.numbers()
+def read_fill(place: Place) -> str | float | None:
+    """A string or a number; null fills text with None."""
+    return place.value if place.value is None or isinstance(place.value, str) else place.number()
+
+
+def read_fills(place: Place) -> tuple[str | float | None, ...]:
+    return tuple([read_fill(item) for item in place.items()])
 
 
 def read_unknown_position(place: Place) -> int | str | None:
@@ -313,7 +324,7 @@ def parse_column(place: Place) -> Column:
     members = place.members(known, ("name", "datatype", "dtype"))
     datatype = members["datatype"].choice(*KINDS)
     column = Column(
-        members["name"].text(),
+        column_name(members["name"]),
         datatype,
         members["dtype"].choice(*DTYPES[datatype]),
         members["nullable"].flag() if "nullable" in members else False,
@@ -326,6 +337,12 @@ def parse_column(place: Place) -> Column:
     if not isinstance(column.example, (str, int, float, type(None))):
         raise members["example"].wrong("a string, a number, true, false or null")
     return column
+
+
+def column_name(place: Place) -> str:
+    if place.text().startswith("\0"):  # the lowering calls values of its own so
+        raise place.wrong("a name that does not begin with NUL")
+    return place.text()
 
 
 def parse_step(place: Place, kinds: dict[str, Kind]) -> Step:
@@ -341,11 +358,11 @@ def parse_step(place: Place, kinds: dict[str, Kind]) -> Step:
     targets = members["to"].texts() if writes else ()
     check_values(members, operation, kinds)
     readers = {**operation.required, **operation.optional}
-    parameters = {key: read(members[key]) for key, read in readers.items() if key in members}
+    parameters: Mapping[str, Any] = {key: read(members[key]) for key, read in readers.items() if key in members}
     for key in operation.vectors:
         if len(parameters[key]) != len(sources):
             raise members[key].fault(f"{len(parameters[key])} entries for {len(sources)} values")
-    check_parameters(op, members, parameters, kinds)
+    parameters = checked_parameters(op, members, parameters, kinds)
     for target in targets:
         kinds[target] = kinds[sources[0]] if operation.result == "same" else operation.result  # type: ignore[assignment]
     return Step(op, sources, targets, parameters, members["path"].text() if "path" in members else "")
@@ -370,15 +387,28 @@ def check_values(members: Mapping[str, Place], operation: Operation, kinds: Mapp
         raise members["to"].fault(f"{len(targets)} values for {len(sources)}")
     seen: set[str] = set()
     for target in targets:
-        if target.value in kinds or target.value in seen:
+        if target.text() in kinds or target.value in seen:
             raise target.fault(f"{target.value!r} exists already")
+        if target.value.startswith("\0"):
+            raise target.wrong("a name that does not begin with NUL")
         seen.add(target.value)
 
 
-def check_parameters(
+def checked_fills(place: Place, kind: Kind) -> tuple[str | float | None, ...]:
+    """Text that reads "nan" is text in a column of text, and a number in one of numbers."""
+    if kind == "number":
+        return place.numbers()
+    return tuple([None if item.value is None else item.text() for item in place.items()])
+
+
+def checked_parameters(
     op: str, members: Mapping[str, Place], parameters: Mapping[str, Any], kinds: Mapping[str, Kind]
-) -> None:
-    """What the types of the parameters alone do not say."""
+) -> Mapping[str, Any]:
+    """The parameters, where they are right in what their types alone do not say.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
     kind = kinds[members["from"].value[0]]
     if op == "bucketize":
         edges = parameters["edges"]
@@ -386,14 +416,14 @@ def check_parameters(
             raise members["edges"].fault("the edges must ascend")
     elif op in ("impute", "indicate"):
         check_missing(members, parameters, kind)
+        return {**parameters, "fill": checked_fills(members["fill"], kind)} if op == "impute" else parameters
     elif op == "check" and kind == "text" and parameters["allow"] != "finite":
         raise members["allow"].fault('for text, only "finite" (no NaN) can be checked')
     elif op in ("ordinal", "onehot"):
         check_encoding(op, members, parameters, kind)
     elif op == "function":
-        from fastinfer.preprocessing.lowering import FUNCTIONS
-
         members["function"].choice(*FUNCTIONS)
+    return parameters
 
 
 def check_missing(members: Mapping[str, Place], parameters: Mapping[str, Any], kind: Kind) -> None:
@@ -402,9 +432,6 @@ def check_missing(members: Mapping[str, Place], parameters: Mapping[str, Any], k
         raise members["missing"].wrong('"nan" or a number')
     if kind == "text" and isinstance(missing, float):
         raise members["missing"].wrong('"nan", "none", "any" or {"text": …}')
-    for i, fill in enumerate(parameters.get("fill", ())):
-        if isinstance(fill, str) != (kind == "text"):
-            raise members["fill"].items()[i].wrong("a string" if kind == "text" else "a number")
 
 
 def check_encoding(op: str, members: Mapping[str, Place], parameters: Mapping[str, Any], kind: Kind) -> None:

@@ -32,6 +32,8 @@ class Feature:
         dtype: of the frame's column, or of the whole array.
         unsigned: never -0.0, so that going through a sparse matrix leaves its bits alone.
         none: text that may be None.
+        whole: whether scikit-learn may have held integers where the program has floats, which numpy's functions tell
+            apart: "no", "yes", "narrow" (of 8 or 16 bits) or "unknown".
     """
 
     name: str
@@ -40,6 +42,7 @@ class Feature:
     dtype: np.dtype[Any]
     unsigned: bool = False
     none: bool = False
+    whole: str = "no"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,15 @@ class Matrix:
     def take(self, indices: Iterable[int]) -> "Matrix":
         return replace(self, features=tuple([self.features[i] for i in indices]))
 
+    def known_floats(self) -> "Matrix":
+        return replace(self, features=tuple([replace(feature, whole="no") for feature in self.features]))
+
     def as_array(self, dtype: np.dtype[Any] | None = None) -> "Matrix":
         """The same values in one array."""
         dtype = self.dtype if dtype is None else dtype
-        features = tuple([replace(feature, dtype=dtype) for feature in self.features])
+        found = {feature.whole for feature in self.features}
+        whole = "no" if not found or "no" in found else found.pop() if len(found) == 1 else max(found)
+        features = tuple([replace(feature, dtype=dtype, whole=whole) for feature in self.features])
         return Matrix(features, "sparse" if self.container == "sparse" else "array")
 
 
@@ -163,7 +171,8 @@ class Trace:
             raise refuse(path, "it computes in float16")
         if dtype == OBJECT or (not numeric and dtype not in (FLOAT64, FLOAT32)):
             dtype = FLOAT64
-        return self.checked(self.numbers(matrix.as_array(dtype), path), path, allow_nan=allow_nan)
+        matrix = self.checked(self.numbers(matrix.as_array(dtype), path), path, allow_nan=allow_nan)
+        return matrix if numeric else matrix.known_floats()
 
 
 def check_dtype(matrix: Matrix) -> np.dtype[Any]:

@@ -180,7 +180,7 @@ cdef bint load_int64(const Operation* operation, const Block* block) noexcept no
 
 
 cdef bint load_text(const Operation* operation, const Block* block) noexcept nogil:
-    """Spans to pointers. A missing value is what the column declares, unless the frame said which (offset 1, 2)."""
+    """Spans to pointers. A missing value is what the column declares, unless a frame said which in the offset."""
     cdef const Span* spans = <const Span*>block.slabs[operation.source].data + block.row
     cdef Text* target = texts_of(block, operation.target)
     cdef uint64_t missing = NONE_TEXT if operation.flags & HOLDS_NONE else NAN_TEXT
@@ -191,9 +191,7 @@ cdef bint load_text(const Operation* operation, const Block* block) noexcept nog
             target[i].size = spans[i].length
             continue
         target[i].data = ""
-        target[i].size = missing
-        if spans[i].offset:
-            target[i].size = NONE_TEXT if spans[i].offset == 1 else NAN_TEXT
+        target[i].size = spans[i].offset if spans[i].offset >= NONE_TEXT else missing
     return True
 
 
