@@ -189,8 +189,12 @@ def basics(column: Column) -> list[Any]:
 def telling(step: Step, column: Column) -> list[Any]:
     """The values at which a step's result changes."""
     parameters = step.parameters
+    if column.datatype == "BOOL":
+        return []
     if step.op in ("ordinal", "onehot"):
-        return list(parameters["categories"])
+        convert = {"BYTES": str, "FP64": float, "INT64": int}[column.datatype]
+        return [convert(category) for category in parameters["categories"] if column.datatype != "INT64"
+                or int(category) == category]
     if column.datatype == "BYTES":
         missing = parameters.get("missing")
         return [missing["text"]] if isinstance(missing, Mapping) else []
@@ -198,8 +202,8 @@ def telling(step: Step, column: Column) -> list[Any]:
                "subtract": parameters.get("by"), "impute": [parameters.get("missing"), *parameters.get("fill", ())],
                "indicate": [parameters.get("missing")]}.get(step.op)
     found = [float(value) for value in numbers or () if isinstance(value, (int, float)) and math.isfinite(value)]
-    if column.datatype != "FP64":
-        return [int(value) for value in found if value.is_integer()] if column.datatype == "INT64" else []
+    if column.datatype == "INT64":
+        return [int(value) for value in found if value.is_integer() and abs(value) < 2**63]
     return [near for value in found
             for near in (value, math.nextafter(value, math.inf), math.nextafter(value, -math.inf))]
 
