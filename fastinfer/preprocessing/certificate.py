@@ -88,7 +88,7 @@ def check(compiled: CompiledProgram, spec: Spec, exact: Sequence[bool]) -> None:
         row, feature = found
         raise ModelLoadError(
             f"golden row {row}, feature {feature} ({spec.output.features[feature][0]!r}): expected "
-            f"{expected[found]!r}, got {got[found]!r} ({shown_row(columns, row)})", "$.certificate.expected"
+            f"{expected[found]}, got {got[found]} ({shown_row(columns, row)})", "$.certificate.expected"
         )
     if members["spec"].text() != spec_hash(spec):
         raise ModelLoadError("the program was changed after its certificate was made; import it again, or remove the "
@@ -96,7 +96,9 @@ def check(compiled: CompiledProgram, spec: Spec, exact: Sequence[bool]) -> None:
 
 
 def shown_row(columns: Mapping[str, Any], row: int) -> str:
-    shown = ", ".join(f"{name}={columns[name][row]!r}" for name in list(columns)[:8])
+    cells = {name: columns[name][row] for name in list(columns)[:8]}
+    shown = ", ".join(f"{name}={cell.item() if isinstance(cell, np.generic) else cell!r}"
+                      for name, cell in cells.items())
     return shown + (", …" if len(columns) > 8 else "")
 
 

@@ -55,8 +55,11 @@ def as_datatype(column: Column, values: Any) -> Any:
     if array.ndim != 1:
         raise InvalidRecordError(f"the column {column.name!r} has {array.ndim} dimensions", f"$.{column.name}")
     if column.datatype == "BYTES":
-        return [value if value is None or isinstance(value, str) or is_nan(value) else text_of(column, value, i)
-                for i, value in enumerate(array.tolist())]
+        # Only a column of objects tells None from NaN; elsewhere both are what the pipeline was fitted with.
+        boxed = column.dtype == "object" and str(getattr(values, "dtype", "")) == "object"
+        none = None if boxed or column.missing == "none" else math.nan
+        return [value if isinstance(value, str) or is_nan(value) else none if value is None
+                else text_of(column, value, i) for i, value in enumerate(array.tolist())]
     if column.datatype == "BOOL":
         return booleans(column, array)
     return numbers(column, array) if column.datatype == "FP64" else integers(column, array)

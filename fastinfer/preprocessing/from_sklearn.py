@@ -81,7 +81,7 @@ def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> 
         if matrix.container == "sparse":
             raise refuse(path, "it gets a sparse matrix")
         part = convert(trace, transformer, matrix.take(indices), inner)
-        parts.append(weighted(trace, part, weights.get(name), inner))
+        parts.append(prefixed(weighted(trace, part, weights.get(name), inner), fitted, name))
     wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
     return stack(trace, parts, path, sparse=getattr(fitted, "sparse_output_", False), frame=wants_frame)
 
@@ -100,10 +100,19 @@ def feature_union(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matri
         if isinstance(transformer, str) and transformer == "drop":
             continue
         inner = f"{path}.transformer_list[{name!r}]"
-        parts.append(weighted(trace, convert(trace, transformer, matrix, inner), weights.get(name), inner))
+        part = weighted(trace, convert(trace, transformer, matrix, inner), weights.get(name), inner)
+        parts.append(prefixed(part, fitted, name))
     sparse = any(part.container == "sparse" for part in parts)
     wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
     return stack(trace, parts, path, sparse=sparse, frame=wants_frame)
+
+
+def prefixed(part: Matrix, fitted: Any, name: str) -> Matrix:
+    """The part's features called as scikit-learn calls them in the whole."""
+    if not getattr(fitted, "verbose_feature_names_out", True):
+        return part
+    features = tuple([replace(feature, name=f"{name}__{feature.name}") for feature in part.features])
+    return replace(part, features=features)
 
 
 def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> Matrix:

@@ -39,8 +39,8 @@ def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: st
     if found is not None:
         row, feature = found
         shown = certificate.shown_row(rows, row)
-        raise refuse(path, f"feature {spec.output.features[feature][0]!r} would be {got[found]!r} where scikit-learn "
-                           f"gives {expected[found]!r} ({shown})")
+        raise refuse(path, f"feature {spec.output.features[feature][0]!r} would be {got[found]} where scikit-learn "
+                           f"gives {expected[found]} ({shown})")
     versions = {name: version(name) for name in ("scikit-learn", "numpy")}
     return replace(spec, certificate=certificate.make(spec, rows, expected, versions))
 

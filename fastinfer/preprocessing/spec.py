@@ -15,7 +15,7 @@ from fastinfer.errors import ConfigurationError
 VERSION: Final = 1
 MAX_WIDTH: Final = 16_384  # features of a dense program
 Kind = Literal["number", "integer", "text"]
-KINDS: Final[Mapping[str, Kind]] = {"FP64": "number", "BOOL": "number", "INT64": "integer", "BYTES": "text"}
+KINDS: Final[Mapping[str, Kind]] = {"FP64": "number", "INT64": "integer", "BOOL": "number", "BYTES": "text"}
 # A column's dtype as fitted, for each datatype it may travel as.
 DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "FP64": ("float64", "float32", "object"),
@@ -523,7 +523,9 @@ def document(spec: Spec) -> dict[str, Any]:
         entry = {"op": step.op, "from": list(step.sources)}
         if OPERATIONS[step.op].result:
             entry["to"] = list(step.targets)
-        steps.append({**entry, **plain(step.parameters), **({"path": step.path} if step.path else {})})
+        known = (*OPERATIONS[step.op].required, *OPERATIONS[step.op].optional)
+        entry |= {key: plain(step.parameters[key]) for key in known if key in step.parameters}
+        steps.append({**entry, **({"path": step.path} if step.path else {})})
     output = {"dtype": spec.output.dtype, "allow": spec.output.allow,
               "features": [{"name": name, "value": value} for name, value in spec.output.features]}
     result: dict[str, Any] = {"fastinfer": VERSION, "columns": columns, "steps": steps, "output": output}
