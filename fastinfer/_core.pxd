@@ -124,6 +124,8 @@ cdef class Signature:
     cdef TensorInfo* output_info
     cdef NameTable input_names
     cdef NameTable output_names
+    cdef NameTable ignored_names    # fields that a record may have and nothing reads
+    cdef int n_ignored
 
 cdef size_t datatype_size(Datatype datatype) noexcept nogil
 

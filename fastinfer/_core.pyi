@@ -20,7 +20,9 @@ class Signature:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     batched: bool
-    def __init__(self, inputs: Any, outputs: Any, *, batched: bool = True) -> None: ...
+    def __init__(
+        self, inputs: Any, outputs: Any, *, batched: bool = True, ignored: Iterable[str] = ()
+    ) -> None: ...
 
 @final
 class Rows:

@@ -52,7 +52,9 @@ class Model:
         self.signature = (
             self.inner
             if compiled is None
-            else Signature(compiled.columns.inputs, runtime.outputs, batched=self.inner.batched)
+            else Signature(
+                compiled.columns.inputs, runtime.outputs, batched=self.inner.batched, ignored=self.program.ignored
+            )
         )
         self.task = self._task()
         self.batcher = self._batcher(settings)

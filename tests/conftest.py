@@ -20,7 +20,9 @@ import httpx
 import onnx_models
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+import fastinfer
+
+PACKAGE = Path(fastinfer.__file__).parent.parent  # a checkout, or where it is installed
 START = 60.0  # seconds; a slow machine under load must not fail a test
 ADDRESS = re.compile(r"fastinfer \S+ at http://127\.0\.0\.1:(\d+)")
 
@@ -31,7 +33,7 @@ class ServerProcess:
     def __init__(self, path: Path, *options: str, folder: Path) -> None:
         self.err = folder / "stderr"
         environment = {name: text for name, text in os.environ.items() if not name.startswith("FASTINFER_")}
-        search = [str(ROOT), environment.get("PYTHONPATH", "")]
+        search = [str(PACKAGE), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, search))
         with self.err.open("w") as err:
             self.process = subprocess.Popen(

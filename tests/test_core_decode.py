@@ -382,3 +382,27 @@ def test_half_floats_are_binary_only():
     body = b'{"inputs":[{"name":"h","shape":[1],"datatype":"FP16","data":[1]}]}'
     assert refusal(signature, 0, body)[1] == (
         "input 'h': JSON does not carry FP16; send it as binary data ('binary_data_size')")
+
+
+IGNORING = Signature(COLUMNS.inputs, [], ignored=["customer", "né"])
+
+
+def test_fields_that_nothing_reads_are_passed_over_in_any_place():
+    records = '[{"customer":{"a":[1]},"n":1},{"n":2,"n\\u00e9":null,"age":3,"customer":"x"},{"age":4,"n":3}]'
+    decoded = decode(IGNORING, 1, f'{{"records":{records}}}'.encode())
+    assert decoded["arrays"]["n"].tolist() == [[1], [2], [3]]
+    np.testing.assert_array_equal(decoded["arrays"]["age"], [[np.nan], [3.0], [4.0]])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"n":1,"customer":1,"customer":1}', "twice"),
+        ('{"n":1,"customer":[1,]}', "JSON"),
+        ('{"n":1,"client":1}', "unknown field"),
+        ('{"customer":1}', "'n'"),
+    ],
+)
+def test_fields_that_nothing_reads_are_json_all_the_same(record, message):
+    with pytest.raises(errors.InvalidRequestError, match=message):
+        decode(IGNORING, 1, f'{{"records":[{record}]}}'.encode())

@@ -33,6 +33,8 @@ from fastinfer.settings import ModelConfig, resolve
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(fastinfer.__file__).parent.parent  # a checkout, or where it is installed
 DEMO = ROOT / ".demo" / "models"  # what `make serve` makes and serves
+PIPELINE = ROOT / ".demo" / "pipeline.joblib"  # stand in for a reader's own files
+MODEL = DEMO / "credit" / "1" / "model.onnx"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)?[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -63,6 +65,8 @@ class Page:
             self.port = sock.getsockname()[1]
         command = folder / ".bin" / "fastinfer"
         command.parent.mkdir()
+        for name, source in {"pipeline.joblib": PIPELINE, "model.onnx": MODEL}.items():
+            (folder / name).write_bytes(source.read_bytes())
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m fastinfer "$@"\n')
         command.chmod(0o755)
         self.environ = {

@@ -40,7 +40,8 @@ cdef class Request:
     def __cinit__(self, Signature signature not None, str model=""):
         cdef size_t inputs = <size_t>signature.n_inputs + 1
         cdef size_t outputs = <size_t>signature.n_outputs + 1
-        cdef size_t wide = inputs * (MAX_RANK * sizeof(int64_t) + sizeof(Part) + sizeof(Py_ssize_t))
+        cdef size_t fields = inputs + <size_t>signature.n_ignored
+        cdef size_t wide = inputs * (MAX_RANK * sizeof(int64_t) + sizeof(Part)) + fields * sizeof(Py_ssize_t)
         cdef int i
         self.signature = signature
         self.model = model
@@ -50,7 +51,7 @@ cdef class Request:
         self.parts = <Part*>self.block
         self.dims = <int64_t*>(self.parts + inputs)
         self.stamps = <Py_ssize_t*>(self.dims + inputs * MAX_RANK)
-        self.ranks = <int*>(self.stamps + inputs)
+        self.ranks = <int*>(self.stamps + fields)
         self.order = self.ranks + inputs
         self.columns = self.order + inputs
         self.wanted = <Wanted*>(self.columns + inputs)

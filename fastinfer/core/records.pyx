@@ -64,7 +64,7 @@ cdef bint check_fields(Request self, Failure* failure) noexcept nogil:
     cdef Py_ssize_t row
     cdef bint more
     cdef int count, i
-    for i in range(self.signature.n_inputs):
+    for i in range(self.signature.n_inputs + self.signature.n_ignored):
         self.stamps[i] = 0
     for row in range(self.rows):
         if p >= json.end or p[0] != c'{':
@@ -78,7 +78,7 @@ cdef bint check_fields(Request self, Failure* failure) noexcept nogil:
             if p == NULL:
                 return False
             self.stamps[i] = row + 1
-            count += 1
+            count += i < self.signature.n_inputs
             p = skip_value(json, p, 3, failure)
             if p != NULL:
                 p = next_member(json, p, &more, failure)
@@ -213,7 +213,7 @@ cdef bint fill_records(Request self, Rows target, Py_ssize_t start, Failure* fai
     cdef Py_ssize_t row = 0
     cdef bint texts = False
     cdef int i
-    for i in range(self.signature.n_inputs):
+    for i in range(self.signature.n_inputs + self.signature.n_ignored):
         self.stamps[i] = 0
         texts |= self.signature.input_info[i].datatype == DT_BYTES
     if texts and not target.arena_reserve(<size_t>(self.payload_end - self.payload)):
@@ -252,10 +252,13 @@ cdef const char* fill_record(Request self, const char* p, Rows target, Py_ssize_
         if p == NULL:
             return NULL
         self.stamps[i] = row + 1
-        count += 1
-        elements.info = &self.signature.input_info[i]
-        elements.out = rows_at(target, i, start + row)
-        p = fill_value(self, i, p, row, elements, failure)
+        if i < self.signature.n_inputs:
+            count += 1
+            elements.info = &self.signature.input_info[i]
+            elements.out = rows_at(target, i, start + row)
+            p = fill_value(self, i, p, row, elements, failure)
+        else:
+            p = skip_value(json, p, 3, failure)
         if p != NULL:
             p = next_member(json, p, &more, failure)
         if p == NULL:
@@ -271,7 +274,7 @@ cdef const char* fill_record(Request self, const char* p, Rows target, Py_ssize_
 
 cdef inline const char* find_column(Request self, const char* p, int count, Py_ssize_t row, int* column,
                                     Failure* failure) noexcept nogil:
-    """Whose value follows the key at ``p``; past the key and its colon.
+    """Whose value follows the key at ``p``; past the key and its colon. Ignored fields count on behind the inputs.
 
     Records mostly have their members in one order: the one that stood in this place in the record before is tried
     first, on the bytes as they are.
@@ -292,12 +295,17 @@ cdef inline const char* find_column(Request self, const char* p, int count, Py_s
         return NULL
     i = self.signature.input_names.find(key.data, key.size)
     if i < 0:
-        fail(failure, BAD_RECORD, RECORD_UNKNOWN, key.offset, -1, row)
-        return NULL
+        i = self.signature.ignored_names.find(key.data, key.size)
+        if i < 0:
+            fail(failure, BAD_RECORD, RECORD_UNKNOWN, key.offset, -1, row)
+            return NULL
+        i += self.signature.n_inputs
     if self.stamps[i] == row + 1:
         fail(failure, BAD_JSON, JSON_DUPLICATE, key.offset, -1, -1)
         return NULL
-    self.columns[count] = column[0] = i
+    column[0] = i
+    if i < self.signature.n_inputs:
+        self.columns[count] = i
     return p
 
 

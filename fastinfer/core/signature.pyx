@@ -110,19 +110,21 @@ cdef inline uint32_t hash_name(const char* name, Py_ssize_t size) noexcept nogil
 
 @cython.final
 cdef class Signature:
-    """The declared inputs and outputs of a model, in order.
+    """The declared inputs and outputs of a model, in order, and fields that a record may have for nothing.
 
     Raises:
         ConfigurationError: an unknown datatype, a rank over 8, a dimension below -1, a name declared twice.
     """
 
-    def __cinit__(self, inputs, outputs, *, bint batched=True):
+    def __cinit__(self, inputs, outputs, *, bint batched=True, ignored=()):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
         self.n_inputs = len(self.inputs)
         self.n_outputs = len(self.outputs)
         self.input_names = NameTable([tensor.name for tensor in self.inputs])
+        self.ignored_names = NameTable(list(ignored))
+        self.n_ignored = len(self.ignored_names.names)
         self.output_names = NameTable([tensor.name for tensor in self.outputs])
         self.input_info = compile_tensors(self.inputs, self.input_names, batched)
         self.output_info = compile_tensors(self.outputs, self.output_names, batched)
