@@ -51,9 +51,9 @@ class Model:
         compiled = self._fit_program()
         self.signature = (
             self.inner
-            if compiled is None
+            if compiled is None or program is None
             else Signature(
-                compiled.columns.inputs, runtime.outputs, batched=self.inner.batched, ignored=self.program.ignored
+                compiled.columns.inputs, runtime.outputs, batched=self.inner.batched, ignored=program.ignored
             )
         )
         self.task = self._task()

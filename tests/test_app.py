@@ -106,7 +106,8 @@ def plain_uvicorn(repository: Path, tmp_path: Path) -> Iterator[httpx.Client]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), "--log-level", "warning"]
-    process = subprocess.Popen(command, cwd=tmp_path, env={"PYTHONPATH": f"{PACKAGE}:{tmp_path}", "PATH": "/usr/bin:/bin"})
+    environment = {"PYTHONPATH": f"{PACKAGE}:{tmp_path}", "PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
