@@ -370,6 +370,7 @@ cdef class Batcher:
     cdef Py_ssize_t waiting_rows
     cdef size_t waiting_bytes
     cdef bint scheduled, closed
+    cdef unsigned long thread           # the loop's: slabs are given back on no other
     # counters
     cdef SizeStats* sizes
     cdef uint64_t executions, rows_run, refused

@@ -10,10 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from onnx import TensorProto, helper
+from sklearn.impute import SimpleImputer
 
+from fastinfer import Program
+from fastinfer._core import Batcher, Endpoint, Signature, Tensor
 from fastinfer.errors import (
+    BodyTooLargeError,
     CancelledError,
     FastinferError,
     InvalidShapeError,
@@ -362,3 +367,15 @@ def test_answers_never_mix(tmp_path: Path, toml: str) -> None:
             assert len(answered) == len(set(answered)) > 1500
 
     run(test)
+
+
+def test_records_of_three_bytes_do_not_claim_the_memory_of_whole_ones() -> None:
+    """A body of a bounded size must not become tensors without bound."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 1000)), columns=[f"c{i}" for i in range(1000)])
+    compiled = Program.from_sklearn(SimpleImputer().fit(frame)).compiled
+    outputs = [Tensor("y", "FP64", (-1, 1000))]
+    batcher = Batcher(Signature([Tensor("x", "FP64", (-1, 1000))], outputs), lambda inputs: {"y": inputs["x"]})
+    endpoint = Endpoint("m", "1", Signature(compiled.columns.inputs, outputs), batcher, compiled)
+    endpoint.decode(1, b'{"records":[' + b"{}," * 999 + b"{}]}", -1)
+    with pytest.raises(BodyTooLargeError, match="100000 rows"):
+        endpoint.decode(1, b'{"records":[' + b"{}," * 99_999 + b"{}]}", -1)

@@ -13,6 +13,9 @@ cdef extern from "<time.h>" nogil:
         int64_t tv_nsec
     int clock_gettime(int clock, timespec* out)
 
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
 import logging
 from collections import deque
 
@@ -307,6 +310,7 @@ cdef class Batcher:
         cdef int64_t started = monotonic_ns()
         cdef int64_t age
         self.scheduled = False
+        self.thread = PyThread_get_thread_ident()
         while self.queue and len(self.running) < self.instances:
             batch = <Batch>self.queue[0]
             age = monotonic_ns() - batch.created_ns

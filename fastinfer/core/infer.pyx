@@ -9,9 +9,10 @@ cdef extern from "<time.h>" nogil:
 
 import numpy as np
 
-from fastinfer.errors import CancelledError, FastinferError, InvalidShapeError
+from fastinfer.errors import BodyTooLargeError, CancelledError, FastinferError, InvalidShapeError
 
 cdef int MAX_SPARE_REQUESTS = 256
+cdef size_t MAX_REQUEST_BYTES = 512 << 20
 cdef size_t LARGE_ANSWER = 256 << 10    # bytes of output tensors past which a ticket asks to be encoded on a thread
 
 
@@ -121,7 +122,8 @@ cdef class Ticket:
             endpoint.failed_ns += monotonic_ns() - self.started_ns
             raise
         self.count_success(started)
-        self.release()
+        if PyThread_get_thread_ident() == endpoint.batcher.thread:
+            self.release()
         return json_size
 
     cdef tuple outputs(self):
@@ -200,6 +202,15 @@ cdef class Ticket:
         self.done = None
         self.error = CancelledError("the client closed the connection")
         self.endpoint.cancelled += 1
+
+
+cdef bint expands(Rows rows, Py_ssize_t count) noexcept nogil:
+    """Whether so many rows take more than one request may: records may be three bytes short each."""
+    cdef size_t size = 0
+    cdef int i
+    for i in range(rows.count):
+        size += rows.row_bytes[i]
+    return size > MAX_REQUEST_BYTES or <size_t>count * size > MAX_REQUEST_BYTES
 
 
 cdef list slot_outputs(Slot slot):
@@ -288,6 +299,9 @@ cdef class Endpoint:
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             self.decode_into(decoded, kind, <const char*>view.buf, <size_t>view.len, header_length)
+        except FastinferError:
+            self.failed += 1
+            raise
         finally:
             PyBuffer_Release(&view)
         return decoded
@@ -389,6 +403,9 @@ cdef class Endpoint:
                 good = rows.set_dims(i, request.ranks[i], &request.dims[i * MAX_RANK])
             if not good:
                 raise MemoryError
+        if expands(rows, request.rows) or self.program is not None and expands(self.columns, request.rows):
+            raise BodyTooLargeError(f"the request's {request.rows} rows take over {MAX_REQUEST_BYTES >> 20} MiB as "
+                                    "tensors; send fewer at once")
         if not rows.reserve(request.rows):
             raise MemoryError
         if self.program is None:
