@@ -403,6 +403,7 @@ cdef class Ticket:
     cdef bytes request_id               # as the client gave it
     cdef tuple answer                   # rendered on a worker thread
     cdef bint closes                    # the connection, after this answer
+    cdef bint elsewhere                 # being rendered on a worker thread
     cdef bint counted                   # as in flight
     cdef Py_ssize_t missing             # slots whose batch has not come back
     cdef bint finished                  # answered, failed or cancelled
@@ -452,8 +453,8 @@ cdef class Endpoint:
 # Why a head or a body is refused; the connection closes after the answer.
 cdef enum HeadFault:
     HEAD_OK, HEAD_MORE
-    HEAD_LINE, HEAD_VERSION, HEAD_NAME, HEAD_VALUE, HEAD_BARE, HEAD_HOST, HEAD_LENGTH, HEAD_BOTH, HEAD_OLD_CODING
-    HEAD_CODING, HEAD_URL, HEAD_TOO_MANY, HEAD_TOO_LARGE
+    HEAD_LINE, HEAD_VERSION, HEAD_NAME, HEAD_VALUE, HEAD_BARE, HEAD_HOST, HEAD_BAD_HOST, HEAD_LENGTH
+    HEAD_BOTH, HEAD_OLD_CODING, HEAD_CODING, HEAD_URL, HEAD_TOO_MANY, HEAD_TOO_LARGE
     BODY_CHUNK, BODY_TOO_MANY_CHUNKS, BODY_EXTENSIONS, BODY_TRAILERS
 
 # A request's head, as far as framing and routing need it. Pointers look into the received bytes.
@@ -511,15 +512,18 @@ cdef class Connection:
     cdef bint gone, is_dirty, holding
     cdef bint stalled                   # the client does not read
     cdef bint leaving                   # the server leaves
-    cdef bint last                      # a request asked to close
+    cdef bint last                      # the answer that is due last says that the connection closes
+    cdef bint waiting                   # the next message is the standard lane's, which begins when nothing is due
     cdef object fault                   # why the connection is given up
+    cdef int empty_lines                # before the next message
     # the message that the standard lane has
     cdef bint answer_due, in_body, chunked
     cdef int64_t body_left
     cdef Chunks chunks
     # clocks, monotonic nanoseconds; 0 where nothing runs
-    cdef int64_t read_ns, quiet_since
-    cdef readonly int64_t head_since, body_since, body_bytes
+    cdef int64_t read_ns                # now, as of the last time that anything was looked at
+    cdef int64_t quiet_since, head_ns, body_ns
+    cdef readonly int64_t body_bytes
 
     cdef int keep(self, const char* data, Py_ssize_t size) except -1
     cdef int consume_stash(self) except -1
@@ -527,7 +531,8 @@ cdef class Connection:
     cdef bint can_begin(self) noexcept
     cdef Py_ssize_t consume(self, const char* begin, Py_ssize_t size) except -1
     cdef Py_ssize_t begin_message(self, const char* p, const char* end) except -1
-    cdef Py_ssize_t head_incomplete(self, const char* p, const char* end, const char* start) except -1
+    cdef Py_ssize_t skip_empty_lines(self, const char* p, const char* end) except -1
+    cdef Py_ssize_t head_incomplete(self, const char* p, const char* end) except -1
     cdef Py_ssize_t fail_head(self, HeadFault fault, Py_ssize_t used) except -1
     cdef int body_wanted(self, const char* body, const char* end) except -1
     cdef int hand_over(self, Head* head, const char* p, const char* body) except -1
@@ -536,6 +541,8 @@ cdef class Connection:
     cdef bint serve(self, Head* head, const char* body) except -1
     cdef int ready(self) except -1
     cdef int write_answers(self) except -1
+    cdef int send(self) except -1
+    cdef int abandon(self) except -1
     cdef int encode_on_thread(self, Ticket ticket) except -1
     cdef int render(self, Ticket ticket, bint close) except -1
     cdef int put_answer(self, Ticket ticket, bint close, const char* body, size_t size, Py_ssize_t json_size) except -1

@@ -178,6 +178,13 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield start(repository, "--max-body-bytes", "4MiB")
 
 
+@pytest.fixture(scope="session")
+def standard_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The same without the fast lane: whatever `server` answers, this one answers too."""
+    with starting(tmp_path_factory) as start:
+        yield start(repository, "--max-body-bytes", "4MiB", "--no-fast-lane")
+
+
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with server.client() as client:

@@ -99,6 +99,16 @@ cdef HeadFault parse_request_line(Head* head, const char** cursor, const char* e
     return HEAD_OK
 
 
+cdef HeadFault check_first_line(const char* p, const char* end) noexcept nogil:
+    """Whether a head whose end has not come is wrong in its request line already."""
+    cdef Head head
+    cdef const char* space
+    if <const char*>memchr(p, c'\n', min(end - p, <Py_ssize_t>MAX_HEAD)) != NULL:
+        return parse_request_line(&head, &p, end)
+    space = <const char*>memchr(p, c' ', min(end - p, <Py_ssize_t>MAX_HEAD))
+    return HEAD_URL if space != NULL and end - space > MAX_URL + 16 else HEAD_OK
+
+
 cdef HeadFault parse_field(Head* head, const char** cursor, const char* end) noexcept nogil:
     cdef const char* name = cursor[0]
     cdef const char* p = name
@@ -137,6 +147,8 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
     cdef int64_t number
     if name_size == 4 and same_name(name, b"host", 4):
         head.hosts += 1
+        if not is_host(value, size):
+            return HEAD_BAD_HOST
     elif name_size == 14 and same_name(name, b"content-length", 14):
         number = parse_digits(value, size)
         if number < 0 or head.content_length >= 0:
@@ -163,6 +175,16 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
             or name_size == 7 and same_name(name, b"upgrade", 7)):
         head.plain = False
     return HEAD_OK
+
+
+cdef inline bint is_host(const char* p, Py_ssize_t size) noexcept nogil:
+    """The bytes that a host and a port are made of (RFC 3986, 3.2.2); none at all are a host too."""
+    cdef Py_ssize_t i
+    for i in range(size):
+        if not (is_token_char(<unsigned char>p[i]) and p[i] not in (c'#', c'^', c'`', c'|')
+                or p[i] in (c':', c'[', c']', c'(', c')', c',', c';', c'=')):
+            return False
+    return True
 
 
 cdef inline void take_connection(Head* head, const char* value, Py_ssize_t size) noexcept nogil:

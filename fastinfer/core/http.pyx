@@ -5,9 +5,12 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memmove
 
+import logging
 from collections import deque
 
-from fastinfer.errors import FastinferError, HeadTooLargeError, MalformedHeadError, UnsupportedError, UriTooLongError
+from fastinfer.errors import HeadTooLargeError, MalformedHeadError, UnsupportedError, UriTooLongError
+
+connection_logger = logging.getLogger("fastinfer.connection")
 
 cdef enum:
     MAX_IN_FLIGHT = 32              # requests of one connection; past it reading waits
@@ -15,6 +18,9 @@ cdef enum:
     MAX_STASH = 64 * 1024           # bytes that wait behind an answer before reading waits too
     MAX_REQUEST_ID = 128
     HEAD_ROOM = 1024                # bytes that an answer's head may take
+    WRITE_SIZE = 256 * 1024         # bytes of answers that leave in one write; more are not gathered first
+    MAX_KEPT = 4 * 1024 * 1024      # bytes of a buffer that is kept for the next answers
+    MAX_EMPTY_LINES = 4             # before a request
 
 FAULTS = {
     HEAD_LINE: (MalformedHeadError, "the request line is not METHOD SP target SP HTTP/1.1"),
@@ -23,6 +29,7 @@ FAULTS = {
     HEAD_VALUE: (MalformedHeadError, "a header field's value holds a control character"),
     HEAD_BARE: (MalformedHeadError, "a line of the head does not end with CR LF"),
     HEAD_HOST: (MalformedHeadError, "an HTTP/1.1 request has exactly one Host field"),
+    HEAD_BAD_HOST: (MalformedHeadError, "the Host field does not hold a host and a port"),
     HEAD_LENGTH: (MalformedHeadError, "Content-Length is given twice, or is not a decimal number"),
     HEAD_BOTH: (MalformedHeadError, "Content-Length and Transfer-Encoding exclude each other"),
     HEAD_OLD_CODING: (MalformedHeadError, "HTTP/1.0 has no Transfer-Encoding"),
@@ -101,7 +108,12 @@ cdef class Lane:
         self.dirty = []
         for connection in dirty:
             connection.is_dirty = False
-            connection.write_answers()
+            try:
+                connection.write_answers()
+            except Exception:
+                # The other connections of this batch must have their answers all the same.
+                connection_logger.exception("a connection failed")
+                connection.abandon()
         return 0
 
 
@@ -114,6 +126,7 @@ cdef class Connection:
             head and then its body, ``refuse(error)`` with a fault that ends the connection, ``failure(error,
             request_id, close, endpoint)`` for the bytes of an error's answer, ``encode_elsewhere(ticket)`` for a
             large one, ``hold(bool)`` to stop and go on reading, ``left(endpoint)`` when a client did not wait.
+            Any of them may end in ``lost()``, after which the received bytes are not there any more.
         lane: what the server's connections share.
     """
 
@@ -121,7 +134,6 @@ cdef class Connection:
         self.protocol = protocol
         self.lane = lane
         self.pending = deque()
-        self.head_since = 0
 
     def __dealloc__(self):
         slab_free(&self.stash)
@@ -144,6 +156,7 @@ cdef class Connection:
         self.protocol = self.transport = self.write = None
         slab_free(&self.stash)
         self.stash_start = self.stash_end = 0
+        self.head_ns = self.body_ns = 0
 
     def data_received(self, bytes data not None):
         """Take what the socket gave."""
@@ -165,7 +178,7 @@ cdef class Connection:
     def answered(self):
         """The standard lane has answered the message it was given."""
         self.answer_due = False
-        self.quiet_since = monotonic_ns()
+        self.quiet_since = self.read_ns = monotonic_ns()
         if not self.in_body:
             self.consume_stash()
 
@@ -173,17 +186,33 @@ cdef class Connection:
         """Whether the client reads; while it does not, no request of it is begun."""
         self.stalled = not yes
         if yes and not self.gone:
-            self.consume_stash()
+            self.quiet_since = self.read_ns = monotonic_ns()
+            if self.pending:
+                self.ready()  # its answers waited for the client; they go first
+                self.lane.flush()
+            else:
+                self.consume_stash()
 
     def drain(self):
         """The server leaves: the last answer that is due says so. Returns whether nothing is due."""
         self.leaving = True
         return not self.pending and not self.answer_due and not self.in_body
 
+    # Clocks, in monotonic nanoseconds; 0 where one does not run. None runs against a client whose answer is due.
+    @property
+    def head_since(self):
+        """Since when a message has been arriving that is not begun."""
+        return 0 if self.pending or self.stalled else self.head_ns
+
+    @property
+    def body_since(self):
+        """Since when a body has been arriving."""
+        return 0 if self.pending or self.stalled and not self.in_body else self.body_ns
+
     @property
     def idle_since(self):
-        """When nothing was due any more, in monotonic nanoseconds; 0 while something is."""
-        if self.pending or self.answer_due or self.in_body or self.head_since:
+        """Since when nothing is due."""
+        if self.pending or self.answer_due or self.in_body or self.head_ns or self.stalled:
             return 0
         return self.quiet_since
 
@@ -228,7 +257,7 @@ cdef class Connection:
     cdef bint can_begin(self) noexcept:
         """Whether the next message may be looked at."""
         return not (self.answer_due or self.in_body or self.stalled or len(self.pending) >= MAX_IN_FLIGHT
-                    or self.last or self.gone) and self.fault is None
+                    or self.waiting and self.pending or self.last or self.gone) and self.fault is None
 
     cdef Py_ssize_t consume(self, const char* begin, Py_ssize_t size) except -1:
         """Go through received bytes; how many of them were used up."""
@@ -249,71 +278,86 @@ cdef class Connection:
 
     cdef Py_ssize_t begin_message(self, const char* p, const char* end) except -1:
         """Serve, hand over or refuse the message at ``p``; 0 when it has to wait, else the bytes used."""
-        cdef const char* start = p
         cdef const char* body
         cdef HeadFault fault
         cdef Head head
-        if not self.head_since:
-            self.head_since = self.read_ns
-        while p < end and (p[0] == c'\r' or p[0] == c'\n'):  # RFC 9112, 2.2: empty lines before a request
-            if p[0] == c'\n' or (p + 1 < end and p[1] != c'\n') or p - start >= 8:
-                return self.fail_head(HEAD_BARE, end - start)
-            if p + 1 >= end:
-                return 0
-            p += 2
-        if p == end:
-            self.head_since = 0
-            return p - start
+        if not self.head_ns:
+            self.head_ns = self.read_ns
+        if p[0] == c'\r' or p[0] == c'\n':
+            return self.skip_empty_lines(p, end)
         body = find_head_end(p, end)
         if body == NULL:
-            return self.head_incomplete(p, end, start)
-        if body - p > MAX_HEAD:
-            return self.fail_head(HEAD_TOO_LARGE, end - start)
+            return self.head_incomplete(p, end)
         fault = parse_head(&head, p, body)
+        if body - p > MAX_HEAD and fault != HEAD_URL:
+            fault = HEAD_TOO_LARGE
         if fault != HEAD_OK:
-            return self.fail_head(fault, end - start)
-        if self.is_fast(&head):
+            return self.fail_head(fault, end - p)
+        if not self.waiting and self.is_fast(&head):
             if end - body < head.content_length:
                 self.body_wanted(body, end)
                 return 0
             if self.serve(&head, body):
-                self.head_since = self.body_since = 0
-                return body + head.content_length - start
-        if self.pending:
-            return 0  # answers leave in order: the standard lane begins when the fast one has nothing due
-        self.head_since = self.body_since = 0
+                self.head_ns = self.body_ns = 0
+                self.empty_lines = 0
+                return body + head.content_length - p
+        # Answers leave in order: the standard lane begins when the fast one has nothing due.
+        self.waiting = len(self.pending) > 0
+        if self.waiting:
+            return 0
+        self.head_ns = 0
+        self.empty_lines = 0
         self.hand_over(&head, p, body)
-        return body - start
+        return body - p
 
-    cdef Py_ssize_t head_incomplete(self, const char* p, const char* end, const char* start) except -1:
+    cdef Py_ssize_t skip_empty_lines(self, const char* p, const char* end) except -1:
+        """A few are allowed before a request (RFC 9112, 2.2)."""
+        cdef const char* start = p
+        while p < end and (p[0] == c'\r' or p[0] == c'\n'):
+            if p[0] == c'\n' or p + 1 < end and p[1] != c'\n':
+                return self.fail_head(HEAD_BARE, end - start)
+            if self.empty_lines == MAX_EMPTY_LINES:
+                return self.fail_head(HEAD_LINE, end - start)
+            if p + 1 == end:
+                return p - start
+            p += 2
+            self.empty_lines += 1
+        if p == end:
+            self.head_ns = 0
+        return p - start
+
+    cdef Py_ssize_t head_incomplete(self, const char* p, const char* end) except -1:
         """Wait for the rest of a head, unless it is too large or wrong already."""
         cdef const char* q = p
-        if end - p > MAX_HEAD:
-            return self.fail_head(HEAD_TOO_LARGE, end - start)
+        cdef HeadFault fault = check_first_line(p, end)
+        if fault == HEAD_OK and end - p > MAX_HEAD:
+            fault = HEAD_TOO_LARGE
+        if fault != HEAD_OK:
+            return self.fail_head(fault, end - p)
         while q < end:
             q = <const char*>memchr(q, c'\n', end - q)
             if q == NULL:
                 break
             if q == p or (q - 1)[0] != c'\r':
-                return self.fail_head(HEAD_BARE, end - start)
+                return self.fail_head(HEAD_BARE, end - p)
             q += 1
         if <const char*>memchr(p, 0, end - p) != NULL:
-            return self.fail_head(HEAD_VALUE, end - start)
+            return self.fail_head(HEAD_VALUE, end - p)
         return 0
 
     cdef Py_ssize_t fail_head(self, HeadFault fault, Py_ssize_t used) except -1:
         """Refuse the message and give the connection up, after the answers that are due."""
         kind, message = FAULTS[fault]
         self.fault = kind(message)
-        self.head_since = 0
+        self.head_ns = self.body_ns = 0
         if not self.pending:
             self.protocol.refuse(self.fault)
         return used
 
     cdef int body_wanted(self, const char* body, const char* end) except -1:
         """The head is complete, the body is not: from here the body's clock runs."""
-        if not self.body_since:
-            self.body_since = self.read_ns
+        if not self.body_ns:
+            self.body_ns = self.read_ns
         self.body_bytes = end - body
         return 0
 
@@ -324,7 +368,7 @@ cdef class Connection:
         self.body_left = max(head.content_length, <int64_t>0)
         self.body_bytes = 0
         self.in_body = head.chunked or self.body_left > 0
-        self.body_since = self.read_ns if self.in_body else 0
+        self.body_ns = self.read_ns if self.in_body else 0
         if head.chunked:
             chunks_begin(&self.chunks)
         self.protocol.feed(PyBytes_FromStringAndSize(p, body - p), True)
@@ -340,6 +384,7 @@ cdef class Connection:
                 kind, message = FAULTS[state]
                 self.fault = kind(message)
                 self.in_body = False
+                self.body_ns = 0
                 self.protocol.refuse(self.fault)
                 return end
             self.in_body = state == HEAD_MORE
@@ -349,7 +394,8 @@ cdef class Connection:
             self.in_body = self.body_left > 0
         self.body_bytes += q - p
         if not self.in_body:
-            self.body_since = 0
+            self.body_ns = 0
+            self.quiet_since = self.read_ns
         self.protocol.feed(PyBytes_FromStringAndSize(p, q - p), False)
         return q
 
@@ -394,43 +440,62 @@ cdef class Connection:
         return 0
 
     cdef int write_answers(self) except -1:
-        """Render what is due in order, and send it in one write."""
+        """Render what is due in order, and send it: in one write, unless it is much."""
         cdef Lane lane = self.lane
         cdef Ticket ticket
-        cdef bint close = False
+        cdef bint close
         lane.answer.size = 0
         while self.pending and not self.gone:
             ticket = <Ticket>self.pending[0]
             if not ticket.finished:
                 break
             if ticket.answer is None and ticket.large:
-                self.encode_on_thread(ticket)
+                if not self.stalled:  # else it stays a tensor, which is smaller
+                    self.encode_on_thread(ticket)
                 break
             self.pending.popleft()
-            close = ticket.closes or (self.leaving and not self.pending)
+            close = ticket.closes or self.leaving and not self.pending
             self.render(ticket, close)
-            if close:
-                break
+            self.last = self.last or close
+            if lane.answer.size >= WRITE_SIZE:
+                self.send()
+        self.send()
         if self.gone:
             return 0
-        if lane.answer.size:
-            self.write(PyBytes_FromStringAndSize(lane.answer.data, lane.answer.size))
-        if close:
-            self.transport.close()
-            return 0
+        self.read_ns = monotonic_ns()
         if not self.pending:
-            self.quiet_since = monotonic_ns()
+            self.quiet_since = self.read_ns
+            if self.last:
+                self.transport.close()
+                return 0
             if self.fault is not None:
                 self.protocol.refuse(self.fault)
                 return 0
-        if self.stash_start < self.stash_end:
-            return self.consume_stash()
+        return self.consume_stash()
+
+    cdef int send(self) except -1:
+        """Write what was rendered."""
+        cdef Lane lane = self.lane
+        if lane.answer.size and not self.gone:
+            data = PyBytes_FromStringAndSize(lane.answer.data, lane.answer.size)
+            lane.answer.size = 0
+            self.write(data)
+        if lane.answer.capacity > MAX_KEPT:
+            writer_free(&lane.answer)
+        if lane.body.capacity > MAX_KEPT:
+            writer_free(&lane.body)
+        return 0
+
+    cdef int abandon(self) except -1:
+        """Something is wrong that is not the client's fault: cut the connection."""
+        if not self.gone:
+            self.transport.abort()
         return 0
 
     cdef int encode_on_thread(self, Ticket ticket) except -1:
         """Render a large answer where it does not hold the loop; it comes back through ``rendered``."""
-        if ticket.connection is not None:
-            ticket.connection = None
+        if not ticket.elsewhere:
+            ticket.elsewhere = True
             self.protocol.encode_elsewhere(ticket)
         return 0
 
@@ -453,7 +518,7 @@ cdef class Connection:
                 return self.put_answer(ticket, close, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole),
                                        ticket.answer[1])
             json_size = ticket.encode_into(&lane.body)
-        except FastinferError as error:
+        except Exception as error:
             whole = self.protocol.failure(error, ticket.request_id or lane.next_id(), close, ticket.endpoint)
             if not writer_put(&lane.answer, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole)):
                 raise MemoryError

@@ -7,7 +7,7 @@ into uvicorn's private attributes, for which pyproject.toml pins the tested rang
 from __future__ import annotations
 
 import asyncio
-import time
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ BODY_GRACE = 10.0  # seconds before a body's rate is looked at
 BODY_RATE = 1024  # bytes a second
 WRITE_STALL = 30.0  # seconds in which a client reads nothing of its answer
 LINGER = 2.0  # seconds in which a client may read why it was refused
+
+logger = logging.getLogger("fastinfer.request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ class Connection(HttpToolsProtocol):
         self.service = service
         self.limits = limits
         self.leaving = False  # the server is: the answer under way is the last
-        self.stalled_since: float | None = None  # the client reads nothing
+        self.unsent = 0  # bytes of answers that the client had not taken at the last sweep
+        self.taken_at = 0.0  # when it last took some
         self.wire = _core.Connection(self, lane)
         # uvloop looks this attribute up once: the received bytes go straight into the core.
         self.data_received = self.wire.data_received  # type: ignore[method-assign]
@@ -109,12 +112,10 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.stalled_since = time.monotonic()
         self.wire.writable(False)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.stalled_since = None
         self.wire.writable(True)
 
     # ---- from the compiled connection -----------------------------------------------------------------------------
@@ -124,6 +125,8 @@ class Connection(HttpToolsProtocol):
             self.parser.feed_data(without_upgrade(data) if is_head else data)
         except httptools.HttpParserUpgrade:
             self.refuse(MalformedHeadError("no other protocol is spoken on this connection"))
+        except httptools.HttpParserCallbackError:
+            self.refuse(MalformedHeadError("the request's target is not a path or a URL"))
         except httptools.HttpParserError as error:
             self.refuse(MalformedHeadError(f"not HTTP/1.1: {error}"))
 
@@ -136,13 +139,19 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
                 return
         self.wire.lost()
+        # What it goes on sending is read and dropped: closing with unread bytes would reset the connection.
+        self.flow.hold(False)  # type: ignore[attr-defined]  # ours, set in connection_made
+        self.flow.resume_reading()
         self.transport.write(refusal(error, self.server_state.default_headers))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
-    def failure(self, error: FastinferError, request_id: bytes, close: bool, endpoint: _core.Endpoint) -> bytes:
+    def failure(self, error: Exception, request_id: bytes, close: bool, endpoint: _core.Endpoint) -> bytes:
         """The bytes of a fast request's error, as the standard lane would have sent them; it is counted here."""
+        if not isinstance(error, FastinferError):
+            logger.error("request %s failed", request_id.decode(), exc_info=error)
+            error = FastinferError("internal error; the server's log has it by X-Request-ID")
         self.service.counters.count(endpoint.name, endpoint.version, error.status, "fast")
         body, headers = error_answer(error)
         fields = [
@@ -163,7 +172,7 @@ class Connection(HttpToolsProtocol):
     async def _encode(self, ticket: _core.Ticket) -> None:
         try:
             rendered = await self.service.on_worker(ticket.encode)
-        except FastinferError as error:
+        except Exception as error:  # the client waits for an answer, whatever it is
             self.wire.rendered(ticket, None, error)
         else:
             self.wire.rendered(ticket, rendered, None)
@@ -179,6 +188,7 @@ class Connection(HttpToolsProtocol):
     # ---- from the parser, the cycle and the server ----------------------------------------------------------------
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self.headers = []  # trailer fields go here: they must not pass for the head's (RFC 9110, 6.5.1)
         if self.leaving:
             self.cycle.keep_alive = False
 
@@ -199,7 +209,7 @@ class Connection(HttpToolsProtocol):
     def sweep(self, now: float) -> None:
         """Close what has been too slow; such a connection gets no answer."""
         wire = self.wire
-        if self.stalled_since is not None and now - self.stalled_since > WRITE_STALL:
+        if self._stalls(now):
             self.transport.abort()
         elif wire.body_since:
             elapsed = now - wire.body_since / 1e9
@@ -210,6 +220,14 @@ class Connection(HttpToolsProtocol):
                 self.transport.close()
         elif wire.idle_since and now - wire.idle_since / 1e9 > self.limits.idle_timeout:
             self.transport.close()
+
+    def _stalls(self, now: float) -> bool:
+        """Whether the client has taken nothing of its answers for too long; also where only they keep it open."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent < self.unsent:
+            self.taken_at = now
+        self.unsent = unsent
+        return now - self.taken_at > WRITE_STALL
 
 
 def answer(status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes, *, close: bool) -> bytes:
