@@ -260,6 +260,22 @@ def test_splits_on_categories(family: str, holes: bool, tmp_path: Path) -> None:
     compare(fitted, rows, imported(fitted, tmp_path)(rows))
 
 
+@pytest.mark.parametrize("sampled", [False, True], ids=["made", "sample"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_text_categories_that_the_estimator_encodes_itself(calibrated: bool, sampled: bool, tmp_path: Path) -> None:
+    frame, target = people()
+    frame = frame.assign(
+        job=frame.job.astype("category"), city=frame.city.astype("category"), old=frame.age > 50, children=THREE[0]
+    )
+    histogram = HistGradientBoostingClassifier(max_iter=8, min_samples_leaf=3)
+    fitted = (CalibratedClassifierCV(histogram, cv=2) if calibrated else histogram).fit(frame, target)
+    served = imported(fitted, tmp_path, sample=frame if sampled else None)
+    rows = frame.assign(job=frame.job.astype(object), city=frame.city.astype(object))
+    rows.loc[::5, "job"] = "a job never seen"
+    rows.loc[::7, "city"] = np.nan
+    compare(fitted, rows, served(rows))
+
+
 CLASSIFIERS = [
     LogisticRegression(),
     LogisticRegressionCV(cv=2, Cs=2),
@@ -579,6 +595,16 @@ def test_the_report_counts_rows_and_names_the_worst(tmp_path: Path) -> None:
         "GradientBoostingClassifier", 4, "float32", "classifier",
     )  # fmt: skip
     assert "labels equal" in str(report)
+
+
+def test_what_only_the_program_refuses_is_said(tmp_path: Path) -> None:
+    """No member of the bag reads the first column, so scikit-learn does not look at it."""
+    bag = BaggingClassifier(LogisticRegression(), 1, max_features=2, random_state=1).fit(SCALED, TWO)
+    unread = sorted(set(range(5)) - set(bag.estimators_features_[0]))
+    report = import_pipeline(bag, tmp_path / "1")
+    assert report.notes == tuple(
+        f"refused, where scikit-learn answers: a missing value in 'x{i}'" for i in unread
+    )
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

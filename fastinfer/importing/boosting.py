@@ -1,5 +1,6 @@
 """scikit-learn's gradient boosting, both kinds, from the fitted arrays."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,23 @@ def _histogram_tree(predictor: Any, codes: "_Categories") -> tuple[Tree, Floats]
     return Tree(left, right, feature, threshold, missing), nodes["value"].astype(np.float64)
 
 
+def _encoding(preprocessor: Any) -> Any:
+    """The estimator's own encoder of categories, as a pipeline that the program can express.
+
+    It makes numbers of the other columns by check_array, which no program knows; a scaler that does nothing is as good.
+    """
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    encoder = copy.copy(preprocessor)
+    encoder.transformers_ = []
+    for name, step, columns in preprocessor.transformers_:
+        if name == "numerical" and np.any(columns):
+            step = StandardScaler(with_mean=False, with_std=False).fit(np.zeros((1, int(np.sum(columns)))))
+        encoder.transformers_.append((name, step, columns))
+    return Pipeline([("categories", encoder)])
+
+
 class _Categories:
     """Splits on categories, each as a column of its own beside the features: 0 goes left, 1 right.
 
@@ -83,20 +101,26 @@ class _Categories:
 
     def __init__(self, graph: Graph, estimator: Any, x: str, path: str) -> None:
         self._graph, self._x = graph, x
-        flags = estimator.is_categorical_
-        categorical = np.zeros(estimator.n_features_in_, np.bool_) if flags is None else np.asarray(flags, np.bool_)
-        self._places = np.concatenate([np.flatnonzero(categorical), np.flatnonzero(~categorical)])
         self._width = int(estimator.n_features_in_)
         self._values: list[Floats] = []
-        if flags is not None:
-            for i, known in enumerate(estimator._preprocessor.named_transformers_["encoder"].categories_):
-                if known.dtype.kind not in "iufb":
-                    name = f"column {self._places[i]}"
-                    raise refuse(path, f"{name} holds categories that are text; encode them in a step of the pipeline")
-                self._values.append(known.astype(np.float64))
         self._tables: dict[int, list[Floats]] = {}
         self._order: dict[int, list[int]] = {}
         self._count = 0
+        flags = estimator.is_categorical_
+        categorical = np.zeros(self._width, np.bool_) if flags is None else np.asarray(flags, np.bool_)
+        self._places = np.concatenate([np.flatnonzero(categorical), np.flatnonzero(~categorical)])
+        if flags is None:
+            return
+        known = estimator._preprocessor.named_transformers_["encoder"].categories_
+        if all(values.dtype.kind in "iufb" for values in known):
+            self._values = [values.astype(np.float64) for values in known]
+        elif x == graph.features and graph.program_width is not None:
+            transformer = _encoding(estimator._preprocessor)
+            self._x = graph.front(transformer, graph.program_width(transformer, path), path)
+            self._values = [np.arange(len(values), dtype=np.float64) for values in known]
+            self._places = np.arange(self._width)
+        else:
+            raise refuse(path, "it encodes categories that are text; encode them in a step of the pipeline")
 
     def numeric(self, feature: Any) -> Any:
         """Columns of the input for the estimator's own numbering."""

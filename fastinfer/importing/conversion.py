@@ -115,6 +115,7 @@ _INSIDE = {  # where a class keeps the one estimator that it asks
     **dict.fromkeys(("GridSearchCV", "RandomizedSearchCV", "HalvingGridSearchCV", "HalvingRandomSearchCV"),
                     "best_estimator_"),
 }
+_TAKES_ANYTHING = ("HistGradientBoostingClassifier", "HistGradientBoostingRegressor")
 _STRICTEST = ("finite", "nan", "any")
 
 
@@ -161,6 +162,9 @@ def _collect(fitted: Any, lengths: dict[int, int], found: list[Any]) -> None:
         rest = fitted[lengths[id(fitted.steps[0][1])] :]
         found.append(rest.steps[0][1] if len(rest.steps) == 1 else rest)
         return
+    if type(fitted).__name__ in _TAKES_ANYTHING:
+        found.append(fitted)
+        return
     attribute = _INSIDE.get(type(fitted).__name__)
     if attribute is not None:
         _collect(getattr(fitted, attribute), lengths, found)
@@ -172,6 +176,8 @@ def _collect(fitted: Any, lengths: dict[int, int], found: list[Any]) -> None:
 
 def accepts(estimator: Any, width: int) -> str:
     """What an estimator takes in its matrix, found by asking it."""
+    if type(estimator).__name__ in _TAKES_ANYTHING:
+        return "any"
     width = int(getattr(estimator, "n_features_in_", width))
     if _answers(estimator, np.full((1, width), np.nan)):
         return "any" if _answers(estimator, np.full((1, width), np.inf)) else "nan"

@@ -15,6 +15,7 @@ from fastinfer.importing.graph import Floats
 
 BASE_ROWS = 256  # rows that the others are made from
 TURNS = 3000  # turns tried at each of the two places
+MISSING = "a missing"  # as a refusal calls the value
 UNSEEN_TEXT = "a value that was never seen"
 REACH = 1e9  # raw values are looked for between -REACH and REACH
 _TOP = np.int64(-(2**63))
@@ -27,7 +28,7 @@ class Special(NamedTuple):
     """A row with one value worth a try of its own."""
 
     column: str
-    what: str  # as a refusal calls it: "a missing"
+    what: str  # as a refusal calls the value: MISSING, "an unseen", ...
     row: dict[str, Any]
 
 
@@ -126,7 +127,7 @@ def specials(columns: list[RawColumn], base: Values, rng: np.random.Generator) -
     """Rows with one missing or unseen value each, or with one known value."""
     rows = []
     for column in columns:
-        wanted: list[tuple[str, Any]] = [("a missing", column.missing)] if column.kind in ("number", "text") else []
+        wanted: list[tuple[str, Any]] = [(MISSING, column.missing)] if column.kind in ("number", "text") else []
         wanted += [("a known", v) for v in dict.fromkeys(column.known) if _fits(column.kind, v)][:200]
         if column.kind == "text":
             wanted += [("an unseen", UNSEEN_TEXT), ("an empty", "")]

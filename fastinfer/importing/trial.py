@@ -10,9 +10,10 @@ from fastinfer.errors import FastinferError, ImportRefusedError
 from fastinfer.importing import rows
 from fastinfer.importing.conversion import Imported
 from fastinfer.importing.proof import Proof, plain
-from fastinfer.importing.rows import Special, Values
+from fastinfer.importing.rows import MISSING, Special, Values
 
 SEED = 20_240_601
+FEW = 64  # values that scikit-learn is asked about one at a time
 
 
 class Trial:
@@ -105,19 +106,26 @@ class Trial:
         column that none reads.
         """
         tried = rows.specials(self._imported.frames.columns, base, self._rng)
-        answered = _split(tried, lambda some: self._answers(_values(some)))
-        lost = {id(special) for special in tried} - {id(special) for special in answered}
-        for special in (special for special in tried if id(special) in lost):
-            if self._transforms(_values([special])):
+        for group in ([s for s in tried if s.what == MISSING], [s for s in tried if s.what != MISSING]):
+            taken = _split(group, lambda some: self._transforms(_values(some)))
+            if taken and not self._answers(_values(taken)):
+                answered = {id(special) for special in _split(taken, lambda some: self._answers(_values(some)))}
+                culprit = next(special for special in taken if id(special) not in answered)
                 raise ImportRefusedError(
-                    f"scikit-learn refuses {special.what} value in {special.column!r} and the feature program does not,"
-                    f" on row {plain(special.row)}"
+                    f"scikit-learn refuses {culprit.what} value in {culprit.column!r} and the feature program does not,"
+                    f" on row {plain(culprit.row)}"
                 )
-        taken = _split(answered, lambda some: self._transforms(_values(some)))
-        refused = {id(special) for special in answered} - {id(special) for special in taken}
-        self._stricter = [f"{s.what} value in {s.column!r}" for s in answered if id(s) in refused]
-        if taken:
-            self._compare(_values(taken), None, "made")
+            if taken:
+                self._compare(_values(taken), None, "made")
+            held = {id(special) for special in taken}
+            self._note_stricter([special for special in group if id(special) not in held])
+
+    def _note_stricter(self, refused: list[Special]) -> None:
+        """Of what the program refuses, what scikit-learn answers; asked value by value only where they are few."""
+        if len(refused) > FEW and not self._answers(_values(refused)):
+            return
+        answered = _split(refused, lambda some: self._answers(_values(some)))
+        self._stricter += [f"{special.what} value in {special.column!r}" for special in answered]
 
     def _transforms(self, values: Values) -> bool:
         try:
