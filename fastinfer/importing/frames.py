@@ -55,7 +55,8 @@ class Frames:
             return pd.concat([first] * count, ignore_index=True)
         spec = self._specs[name]
         if _KINDS[spec.datatype] == "text":
-            return pd.Series(values, dtype=dtype if dtype is not None else object)
+            open_ended = dtype is None or isinstance(dtype, pd.CategoricalDtype)  # takes unseen values too
+            return pd.Series(values, dtype=object if open_ended else dtype)
         if any(v != v for v in values):
             return pd.Series(values, dtype=np.float64)
         wanted = np.dtype(spec.dtype) if spec.dtype not in ("object", "str") else np.dtype(object)
