@@ -330,6 +330,8 @@ cdef class Batch:
     cdef object error
     cdef object timer
     cdef bint bisected
+    cdef bint timed_out                 # its run was given up and may still write
+    cdef double answer_bytes            # of the outputs, a row
     cdef Py_ssize_t unread              # slots whose answer was not rendered yet
     cdef size_t nbytes                  # of its requests
     cdef size_t counted                 # of which the queue's books hold so many
@@ -383,6 +385,7 @@ cdef class Batcher:
     cdef int enter(self, Batch batch, Slot slot) except -1
     cdef Rows take_rows(self)
     cdef void give_rows(self, Rows rows)
+    cdef void give_slot(self, Slot slot)
     cdef void forget(self, Batch batch)
     cdef int start_thread(self, Batch batch, work) except -1
     cdef list run_rows(self, Rows rows)
@@ -398,7 +401,8 @@ cdef class Decoded:
 cdef class Ticket:
     cdef Endpoint endpoint
     cdef Request request                # None once the answer was rendered
-    cdef list slots
+    cdef Slot slot                      # its rows, or the first piece of them
+    cdef list pieces                    # the other slots, where it was split; else None
     cdef Connection connection          # on the fast lane, in place of `done`
     cdef bytes request_id               # as the client gave it
     cdef tuple answer                   # rendered on a worker thread
@@ -412,10 +416,12 @@ cdef class Ticket:
     cdef readonly object error
     cdef readonly Py_ssize_t rows
     cdef readonly int64_t started_ns, queued_ns, finished_ns, preprocess_ns, queue_ns, run_ns
-    cdef int piece_done(self, Slot slot) except -1
+    cdef int piece_done(self, Slot slot, int64_t now) except -1
+    cdef int finish(self, int64_t now) except -1
+    cdef bint is_large(self)
     cdef Py_ssize_t encode_into(self, Writer* writer) except -2
-    cdef tuple outputs(self)
-    cdef void count_success(self, int64_t encode_started)
+    cdef list joined(self)
+    cdef void count_success(self)
     cdef void release(self)
     cdef void enter(self)
     cdef void leave(self)
@@ -436,8 +442,10 @@ cdef class Endpoint:
     cdef uint64_t success, success_ns, failed, failed_ns, cancelled
     cdef uint64_t fast                  # of the successes, those that the fast lane wrote
     cdef int64_t in_flight
-    cdef uint64_t input_ns, queue_ns, infer_ns, output_ns, last_ms
+    cdef uint64_t input_ns, queue_ns, infer_ns, output_ns
+    cdef int64_t last_ns                # monotonic, of the last answer
 
+    cdef Ticket new_ticket(self, done)
     cdef Ticket submit_fast(self, int kind, const char* body, size_t size, Py_ssize_t header_length, int64_t now)
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
                           Py_ssize_t header_length) except -1

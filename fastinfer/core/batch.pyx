@@ -38,14 +38,18 @@ cdef int64_t monotonic_ns() noexcept nogil:
 
 
 @cython.final
+@cython.freelist(256)
 cdef class Slot:
     """A request's rows in one batch: all of them, or a piece when the request is larger than a batch."""
 
-    def __cinit__(self, Ticket ticket, Batch batch, Py_ssize_t start, Py_ssize_t rows):
-        self.ticket = ticket
-        self.batch = batch
-        self.start = start
-        self.rows = rows
+
+cdef Slot new_slot(Ticket ticket, Batch batch, Py_ssize_t start, Py_ssize_t rows):
+    cdef Slot slot = Slot.__new__(Slot)
+    slot.ticket = ticket
+    slot.batch = batch
+    slot.start = start
+    slot.rows = rows
+    return slot
 
 
 @cython.final
@@ -66,6 +70,7 @@ cdef class Batch:
         cdef list alive = []
         for slot in self.slots:
             if slot.ticket.finished:
+                slot.batch = None  # nobody asks for it any more
                 continue
             if slot.start != kept:
                 for i in range(self.rows.count):
@@ -250,7 +255,7 @@ cdef class Batcher:
 
     cdef int commit(self, Batch batch, Ticket ticket, Py_ssize_t rows, size_t nbytes) except -1:
         """Make the ``rows`` rows that were written at the batch's end the ticket's, and see that the batch runs."""
-        cdef Slot slot = Slot(ticket, batch, batch.rows.rows, rows)
+        cdef Slot slot = new_slot(ticket, batch, batch.rows.rows, rows)
         batch.rows.rows += rows
         batch.nbytes += nbytes
         self.enter(batch, slot)
@@ -268,7 +273,7 @@ cdef class Batcher:
                 if batch.rows.same_dims(source.ranks, source.dims) and batch.rows.rows < self.max_batch_size:
                     rows = min(rows, self.max_batch_size - batch.rows.rows)
             batch = self.open(rows, source.ranks, source.dims)
-            slot = Slot(ticket, batch, batch.rows.rows, rows)
+            slot = new_slot(ticket, batch, batch.rows.rows, rows)
             size = batch.rows.nbytes()
             if not batch.rows.append(source, start, rows):
                 raise MemoryError
@@ -281,7 +286,12 @@ cdef class Batcher:
         if not batch.slots:
             self.queue.append(batch)
         batch.slots.append(slot)
-        slot.ticket.slots.append(slot)
+        if slot.ticket.slot is None:
+            slot.ticket.slot = slot
+        elif slot.ticket.pieces is None:
+            slot.ticket.pieces = [slot]
+        else:
+            slot.ticket.pieces.append(slot)
         slot.ticket.missing += 1
         self.waiting_rows += slot.rows
         self.waiting_bytes = self.waiting_bytes + batch.nbytes - batch.counted
@@ -302,6 +312,19 @@ cdef class Batcher:
     cdef void give_rows(self, Rows rows):
         if len(self.spare) < MAX_SPARE and rows.held() <= MAX_SPARE_BYTES:
             self.spare.append(rows)
+
+    cdef void give_slot(self, Slot slot):
+        """A request needs its rows no more; when none of the batch does, the slabs serve the next one."""
+        cdef Batch batch = slot.batch
+        if batch is None:
+            return
+        slot.batch = None  # a reference cycle
+        batch.unread -= 1
+        if batch.unread == 0:
+            batch.slots = []
+            batch.outputs = None
+            if not batch.timed_out:
+                self.give_rows(batch.rows)
 
     # -- dispatch ----------------------------------------------------------------------------------------------
     def flush(self):
@@ -428,19 +451,21 @@ cdef class Batcher:
         if batch.state == DONE:
             return
         self.given_up += 1
+        batch.timed_out = True
         logger.error("a run of %d rows has not come back after %g s", batch.rows.rows, self.run_timeout_s)
         self.finish(batch, RunTimeoutError(f"the model did not answer within {self.run_timeout_s:g} s"))
         if self.given_up >= self.instances:
             self.refuse_waiting(NotReadyError("the model hangs: its last run has not come back"))
 
     cdef int finish(self, Batch batch, error) except -1:
+        cdef int64_t now = monotonic_ns()
         cdef Slot slot
         batch.state = DONE
         batch.unread = len(batch.slots)
         for slot in batch.slots:
             if error is not None:
                 slot.error = error
-            slot.ticket.piece_done(slot)
+            slot.ticket.piece_done(slot, now)
         if self.lane is not None:
             self.lane.flush()
         return 0
@@ -454,6 +479,9 @@ cdef class Batcher:
         size.run_ns += took
         if batch.error is None and not batch.bisected:
             self.cost.observe(batch.rows.rows, took)
+            for array in batch.outputs:
+                batch.answer_bytes += array.nbytes
+            batch.answer_bytes /= max(batch.rows.rows, 1)
         for slot in batch.slots:
             self.rows_run += slot.rows
 

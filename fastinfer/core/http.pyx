@@ -93,7 +93,7 @@ cdef class Lane:
 
     cdef bytes next_id(self):
         self.sequence += 1
-        return b"%s-%x" % (self.prefix, self.sequence)
+        return b"%s%x" % (self.prefix, self.sequence)
 
     def tick(self, bytes date not None):
         """Set the Date field's line, once a second."""
@@ -449,7 +449,7 @@ cdef class Connection:
             ticket = <Ticket>self.pending[0]
             if not ticket.finished:
                 break
-            if ticket.answer is None and ticket.large:
+            if ticket.answer is None and ticket.is_large():
                 if not self.stalled:  # else it stays a tensor, which is smaller
                     self.encode_on_thread(ticket)
                 break
@@ -534,7 +534,12 @@ cdef class Connection:
         append_text(out, lane.date)
         append_text(out, JSON_TYPE if json_size < 0 else BINARY_TYPE)
         append_text(out, b"x-request-id: ")
-        append_text(out, ticket.request_id or lane.next_id())
+        if ticket.request_id is not None:
+            append_text(out, ticket.request_id)
+        else:
+            lane.sequence += 1
+            append_text(out, lane.prefix)
+            append_hex(out, lane.sequence)
         if json_size >= 0:
             append_text(out, b"\r\ninference-header-content-length: ")
             append_decimal(out, json_size)
@@ -567,6 +572,19 @@ cdef inline void append_decimal(Writer* out, uint64_t number) noexcept nogil:
             break
     memcpy(out.data + out.size, &digits[i], 20 - i)
     out.size += 20 - i
+
+
+cdef inline void append_hex(Writer* out, uint64_t number) noexcept nogil:
+    cdef char[16] digits
+    cdef int i = 16
+    while True:
+        i -= 1
+        digits[i] = b"0123456789abcdef"[number & 15]
+        number >>= 4
+        if number == 0:
+            break
+    memcpy(out.data + out.size, &digits[i], 16 - i)
+    out.size += 16 - i
 
 
 cdef inline bint is_request_id(const char* p, Py_ssize_t size) noexcept nogil:

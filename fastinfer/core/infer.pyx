@@ -22,6 +22,7 @@ cdef class Decoded:
 
 
 @cython.final
+@cython.freelist(256)
 cdef class Ticket:
     """An admitted request: told when its rows have run, and rendered by ``encode``.
 
@@ -31,62 +32,60 @@ cdef class Ticket:
         preprocess_ns, queue_ns, run_ns: durations of its phases; the longest of its batches where it was split.
     """
 
-    def __cinit__(self, Endpoint endpoint, Request request, done):
-        self.endpoint = endpoint
-        self.request = request
-        self.done = done
-        self.slots = []
-
     @property
     def large(self):
         """Whether rendering the answer is better done on a worker thread."""
-        cdef size_t size = 0
-        cdef int i
+        return self.is_large()
+
+    cdef bint is_large(self):
+        cdef double size
         cdef Slot slot
-        if self.error is not None or self.request is None:
+        if self.error is not None or self.slot is None:
             return False
-        for slot in self.slots:
-            outputs = slot_outputs(slot)
-            for i in range(self.request.n_wanted):
-                array = outputs[self.request.wanted[i].output]
-                size += <size_t>(array.nbytes * slot.rows // max(array.shape[0], 1) if array.ndim else array.nbytes)
+        size = self.slot.batch.answer_bytes * self.slot.rows
+        if self.pieces is not None:
+            for slot in self.pieces:
+                size += slot.batch.answer_bytes * slot.rows
         return size > LARGE_ANSWER
 
-    cdef int piece_done(self, Slot slot) except -1:
+    cdef int piece_done(self, Slot slot, int64_t now) except -1:
         """A batch with rows of this request came back."""
         cdef Batch batch = slot.batch
         self.missing -= 1
-        if self.finished:
+        if self.finished:  # cancelled
+            self.endpoint.batcher.give_slot(slot)
             return 0
         if slot.error is not None and self.error is None:
             self.error = slot.error
         if batch.started_ns:
             self.queue_ns = max(self.queue_ns, batch.started_ns - self.queued_ns)
             self.run_ns = max(self.run_ns, batch.finished_ns - batch.started_ns)
-        if self.missing:
-            return 0
-        self.finish()
-        return 0
+        return 0 if self.missing else self.finish(now)
 
-    def finish(self):
+    cdef int finish(self, int64_t now) except -1:
         """Tell the one who asked; on the loop's thread."""
         cdef Endpoint endpoint = self.endpoint
-        if self.finished:
-            return
         self.finished = True
+        self.finished_ns = now
         self.leave()
-        self.finished_ns = monotonic_ns()
         if self.error is not None:
             endpoint.failed += 1
-            endpoint.failed_ns += self.finished_ns - self.started_ns
+            endpoint.failed_ns += now - self.started_ns
+            self.release()
         if self.connection is not None:
-            self.connection.ready()
-            if self.empty_outputs is not None:  # no batch will flush the lane
-                self.connection.lane.flush()
-            return
+            return self.connection.ready()
         done, self.done = self.done, None
         if done is not None:
             done(self)
+        return 0
+
+    def finish_empty(self):
+        """A request without rows needs no run."""
+        if self.finished:
+            return
+        self.finish(monotonic_ns())
+        if self.connection is not None:
+            self.connection.lane.flush()
 
     def encode(self):
         """Render the answer.
@@ -107,59 +106,57 @@ cdef class Ticket:
 
     cdef Py_ssize_t encode_into(self, Writer* writer) except -2:
         """Append the answer's body; the length of its JSON where binary tensors follow, else -1."""
-        cdef int64_t started = monotonic_ns()
         cdef Endpoint endpoint = self.endpoint
+        cdef Slot slot = self.slot
         cdef Py_ssize_t json_size
         if self.error is not None:
             raise self.error
         if not self.finished or self.request is None:
             raise CancelledError("the request has not run, or was answered already")
-        outputs, start, rows = self.outputs()
         try:
-            json_size = endpoint.encoder.write(writer, self.request, outputs, start, rows)
-        except FastinferError:
+            if slot is not None and self.pieces is None:
+                json_size = endpoint.encoder.write(writer, self.request, slot_outputs(slot), slot.start, slot.rows)
+            else:
+                json_size = endpoint.encoder.write(writer, self.request, self.joined(), 0, self.rows)
+        except FastinferError as error:
+            self.error = error
             endpoint.failed += 1
             endpoint.failed_ns += monotonic_ns() - self.started_ns
             raise
-        self.count_success(started)
+        self.count_success()
         if PyThread_get_thread_ident() == endpoint.batcher.thread:
             self.release()
         return json_size
 
-    cdef tuple outputs(self):
-        """The arrays that hold this request's rows, the first of them, and how many."""
+    cdef list joined(self):
+        """The whole outputs of a request that was split, or that has no rows."""
         cdef Slot slot
         if self.empty_outputs is not None:
-            return self.empty_outputs, 0, 0
-        if len(self.slots) == 1:
-            slot = self.slots[0]
-            return slot_outputs(slot), slot.start, slot.rows
-        joined = []
+            return self.empty_outputs
+        arrays = []
         for i in range(self.endpoint.inner.n_outputs):
             pieces = []
-            for slot in self.slots:
+            for slot in [self.slot, *self.pieces]:
                 pieces.append(slot_outputs(slot)[i][slot.start:slot.start + slot.rows])
             try:
-                joined.append(np.ascontiguousarray(np.concatenate(pieces)))
+                arrays.append(np.ascontiguousarray(np.concatenate(pieces)))
             except ValueError:
                 name = self.endpoint.inner.outputs[i].name
                 raise InvalidShapeError(f"output {name!r} has another shape in each part of this request, "
                                         f"which was split at {self.endpoint.batcher.max_batch_size} rows; "
                                         "send fewer rows") from None
-        return joined, 0, self.rows
+        return arrays
 
-    cdef void count_success(self, int64_t encode_started):
+    cdef void count_success(self):
         cdef int64_t now = monotonic_ns()
-        cdef timespec wall
         cdef Endpoint endpoint = self.endpoint
-        clock_gettime(CLOCK_REALTIME, &wall)
         endpoint.success += 1
         endpoint.success_ns += now - self.started_ns
         endpoint.input_ns += self.preprocess_ns
         endpoint.queue_ns += self.queue_ns
         endpoint.infer_ns += self.run_ns
-        endpoint.output_ns += now - encode_started
-        endpoint.last_ms = <uint64_t>(wall.tv_sec * 1000 + wall.tv_nsec // 1_000_000)
+        endpoint.output_ns += now - self.finished_ns
+        endpoint.last_ns = now
         endpoint.queue_time.observe(self.queue_ns)
         endpoint.preprocess_time.observe(self.preprocess_ns)
         endpoint.run_time.observe(self.run_ns)
@@ -168,17 +165,17 @@ cdef class Ticket:
             endpoint.fast += 1
 
     cdef void release(self):
-        """Give back what the next request can use; slabs go once every request of their batch was rendered."""
+        """Give back what the next request can use."""
+        cdef Batcher batcher = self.endpoint.batcher
         cdef Slot slot
-        cdef Batch batch
-        for slot in self.slots:
-            batch = slot.batch
-            batch.unread -= 1
-            if batch.unread == 0:
-                batch.outputs = None
-                self.endpoint.batcher.give_rows(batch.rows)
-        self.slots = []
-        if len(self.endpoint.spare) < MAX_SPARE_REQUESTS:
+        if self.slot is not None:
+            batcher.give_slot(self.slot)
+            self.slot = None
+        if self.pieces is not None:
+            for slot in self.pieces:
+                batcher.give_slot(slot)
+            self.pieces = None
+        if self.request is not None and len(self.endpoint.spare) < MAX_SPARE_REQUESTS:
             self.endpoint.spare.append(self.request)
         self.request = None
 
@@ -211,6 +208,15 @@ cdef bint expands(Rows rows, Py_ssize_t count) noexcept nogil:
     for i in range(rows.count):
         size += rows.row_bytes[i]
     return size > MAX_REQUEST_BYTES or <size_t>count * size > MAX_REQUEST_BYTES
+
+
+cdef uint64_t wall_ms(int64_t monotonic) noexcept:
+    """Milliseconds since the epoch of a monotonic time; 0 of none."""
+    cdef timespec wall
+    if monotonic == 0:
+        return 0
+    clock_gettime(CLOCK_REALTIME, &wall)
+    return <uint64_t>((wall.tv_sec * 1_000_000_000 + wall.tv_nsec - monotonic_ns() + monotonic) // 1_000_000)
 
 
 cdef list slot_outputs(Slot slot):
@@ -260,8 +266,7 @@ cdef class Endpoint:
         Raises:
             FastinferError: the request is at fault, or refused.
         """
-        cdef Ticket ticket = Ticket(self, <Request>self.spare.pop() if self.spare else
-                                    Request(self.signature, self.name), done)
+        cdef Ticket ticket = self.new_ticket(done)
         cdef Py_buffer view
         ticket.started_ns = monotonic_ns()
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
@@ -278,8 +283,7 @@ cdef class Endpoint:
 
     cdef Ticket submit_fast(self, int kind, const char* body, size_t size, Py_ssize_t header_length, int64_t now):
         """As ``submit``, for the fast lane: None where it raises, and nothing is counted then."""
-        cdef Ticket ticket = Ticket(self, <Request>self.spare.pop() if self.spare else
-                                    Request(self.signature, self.name), None)
+        cdef Ticket ticket = self.new_ticket(None)
         ticket.started_ns = now
         try:
             self.submit_bytes(ticket, kind, body, size, header_length)
@@ -308,7 +312,10 @@ cdef class Endpoint:
 
     def submit_decoded(self, Decoded decoded not None, done):
         """Queue what ``decode`` made; on the loop's thread. As ``submit`` otherwise."""
-        cdef Ticket ticket = Ticket(self, decoded.request, done)
+        cdef Ticket ticket = Ticket.__new__(Ticket)
+        ticket.endpoint = self
+        ticket.request = decoded.request
+        ticket.done = done
         ticket.started_ns = decoded.started_ns
         ticket.preprocess_ns = decoded.decoded_ns - decoded.started_ns
         ticket.rows = decoded.request.rows
@@ -319,6 +326,13 @@ cdef class Endpoint:
             self.failed += 1
             raise
         ticket.enter()
+        return ticket
+
+    cdef Ticket new_ticket(self, done):
+        cdef Ticket ticket = Ticket.__new__(Ticket)
+        ticket.endpoint = self
+        ticket.done = done
+        ticket.request = <Request>self.spare.pop() if self.spare else Request(self.signature, self.name)
         return ticket
 
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
@@ -446,7 +460,7 @@ cdef class Endpoint:
         ticket.empty_outputs = empty
         ticket.queued_ns = monotonic_ns()
         ticket.preprocess_ns = ticket.queued_ns - ticket.started_ns
-        self.batcher.call_soon(ticket.finish)
+        self.batcher.call_soon(ticket.finish_empty)
         return 0
 
     def statistics(self):
@@ -465,7 +479,7 @@ cdef class Endpoint:
                 batches.append({"batch_size": size, "compute_input": nothing, "compute_infer": run,
                                 "compute_output": nothing})
         return {
-            "name": self.name, "version": self.version, "last_inference": self.last_ms,
+            "name": self.name, "version": self.version, "last_inference": wall_ms(self.last_ns),
             "inference_count": batcher.rows_run, "execution_count": batcher.executions,
             "inference_stats": {
                 "success": {"count": done, "ns": self.success_ns},
