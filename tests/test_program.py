@@ -25,6 +25,7 @@ from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, OneHotE
 from fastinfer._core import Task
 from fastinfer.errors import ConfigurationError, InvalidRecordError, ModelLoadError, UnknownCategoryError
 from fastinfer.preprocessing.program import Program
+from fastinfer.preprocessing.spec import OPERATIONS
 
 FRAME = pd.DataFrame({
     "age": [39.0, 25.5, np.nan, 61.0],
@@ -378,3 +379,10 @@ def test_golden_rows_take_each_branch(document: dict[str, Any]) -> None:
     assert set(rows["member"]) == {True, False}
     assert "nan" in rows["age"]
     assert len({len(values) for values in rows.values()}) == 1
+
+
+def test_the_reference_names_each_operation_and_parameter() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "features.md").read_text()
+    for name, operation in OPERATIONS.items():
+        assert f"`{name}`" in page
+        assert all(f"`{parameter}`" in page for parameter in (*operation.required, *operation.optional))

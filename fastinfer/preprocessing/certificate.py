@@ -10,6 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,8 +20,10 @@ from fastinfer._core import CompiledProgram
 from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError
 from fastinfer.preprocessing.spec import Column, Place, Spec, Step, document, plain
 
-MAX_CELLS: Final = 1 << 20  # rows * features of a certificate
+MAX_CELLS: Final = 1 << 20  # rows * features that an import is proven on
+KEPT_CELLS: Final = 1 << 16  # rows * (columns + features) that are kept for each load, where that is MIN_ROWS or more
 MAX_ROWS: Final = 512
+MIN_ROWS: Final = 16
 MAX_VALUES: Final = 400  # tried for each column
 UNKNOWN_TEXT: Final = "\u2047 not a category"
 
@@ -30,21 +33,25 @@ def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any], exact: Sequenc
 
     A NaN equals any other NaN: its payload says nothing.
     """
-    integer = np.int32 if expected.dtype == np.float32 else np.int64
-    bits, other = (np.ascontiguousarray(array).view(integer).astype(np.int64) for array in (expected, got))
-    floor = np.int64(np.iinfo(integer).min)
-    ordered = [np.where(side < 0, floor - side, side).astype(object if integer is np.int64 else np.int64)
-               for side in (bits, other)]
-    distance = abs(ordered[0] - ordered[1])
-    allowed = np.array([0 if flag else 1 for flag in exact])
-    same = (bits == other) | ((distance <= allowed) & (allowed > 0)) | (np.isnan(expected) & np.isnan(got))
+    ordered = [ordinals(array) for array in (expected, got)]
+    distance = np.maximum(*ordered) - np.minimum(*ordered)
+    allowed = np.array([0 if flag else 1 for flag in exact], dtype=np.uint64)
+    same = (distance <= allowed) | (np.isnan(expected) & np.isnan(got))
     cells = np.argwhere(~same)
     return (int(cells[0][0]), int(cells[0][1])) if len(cells) else None
 
 
+def ordinals(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Each float's place in the order of all floats of its width, -0.0 just below 0.0: one step is one ulp."""
+    bits: npt.NDArray[Any] = np.ascontiguousarray(values).view(f"u{values.itemsize}")
+    top = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+    placed: npt.NDArray[np.uint64] = np.where(bits & top, np.invert(bits), bits | top).astype(np.uint64)
+    return placed
+
+
 def spec_hash(spec: Spec) -> str:
     """SHA-256 of everything that decides the numbers; examples, paths and the task may change."""
-    whole = document(spec)
+    whole = document(replace(spec, certificate=None))
     columns = [{key: column[key] for key in ("name", "datatype", "dtype", "nullable", "missing") if key in column}
                for column in whole["columns"]]
     steps = [{key: value for key, value in step.items() if key != "path"} for step in whole["steps"]]
@@ -54,7 +61,10 @@ def spec_hash(spec: Spec) -> str:
 
 def make(spec: Spec, rows: Mapping[str, Sequence[Any]], expected: npt.NDArray[Any],
          versions: Mapping[str, str]) -> dict[str, Any]:
-    """A certificate, as JSON values."""
+    """A certificate, as JSON values: the first rows, as many as are worth a load's time."""
+    count = max(MIN_ROWS, KEPT_CELLS // (len(spec.columns) + len(spec.output.features)))
+    rows = {name: values[:count] for name, values in rows.items()}
+    expected = expected[:count]
     packed = base64.b64encode(zlib.compress(np.ascontiguousarray(expected).tobytes(), 9)).decode()
     cells = {
         column.name: [None if is_missing(value) else value for value in rows[column.name]]
@@ -151,10 +161,10 @@ def candidates(spec: Spec) -> dict[str, list[Any]]:
     found: dict[str, dict[Any, Any]] = {column.name: {} for column in spec.columns}
     kinds = {column.name: column for column in spec.columns}
     for step in spec.steps:
-        for source in step.sources:
+        for i, source in enumerate(step.sources):
             name = origin.get(source)
             if name is not None:
-                for value in telling(step, kinds[name]):
+                for value in telling(step, i, kinds[name]):
                     found[name].setdefault(repr(value), value)
     return {name: basics(kinds[name]) + spread(list(values.values())) for name, values in found.items()}
 
@@ -188,8 +198,8 @@ def basics(column: Column) -> list[Any]:
             -math.inf]
 
 
-def telling(step: Step, column: Column) -> list[Any]:
-    """The values at which a step's result changes."""
+def telling(step: Step, i: int, column: Column) -> list[Any]:
+    """The values of its source number ``i`` at which a step's result changes."""
     parameters = step.parameters
     if column.datatype == "BOOL":
         return []
@@ -201,8 +211,8 @@ def telling(step: Step, column: Column) -> list[Any]:
         missing = parameters.get("missing")
         return [missing["text"]] if isinstance(missing, Mapping) else []
     numbers = {"bucketize": parameters.get("edges"), "binarize": [parameters.get("threshold")],
-               "subtract": parameters.get("by"), "impute": [parameters.get("missing"), *parameters.get("fill", ())],
-               "indicate": [parameters.get("missing")]}.get(step.op)
+               "subtract": parameters.get("by", ())[i : i + 1], "indicate": [parameters.get("missing")],
+               "impute": [parameters.get("missing"), *parameters.get("fill", ())[i : i + 1]]}.get(step.op)
     found = [float(value) for value in numbers or () if isinstance(value, (int, float)) and math.isfinite(value)]
     if column.datatype == "INT64":
         return [int(value) for value in found if value.is_integer() and abs(value) < 2**63]

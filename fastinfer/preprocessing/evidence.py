@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastinfer.preprocessing.sklearn_selection import SELECTORS
 from fastinfer.preprocessing.spec import Column
 from fastinfer.preprocessing.tracing import FLOAT32, is_nan, refuse
 
@@ -78,6 +79,11 @@ def observe_union(union: Any, origins: Origins) -> Origins:
     return None if any(part is None for part in parts) else [origin for part in parts for origin in part or ()]
 
 
+def observe_selector(transformer: Any, origins: Origins) -> Origins:
+    kept = [(origins or [])[int(i)] for i in transformer.get_support(indices=True)]
+    return [None if origin is None else Origin(origin.evidence, direct=False) for origin in kept]
+
+
 def is_drop(transformer: Any) -> bool:
     return isinstance(transformer, str) and transformer == "drop"
 
@@ -134,6 +140,7 @@ OBSERVERS = {
     "TargetEncoder": observe_encoder,
     "SimpleImputer": observe_imputer,
     "FunctionTransformer": observe_function,
+    **dict.fromkeys(SELECTORS, observe_selector),
 }
 
 

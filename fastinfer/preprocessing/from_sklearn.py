@@ -10,10 +10,20 @@ from typing import Any, Final
 import numpy as np
 
 from fastinfer.errors import ImportRefusedError
-from fastinfer.preprocessing import sklearn_categories, sklearn_imputation, sklearn_numeric
+from fastinfer.preprocessing import sklearn_categories, sklearn_imputation, sklearn_numeric, sklearn_selection
 from fastinfer.preprocessing.evidence import Sampled, columns_of
 from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Output, Spec
-from fastinfer.preprocessing.tracing import FLOAT64, OBJECT, Feature, Matrix, Trace, constant_in, refuse, single
+from fastinfer.preprocessing.tracing import (
+    FLOAT64,
+    OBJECT,
+    Feature,
+    Matrix,
+    Trace,
+    constant_in,
+    is_framed,
+    refuse,
+    single,
+)
 
 Converter = Callable[[Trace, Any, Matrix, str], Matrix]
 
@@ -84,13 +94,6 @@ def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> 
         parts.append(prefixed(weighted(trace, part, weights.get(name), inner), fitted, name))
     wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
     return stack(trace, parts, path, sparse=getattr(fitted, "sparse_output_", False), frame=wants_frame)
-
-
-def is_framed(transformer: Any) -> bool:
-    from sklearn import get_config
-
-    wanted = getattr(transformer, "_sklearn_output_config", {}).get("transform")
-    return bool((wanted or get_config()["transform_output"]) != "default")
 
 
 def feature_union(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
@@ -173,6 +176,8 @@ CONVERTERS: Final[Mapping[str, Converter]] = {
     "KBinsDiscretizer": sklearn_numeric.k_bins_discretizer,
     "OneHotEncoder": sklearn_categories.one_hot_encoder,
     "OrdinalEncoder": sklearn_categories.ordinal_encoder,
+    "TargetEncoder": sklearn_categories.target_encoder,
+    **dict.fromkeys(sklearn_selection.SELECTORS, sklearn_selection.selector),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastinfer.preprocessing.tracing import Feature, Matrix, Trace, is_nan, refuse
+from fastinfer.preprocessing.tracing import FLOAT64, Feature, Matrix, Trace, is_nan, refuse
 
 
 def encoded_features(trace: Trace, matrix: Matrix, path: str) -> tuple[Feature, ...]:
@@ -132,6 +132,21 @@ def ordinal_encoder(trace: Trace, encoder: Any, matrix: Matrix, path: str) -> Ma
             parameters["unknown"] = stored(encoder.unknown_value, dtype, path)
         (value,) = trace.write("ordinal", path, [feature], **parameters)
         features.append(Feature(feature.name, value, "number", dtype))
+    return Matrix(tuple(features), "array")
+
+
+def target_encoder(trace: Trace, encoder: Any, matrix: Matrix, path: str) -> Matrix:
+    """A category's mean target, or one for each class; unknown categories get the overall mean."""
+    means = [float(mean) for mean in np.atleast_1d(encoder.target_mean_)]
+    features: list[Feature] = []
+    for i, feature in enumerate(encoded_features(trace, matrix, path)):
+        for j, mean in enumerate(means):
+            codes = [float(code) for code in encoder.encodings_[i * len(means) + j]]
+            parameters = lookup(feature, encoder.categories_[i], codes, path)
+            parameters["codes"] = parameters.pop("kept")
+            name = feature.name if len(means) == 1 else f"{feature.name}_{encoder.classes_[j]}"
+            (value,) = trace.write("ordinal", path, [feature], [name], unknown=mean, **parameters)
+            features.append(Feature(name, value, "number", FLOAT64))
     return Matrix(tuple(features), "array")
 
 

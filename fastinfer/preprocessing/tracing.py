@@ -196,3 +196,11 @@ def constant_in(value: Any, dtype: np.dtype[Any]) -> float:
 
 def is_nan(value: Any) -> bool:
     return isinstance(value, (float, np.floating)) and math.isnan(value)
+
+
+def is_framed(transformer: Any) -> bool:
+    """Whether `set_output` makes frames of what the transformer gives."""
+    from sklearn import get_config
+
+    wanted = getattr(transformer, "_sklearn_output_config", {}).get("transform")
+    return bool((wanted or get_config()["transform_output"]) != "default")
