@@ -196,7 +196,7 @@ cdef class Connection:
     def drain(self):
         """The server leaves: the last answer that is due says so. Returns whether nothing is due."""
         self.leaving = True
-        return not self.pending and not self.answer_due and not self.in_body
+        return self.gone or not (self.pending or self.answer_due or self.in_body)
 
     # Clocks, in monotonic nanoseconds; 0 where one does not run. None runs against a client whose answer is due.
     @property

@@ -186,6 +186,9 @@ class Connection(HttpToolsProtocol):
         self.flow.hold(held)  # type: ignore[attr-defined]  # ours, set in connection_made
 
     # ---- from the parser, the cycle and the server ----------------------------------------------------------------
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value.rstrip(b" \t"))  # no part of it (RFC 9110, 5.5), and the parser keeps it
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         self.headers = []  # trailer fields go here: they must not pass for the head's (RFC 9110, 6.5.1)

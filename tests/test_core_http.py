@@ -1,0 +1,564 @@
+"""The compiled connection by itself: no socket, no loop; the test is the transport, the standard lane and the loop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire import chunked, message, parse_replies
+
+from fastinfer import _core
+from fastinfer.errors import FastinferError, RuntimeFailedError
+
+WIDE = _core.Signature([_core.Tensor("x", "FP32", (-1, -1))], [_core.Tensor("y", "FP32", (-1, -1))])
+INFER = "/v2/models/m/infer"
+KIB = 1024
+
+
+class Loop:
+    """What a batcher needs of a loop: runs what is due when the test says so."""
+
+    def __init__(self) -> None:
+        self.due: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+
+    def call_soon(self, function: Callable[..., Any], *args: Any) -> None:
+        self.due.append((function, args))
+
+    def turn(self) -> None:
+        for _ in range(len(self.due)):
+            function, args = self.due.popleft()
+            function(*args)
+
+
+class Server:
+    """One model, y = x, and the lane that leads to it."""
+
+    def __init__(self, run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = np.copy) -> None:
+        self.loop = Loop()
+        self.sizes: list[int] = []  # of the batches
+
+        def counting(arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+            self.sizes.append(len(arrays["x"]))
+            return {"y": run(arrays["x"])}
+
+        batcher = _core.Batcher(WIDE, counting, inline_budget_us=1_000_000)  # on the loop, whatever it costs
+        batcher.attach(
+            call_soon=self.loop.call_soon, call_later=None, call_soon_threadsafe=self.loop.call_soon, submit=None
+        )
+        for rows in (1, 64):
+            batcher.seed(rows, 1000)
+        self.endpoint = _core.Endpoint("m", "1", WIDE, batcher)
+        self.lane = _core.Lane(b"made", 64 << 20)
+        self.lane.tick(b"date: now\r\n")
+        self.lane.open([(self.endpoint, True)])
+
+
+class Peer:
+    """The protocol and the transport of one connection, and what reached them."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.writes: list[bytes] = []
+        self.fed: list[bytes] = []  # messages of the standard lane
+        self.events: list[str] = []
+        self.large: list[_core.Ticket] = []
+        self.on_feed: Callable[[], None] = lambda: None
+        self.on_write: Callable[[], None] = lambda: None
+        self.wire = _core.Connection(self, server.lane)
+        self.wire.attach(self)
+
+    def send(self, data: bytes, *cuts: int) -> None:
+        for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
+            self.wire.data_received(data[start:stop])
+
+    def statuses(self) -> list[int]:
+        replies, rest = parse_replies(b"".join(self.writes))
+        assert rest == b""
+        return [reply.status for reply in replies]
+
+    # the protocol
+    def feed(self, data: bytes, is_head: bool) -> None:
+        if is_head:
+            self.fed.append(b"")
+        self.fed[-1] += data
+        self.on_feed()
+
+    def refuse(self, error: FastinferError) -> None:
+        self.events.append(f"refused {error.status}")
+        self.wire.lost()
+
+    def failure(self, error: Exception, request_id: bytes, close: bool, endpoint: _core.Endpoint) -> bytes:
+        self.events.append(f"failed {type(error).__name__}")
+        return b"HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n"
+
+    def encode_elsewhere(self, ticket: _core.Ticket) -> None:
+        self.large.append(ticket)
+
+    def left(self, endpoint: _core.Endpoint) -> None:
+        self.events.append("left")
+
+    def hold(self, held: bool) -> None:
+        self.events.append("hold" if held else "go on")
+
+    # the transport
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+        self.on_write()
+
+    def close(self) -> None:
+        self.events.append("close")
+
+    def abort(self) -> None:
+        self.events.append("abort")
+        self.wire.lost()
+
+
+def tensor(columns: int = 1, value: str = "1", rows: int = 1) -> bytes:
+    data = ",".join([value] * (rows * columns))
+    return f'{{"inputs":[{{"name":"x","shape":[{rows},{columns}],"datatype":"FP32","data":[{data}]}}]}}'.encode()
+
+
+FAST = message(INFER, tensor())
+STANDARD = message("/v2", None, method="GET")
+CHUNKED = message("/v2/repository/index", b'{"ready":true}', chunks=[3])
+
+
+# ---- framing ------------------------------------------------------------------------------------------------------
+def converse(pieces: list[bytes], *, eager: bool) -> tuple[list[bytes], bytes, list[str]]:
+    """What a connection does with a stream; the standard lane answers at once, or when nothing else happens."""
+    server = Server()
+    peer = Peer(server)
+    answered = 0
+
+    def answer() -> bool:
+        nonlocal answered
+        whole = [data for data in peer.fed if data in (STANDARD, CHUNKED)]
+        if len(whole) == answered:
+            return False
+        answered += 1
+        peer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        peer.wire.answered()
+        return True
+
+    for piece in pieces:
+        peer.wire.data_received(piece)
+        if eager:
+            server.loop.turn()
+            answer()
+    while server.loop.due or answer():
+        server.loop.turn()
+    return peer.fed, b"".join(peer.writes).replace(b"made", b""), peer.events
+
+
+STREAM = FAST + STANDARD + FAST + CHUNKED + b"\r\n" + FAST + FAST + STANDARD + CHUNKED + FAST
+
+
+def test_a_stream_of_both_lanes_at_every_cut() -> None:
+    whole = converse([STREAM], eager=False)
+    assert whole[0] == [STANDARD, CHUNKED, STANDARD, CHUNKED]
+    statuses = [reply.status for reply in parse_replies(whole[1])[0]]
+    assert statuses == [200, 204, 200, 204, 200, 200, 204, 204, 200]
+    for eager in (False, True):
+        assert converse([bytes([byte]) for byte in STREAM], eager=eager) == whole
+        for cut in range(1, len(STREAM)):
+            assert converse([STREAM[:cut], STREAM[cut:]], eager=eager) == whole
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12), st.booleans())
+def test_a_stream_of_both_lanes_in_any_pieces(cuts: list[int], eager: bool) -> None:
+    places = [0, *sorted(set(cuts)), len(STREAM)]
+    pieces = [STREAM[start:stop] for start, stop in pairwise(places)]
+    assert converse(pieces, eager=eager) == converse([STREAM], eager=False)
+
+
+def test_a_message_is_handed_over_byte_for_byte() -> None:
+    server = Server()
+    peer = Peer(server)
+    odd = b"\r\n\r\nPOST /%76?q HTTP/1.1\r\nhOST: \ta \r\nTransfer-Encoding: chunked\r\nA:\t\r\n\r\n"
+    odd += chunked(b"hello", [2], b";ext=1", b"T: 1\r\n")
+    peer.send(odd + STANDARD)
+    assert peer.fed == [odd[4:]]
+    peer.wire.answered()
+    assert peer.fed == [odd[4:], STANDARD]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.one_of(
+    st.sampled_from([FAST, STANDARD, CHUNKED, FAST[:-5], CHUNKED[:-9]]),
+    st.sampled_from([b"\r\n", b"\r", b"\n", b"0\r\n\r\n", b"GET / HT"]),
+    st.binary(max_size=30),
+), max_size=8), st.lists(st.integers(1, 200), max_size=6))  # fmt: skip
+def test_any_bytes_are_framed_or_refused(parts: list[bytes], sizes: list[int]) -> None:
+    server = Server()
+    peer = Peer(server)
+    data = b"".join(parts)
+    for size in sizes:
+        peer.wire.data_received(data[:size])
+        data = data[size:]
+        server.loop.turn()
+    peer.wire.data_received(data)
+    for _ in range(20):
+        server.loop.turn()
+        peer.wire.answered()
+    peer.statuses()
+    assert sum(event.startswith("refused") for event in peer.events) <= 1
+    peer.wire.lost()
+
+
+# ---- a connection that ends in the middle -------------------------------------------------------------------------
+@pytest.mark.parametrize("what", [STANDARD, CHUNKED, message("/v2", bytes(100_000))])
+@pytest.mark.parametrize("waits", [False, True])
+def test_it_may_be_lost_while_it_hands_over(what: bytes, waits: bool) -> None:
+    """With `waits` the message lies in the connection's own memory, which goes with it."""
+    server = Server()
+    peer = Peer(server)
+    peer.on_feed = peer.wire.lost
+    peer.send((FAST if waits else b"") + what + FAST * 1000)
+    server.loop.turn()
+    assert len(peer.fed) == 1
+    peer.wire.data_received(FAST)
+    peer.wire.answered()
+    peer.wire.writable(True)
+    assert peer.wire.drain()
+    assert len(peer.fed) == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_it_may_be_lost_while_it_refuses(waits: bool) -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send((FAST if waits else b"") + message("/v2", None, "Transfer-Encoding: chunked") + b"x" + FAST * 1000)
+    server.loop.turn()
+    assert peer.events[-1] == "refused 400"
+    assert peer.statuses() == [200] * waits
+
+
+def test_it_may_be_lost_while_it_writes() -> None:
+    server = Server()
+    peer, other = Peer(server), Peer(server)
+    peer.on_write = peer.wire.lost
+    peer.send(FAST * 100)
+    other.send(FAST)
+    server.loop.turn()
+    assert len(peer.writes) == 1
+    assert other.statuses() == [200]
+
+
+def test_a_client_that_leaves_takes_its_requests_with_it() -> None:
+    server = Server()
+    peer, other = Peer(server), Peer(server)
+    peer.send(FAST * 3 + STANDARD)
+    other.send(FAST)
+    peer.wire.lost()
+    server.loop.turn()
+    assert (peer.events, peer.writes) == (["left"] * 3, [])
+    assert other.statuses() == [200]
+    counters = server.endpoint.counters()
+    assert (counters["cancelled"], counters["in_flight"], counters["fast"]) == (3, 0, 1)
+
+
+def test_a_connection_that_fails_does_not_cost_the_others_their_answers() -> None:
+    server = Server()
+    before, broken, after = Peer(server), Peer(server), Peer(server)
+
+    def fail() -> None:
+        raise RuntimeError("the transport is broken")
+
+    broken.on_write = fail
+    for peer in (before, broken, after):
+        peer.send(FAST)
+    server.loop.turn()
+    assert before.statuses() == after.statuses() == [200]
+    assert broken.events == ["abort"]
+    before.send(FAST)
+    server.loop.turn()
+    assert before.statuses() == [200, 200]
+
+
+def test_an_answer_that_cannot_be_rendered_is_told() -> None:
+    def run(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return x.astype(np.float64)  # not what the signature says
+
+    server = Server(run)
+    peer = Peer(server)
+    peer.send(FAST + FAST)
+    server.loop.turn()
+    assert peer.statuses() == [500, 500]
+    assert peer.events == ["failed RuntimeFailedError"] * 2
+
+
+# ---- order --------------------------------------------------------------------------------------------------------
+def test_nothing_is_served_after_a_fault() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST + b"nonsense\r\n\r\n" + FAST)
+    peer.send(FAST)
+    assert peer.events == []  # the answer that is due comes first
+    server.loop.turn()
+    assert peer.statuses() == [200]
+    assert peer.events == ["refused 400"]
+
+
+def test_nothing_is_served_after_a_request_that_closes() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST + message(INFER, tensor(), "Connection: close") + FAST)
+    peer.send(STANDARD)
+    server.loop.turn()
+    peer.wire.writable(True)
+    server.loop.turn()
+    replies, _ = parse_replies(b"".join(peer.writes))
+    assert [reply.field(b"connection") for reply in replies] == [None, b"close"]
+    assert (peer.events, peer.fed) == (["close"], [])
+
+
+def test_the_last_answer_of_a_server_that_leaves_says_so_and_is_the_last() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST * 40)
+    assert not peer.wire.drain()
+    server.loop.turn()
+    peer.wire.writable(False)
+    peer.wire.writable(True)
+    server.loop.turn()
+    replies, _ = parse_replies(b"".join(peer.writes))
+    assert [reply.field(b"connection") for reply in replies] == [None] * 31 + [b"close"]
+    assert peer.events == ["close"]
+
+
+def test_a_request_at_fault_waits_for_its_turn_in_the_standard_lane() -> None:
+    server = Server()
+    peer = Peer(server)
+    bad = message(INFER, b"{")
+    peer.send(FAST + bad + FAST)
+    assert peer.fed == []
+    server.loop.turn()
+    assert peer.fed == [bad]
+    assert peer.statuses() == [200]
+    peer.wire.answered()
+    server.loop.turn()
+    assert peer.statuses() == [200, 200]
+
+
+# ---- bounds -------------------------------------------------------------------------------------------------------
+def test_32_requests_are_in_flight() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST * 100)
+    assert server.endpoint.counters()["in_flight"] == 32
+    server.loop.turn()
+    assert server.sizes == [32, 32, 32, 4]
+    assert len(peer.statuses()) == 100
+    assert len(peer.writes) == 4
+
+
+def test_reading_stops_while_much_waits_behind_answers() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST * 40)
+    assert peer.events == []
+    peer.send(FAST * 1000)
+    assert peer.events == ["hold"]
+    while server.loop.due:
+        server.loop.turn()
+    assert peer.events == ["hold", "go on"]
+    assert len(peer.statuses()) == 1040
+
+
+def test_a_body_for_the_standard_lane_does_not_pile_up_behind_a_fast_answer() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST + message("/v2", None, "Transfer-Encoding: chunked"))
+    for _ in range(2):
+        peer.send(b"8000\r\n" + bytes(0x8000) + b"\r\n")
+    assert peer.events == ["hold"]
+    server.loop.turn()
+    assert peer.events == ["hold", "go on"]
+    assert len(peer.fed[0]) > 64 * KIB
+
+
+def test_a_write_is_bounded() -> None:
+    server = Server()
+    peer = Peer(server)
+    one = message(INFER, tensor(20_000))
+    peer.send(one * 20)
+    server.loop.turn()
+    assert len(peer.statuses()) == 20
+    answer = len(b"".join(peer.writes)) // 20
+    assert 1 < len(peer.writes) < 20
+    assert max(map(len, peer.writes)) <= 256 * KIB + answer
+
+
+LARGE = message(INFER, tensor(100_000))
+
+
+def test_a_large_answer_is_rendered_elsewhere_and_those_behind_it_wait() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST + LARGE + FAST)
+    server.loop.turn()
+    assert peer.statuses() == [200]
+    (ticket,) = peer.large
+    peer.send(FAST)
+    server.loop.turn()
+    assert len(peer.large) == 1
+    peer.wire.rendered(ticket, ticket.encode(), None)
+    assert peer.statuses() == [200] * 4
+    assert server.endpoint.counters()["fast"] == 4
+
+
+def test_a_large_answer_that_fails_elsewhere_is_told() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(LARGE + FAST)
+    server.loop.turn()
+    peer.wire.rendered(peer.large[0], None, RuntimeFailedError("no"))
+    assert peer.statuses() == [500, 200]
+    assert peer.events == ["failed RuntimeFailedError"]
+
+
+def test_a_large_answer_whose_client_left_is_dropped() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(LARGE + FAST)
+    server.loop.turn()
+    peer.wire.lost()
+    peer.wire.rendered(peer.large[0], peer.large[0].encode(), None)
+    assert peer.writes == []
+
+
+def test_a_client_that_does_not_read_is_begun_nothing_for() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.on_write = lambda: peer.wire.writable(False)
+    peer.send(LARGE + FAST)
+    server.loop.turn()
+    peer.wire.writable(False)
+    ticket = peer.large.pop()
+    peer.send(LARGE + FAST)
+    assert server.endpoint.counters()["in_flight"] == 0
+    peer.wire.rendered(ticket, ticket.encode(), None)
+    assert peer.statuses() == [200, 200]
+    for _ in range(3):
+        peer.wire.writable(True)
+        server.loop.turn()
+        for ticket in peer.large:
+            peer.wire.rendered(ticket, ticket.encode(), None)
+        peer.large.clear()
+    assert peer.statuses() == [200] * 4
+
+
+def test_a_transport_may_say_at_once_that_it_is_full_and_empty_again() -> None:
+    server = Server()
+    peer = Peer(server)
+
+    def full_and_empty() -> None:
+        peer.wire.writable(False)
+        peer.wire.writable(True)
+
+    peer.on_write = full_and_empty
+    ids = [str(i) for i in range(200)]
+    peer.send(b"".join(message(INFER, tensor(20_000), f"X-Request-ID: {name}") for name in ids))
+    while server.loop.due:
+        server.loop.turn()
+    replies, _ = parse_replies(b"".join(peer.writes))
+    assert [reply.field(b"x-request-id") for reply in replies] == [name.encode() for name in ids]
+
+
+# ---- clocks -------------------------------------------------------------------------------------------------------
+def ago(nanoseconds: int) -> float:
+    return time.monotonic() - nanoseconds / 1e9
+
+
+def test_a_head_s_clock_runs_from_its_first_byte() -> None:
+    peer = Peer(Server())
+    assert peer.wire.head_since == 0
+    assert ago(peer.wire.idle_since) < 0.1
+    peer.send(b"GET")
+    began = peer.wire.head_since
+    assert ago(began) < 0.1
+    peer.send(b" / HTTP")
+    assert peer.wire.head_since == began
+    assert peer.wire.idle_since == 0
+    peer.send(b"/1.1\r\nHost: t\r\n\r\n")
+    assert peer.wire.head_since == 0
+    assert peer.wire.idle_since == 0  # an answer is due
+    peer.wire.answered()
+    assert ago(peer.wire.idle_since) < 0.1
+
+
+@pytest.mark.parametrize("behind", [b"GET / HTTP", STANDARD, CHUNKED[:-20], FAST[:-10], message(INFER, b"{")])
+def test_no_clock_runs_against_a_client_whose_answer_is_due(behind: bytes) -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST + behind)
+    assert (peer.wire.head_since, peer.wire.body_since, peer.wire.idle_since) == (0, 0, 0)
+
+
+def test_the_clocks_of_what_waited_start_when_it_is_looked_at() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(STANDARD + CHUNKED[:-20])
+    time.sleep(0.2)
+    peer.wire.answered()
+    assert len(peer.fed) == 2
+    assert ago(peer.wire.body_since) < 0.1
+    peer.send(CHUNKED[-20:] + b"GET /")
+    time.sleep(0.2)
+    peer.wire.answered()
+    assert peer.wire.body_since == 0
+    assert ago(peer.wire.head_since) < 0.1
+
+
+def test_a_body_s_clock_and_bytes() -> None:
+    for request in (message(INFER, tensor(1000)), message("/v2", bytes(2000))):
+        peer = Peer(Server())
+        head = request.index(b"\r\n\r\n") + 4
+        peer.send(request[: head + 100])
+        assert ago(peer.wire.body_since) < 0.1
+        assert peer.wire.body_bytes == 100
+        peer.send(request[head + 100 : head + 300])
+        assert peer.wire.body_bytes == 300
+        peer.send(request[head + 300 :])
+        assert peer.wire.body_since == 0
+
+
+def test_idle_counts_from_the_end_of_a_body_that_was_answered_before() -> None:
+    peer = Peer(Server())
+    request = message("/v2", bytes(100))
+    peer.send(request[:-10])
+    peer.wire.answered()
+    assert peer.wire.idle_since == 0
+    time.sleep(0.2)
+    peer.send(request[-10:])
+    assert ago(peer.wire.idle_since) < 0.1
+
+
+def test_a_client_that_does_not_read_is_not_idle() -> None:
+    peer = Peer(Server())
+    peer.wire.writable(False)
+    assert peer.wire.idle_since == 0
+    peer.wire.writable(True)
+    assert peer.wire.idle_since > 0
+
+
+def test_the_answer_s_bytes() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(message(INFER, tensor(2), "X-Request-ID: mine") + message(INFER, tensor(2)))
+    server.loop.turn()
+    output = {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 1.0]}
+    answer = {"model_name": "m", "model_version": "1", "outputs": [output]}
+    body = json.dumps(answer, separators=(",", ":")).encode()
+    lines = "HTTP/1.1 200 OK", "date: now", "content-type: application/json", "x-request-id: %s", "content-length: %d"
+    head = "\r\n".join([*lines, "", ""]).encode()
+    assert b"".join(peer.writes) == b"".join(head % (name, len(body)) + body for name in (b"mine", b"made-1"))
