@@ -168,6 +168,7 @@ cdef struct Operation:
     double b
     void* table             # owned by the program
 
+
 @cython.final
 cdef class CompiledProgram:
     cdef readonly Signature columns     # inputs = raw columns, outputs = ()

@@ -157,7 +157,7 @@ cdef class CompiledProgram:
 
     def __cinit__(self, Signature columns not None, list instructions not None, Py_ssize_t numbers, Py_ssize_t texts,
                   Py_ssize_t width, str dtype not None):
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, row_scratch
         if dtype not in ("float32", "float64"):
             raise ConfigurationError(f"a program's output is float32 or float64, not {dtype!r}")
         if not 0 < width <= MAX_WIDTH or numbers < 0 or texts < 0:
@@ -168,7 +168,8 @@ cdef class CompiledProgram:
         self.row_bytes = width * (4 if dtype == "float32" else 8)
         self.n_numbers = numbers
         self.n_texts = texts
-        self.block_rows = SCRATCH_BYTES // max(1, numbers * <Py_ssize_t>sizeof(double) + texts * <Py_ssize_t>sizeof(Text))
+        row_scratch = numbers * <Py_ssize_t>sizeof(double) + texts * <Py_ssize_t>sizeof(Text)
+        self.block_rows = SCRATCH_BYTES // max(1, row_scratch)
         self.block_rows = min(max(self.block_rows, 8), BLOCK_ROWS)
         self.owned = []
         self.n_operations = len(instructions)
@@ -262,7 +263,6 @@ cdef class CompiledProgram:
         if not done:
             raise self.error(&failure)
         return out
-
 
     def refusals(self, dict columns not None):
         """Which cells a program refuses: each row runs by itself, and goes on after a refusal.

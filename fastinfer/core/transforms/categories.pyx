@@ -1,8 +1,6 @@
 # Kernels over categories and text: look-up tables built at load, read without the GIL.
-cimport cython
 from libc.math cimport isnan
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 cdef uint64_t NAN_TEXT = <uint64_t>0xFFFFFFFFFFFFFFFF   # a Text's size where the value is NaN
@@ -71,7 +69,8 @@ cdef inline int32_t find_text(const Lookup* lookup, const Text* text) noexcept n
     return -1
 
 
-cdef inline bint code_unknown(const Operation* operation, const Block* block, Py_ssize_t i, bint missing) noexcept nogil:
+cdef inline bint code_unknown(const Operation* operation, const Block* block, Py_ssize_t i,
+                              bint missing) noexcept nogil:
     cdef const Lookup* lookup = <const Lookup*>operation.table
     if not lookup.flags & TAKES_UNKNOWN:
         if missing:

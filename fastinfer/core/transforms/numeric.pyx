@@ -1,7 +1,6 @@
 # Kernels over numbers. Each computes in float64 in scikit-learn's order of operations and rounds to float32 where
 # scikit-learn's array is float32. The sum, difference, product and quotient of two float32 computed in float64 and
 # rounded once more are the float32 results exactly (53 >= 2 * 24 + 2 bits).
-cimport cython
 cimport numpy as cnp
 from libc.math cimport isinf, isnan
 from libc.stdint cimport int32_t, int64_t, uint8_t
