@@ -56,7 +56,7 @@ class Server:
         for rows in (1, 64):
             batcher.seed(rows, 1000)
         self.endpoint = _core.Endpoint("m", "1", WIDE, batcher)
-        self.lane = _core.Lane(b"made", 64 << 20)
+        self.lane = _core.Lane(b"made-", 64 << 20)
         self.lane.tick(b"date: now\r\n")
         self.lane.open([(self.endpoint, True)])
 
@@ -155,7 +155,7 @@ def converse(pieces: list[bytes], *, eager: bool) -> tuple[list[bytes], bytes, l
             answer()
     while server.loop.due or answer():
         server.loop.turn()
-    return peer.fed, b"".join(peer.writes).replace(b"made", b""), peer.events
+    return peer.fed, b"".join(peer.writes).replace(b"made-", b""), peer.events
 
 
 STREAM = FAST + STANDARD + FAST + CHUNKED + b"\r\n" + FAST + FAST + STANDARD + CHUNKED + FAST
