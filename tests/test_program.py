@@ -362,6 +362,9 @@ def test_a_change_that_no_golden_row_shows_is_noticed_too(document: dict[str, An
     ("expected", "!", r"is not base64 of deflated bytes"),
     ("expected", base64.b64encode(zlib.compress(b"\0" * 12)).decode(), r"holds 12 bytes for \d+ rows"),
     ("rows", {}, "the member 'age' is missing"),
+    ("rows", {"age": [], "job": [], "branch": [], "member": []}, "has no rows"),
+    ("rows", {"age": [1], "job": ["a"], "branch": [], "member": [True]}, "has not as many rows"),
+    ("rows", {"age": [1], "job": ["a"], "branch": [2**63], "member": [True]}, "an integer of 64 bits"),
     ("spec", 5, "expected a string"),
     ("golden", 5, "unknown member"),
 ])

@@ -128,6 +128,8 @@ def golden_columns(place: Place, columns: Sequence[Column]) -> dict[str, Any]:
             found[column.name] = np.array([integer_cell(cell) for cell in cells], dtype=np.int64)
         if len(found[column.name]) != len(next(iter(found.values()))):
             raise members[column.name].fault("has not as many rows as the other columns")
+    if not len(next(iter(found.values()))):
+        raise place.fault("has no rows")
     return found
 
 
