@@ -174,7 +174,7 @@ class Server:
         return self.state.connections  # type: ignore[return-value]  # uvicorn's set, of our class
 
     async def _drain(self, servers: list[asyncio.Server]) -> bool:
-        """DECISIONS 8: readiness off, accept for `drain_delay`, then close and finish what was admitted."""
+        """Readiness off, accept for `drain_delay`, then close and finish what was admitted."""
         logger.info("draining")
         self.app.service.draining = True
         deadline = time.monotonic() + self.settings.shutdown_timeout

@@ -445,7 +445,7 @@ cdef bint take_request_parameter(Request self, const Key* key, const char* value
     if key_is(key, b"timeout", 7):
         if not take_integer(key, value, end, False, &self.timeout_us, failure):
             return False
-        self.timeout_us = max(self.timeout_us, <int64_t>0)  # none, as DECISIONS has it
+        self.timeout_us = max(self.timeout_us, <int64_t>0)  # none given
         return True
     if key_is(key, b"priority", 8):
         if read_integer(value, end, &self.priority, &negative) != end or negative:
