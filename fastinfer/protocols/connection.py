@@ -227,7 +227,7 @@ class Connection(HttpToolsProtocol):
     def _stalls(self, now: float) -> bool:
         """Whether the client has taken nothing of its answers for too long; also where only they keep it open."""
         unsent = self.transport.get_write_buffer_size()
-        if unsent == 0 or unsent < self.unsent:
+        if self.unsent == 0 or unsent < self.unsent:
             self.taken_at = now
         self.unsent = unsent
         return now - self.taken_at > WRITE_STALL
