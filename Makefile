@@ -24,7 +24,7 @@ test-debug: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx  
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .
-	.venv-test/bin/cython-lint fastinfer
+	PATH="$(CURDIR)/.venv-test/bin:$$PATH" cython-lint fastinfer  # it calls pycodestyle by name
 	.venv-test/bin/mypy
 
 loadtest: .venv/ready .venv-load/ready .demo/models/credit/1/model.onnx  ## Locust against the demo model, judged by targets.toml
