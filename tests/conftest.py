@@ -189,13 +189,3 @@ def standard_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) 
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with server.client() as client:
         yield client
-
-
-ADDRESSES = re.compile(r" at 0x[0-9a-f]+")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Number what an id names by its address: the processes that share a run must agree on the ids."""
-    for i, item in enumerate(items):
-        if ADDRESSES.search(item.nodeid):
-            item._nodeid = ADDRESSES.sub(f" {i}", item.nodeid)
