@@ -265,10 +265,10 @@ def test_requests_in_flight_leave_with_their_client(
     server = start_server(models, *options)
     lane, pipelined = ("standard", 1) if options else ("fast", 10)  # the standard lane begins one at a time
     running = server.connect()
-    running.sendall(slow_request(1000))
+    running.sendall(slow_request(3000))
     wait_for(lambda: in_flight(server) == 1)
     leaver = server.connect()
-    leaver.sendall(slow_request(30_000) * 10)
+    leaver.sendall(slow_request(1) * 10)
     wait_for(lambda: in_flight(server) == 1 + pipelined)
     leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # leave with a reset
     leaver.close()
@@ -289,7 +289,7 @@ def test_a_drain_answers_what_is_in_flight_and_says_that_it_closes(
         read_answer_of(idle, message(INFER, GOOD))
         request = message(INFER, GOOD)
         half.sendall(request[:-5])
-        connection.sendall(slow_request(500) * count + message("/v2", None, method="GET"))
+        connection.sendall(slow_request(3000) + slow_request(1) * (count - 1) + message("/v2", None, method="GET"))
         wait_for(lambda: in_flight(server) == count)
         server.signal(signal.SIGTERM)
         wait_for(lambda: "draining" in server.log())

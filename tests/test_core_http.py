@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from wire import chunked, message, parse_replies
 
 from fastinfer import _core
-from fastinfer.errors import FastinferError, RuntimeFailedError
+from fastinfer.errors import CancelledError, FastinferError, RuntimeFailedError
 
 WIDE = _core.Signature([_core.Tensor("x", "FP32", (-1, -1))], [_core.Tensor("y", "FP32", (-1, -1))])
 INFER = "/v2/models/m/infer"
@@ -128,6 +130,7 @@ def tensor(columns: int = 1, value: str = "1", rows: int = 1) -> bytes:
 
 FAST = message(INFER, tensor())
 STANDARD = message("/v2", None, method="GET")
+LARGE = message(INFER, tensor(100_000))
 CHUNKED = message("/v2/repository/index", b'{"ready":true}', chunks=[3])
 
 
@@ -266,6 +269,44 @@ def test_a_client_that_leaves_takes_its_requests_with_it() -> None:
     assert (counters["cancelled"], counters["in_flight"], counters["fast"]) == (3, 0, 1)
 
 
+@pytest.mark.parametrize("when", ["before its run", "while it runs", "when its answer is due", "while it is rendered"])
+def test_what_a_client_leaves_behind_is_freed_without_the_collector(when: str) -> None:
+    def batches() -> int:
+        return sum(type(each).__name__ in ("Batch", "Slot", "Ticket") for each in gc.get_objects())
+
+    def render(peer: Peer) -> None:
+        peer.large[0].encode()
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = batches()
+        server = Server(lambda x: run(x))
+        peer = Peer(server)
+
+        def run(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            if when == "while it runs":
+                peer.wire.lost()
+            return x.copy()
+
+        peer.send(LARGE)
+        if when == "when its answer is due":
+            peer.wire.writable(False)
+        if when != "before its run":
+            server.loop.turn()
+        peer.wire.lost()
+        server.loop.turn()
+        while peer.large:
+            thread = threading.Thread(target=render, args=(peer,))
+            thread.start()
+            thread.join()
+            peer.wire.rendered(peer.large.pop(), None, CancelledError("late"))
+        server.loop.turn()
+        assert batches() == before
+    finally:
+        gc.enable()
+
+
 def test_a_connection_that_fails_does_not_cost_the_others_their_answers() -> None:
     server = Server()
     before, broken, after = Peer(server), Peer(server), Peer(server)
@@ -396,9 +437,6 @@ def test_a_write_is_bounded() -> None:
     answer = len(b"".join(peer.writes)) // 20
     assert 1 < len(peer.writes) < 20
     assert max(map(len, peer.writes)) <= 256 * KIB + answer
-
-
-LARGE = message(INFER, tensor(100_000))
 
 
 def test_a_large_answer_is_rendered_elsewhere_and_those_behind_it_wait() -> None:

@@ -70,7 +70,7 @@ cdef class Batch:
         cdef list alive = []
         for slot in self.slots:
             if slot.ticket.finished:
-                slot.batch = None  # nobody asks for it any more
+                slot.batch = slot.ticket = None  # nobody asks for it any more
                 continue
             if slot.start != kept:
                 for i in range(self.rows.count):

@@ -151,6 +151,8 @@ cdef class Connection:
         for ticket in self.pending:
             if not ticket.finished:
                 self.protocol.left(ticket.endpoint)
+            elif not ticket.elsewhere:
+                ticket.release()
             ticket.cancel()
         self.pending.clear()
         self.protocol = self.transport = self.write = None
@@ -503,6 +505,7 @@ cdef class Connection:
         """A worker thread has rendered a ticket's answer, or failed to; on the loop's thread."""
         ticket.answer = answer or ()
         ticket.error = error
+        ticket.release()
         self.ready()
         self.lane.flush()
 

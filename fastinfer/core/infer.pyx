@@ -54,6 +54,8 @@ cdef class Ticket:
         self.missing -= 1
         if self.finished:  # cancelled
             self.endpoint.batcher.give_slot(slot)
+            if not self.missing:
+                self.slot = self.pieces = None  # reference cycles
             return 0
         if slot.error is not None and self.error is None:
             self.error = slot.error
