@@ -311,7 +311,7 @@ def test_a_drain_answers_what_is_in_flight_and_says_that_it_closes(
 def test_a_body_behind_a_slow_answer_is_not_taken_into_memory(models: Path, start_server: Start) -> None:
     server = start_server(models)
     with server.connect() as connection:
-        connection.sendall(slow_request(3000) + message("/v2", None, "Transfer-Encoding: chunked"))
+        connection.sendall(slow_request(20_000) + message("/v2", None, "Transfer-Encoding: chunked"))
         wait_for(lambda: in_flight(server) == 1)
         before = resident(server)
         connection.settimeout(1)
