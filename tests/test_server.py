@@ -361,6 +361,17 @@ def test_errors_are_logged_always_but_not_without_end(affine: Path, start_server
     assert all(record["level"] == "warning" for record in logged)
 
 
+@pytest.mark.parametrize("option", ["--fast-lane", "--no-fast-lane"])
+def test_a_run_that_fails_is_logged_on_both_lanes(tmp_path: Path, start_server: Start, option: str) -> None:
+    server = start_server(onnx_models.picky(tmp_path / "picky.onnx"), option)
+    body = b'{"inputs":[{"name":"i","shape":[1],"datatype":"INT64","data":[99]}]}'
+    assert server.raw(post("/v2/models/picky/infer", body, "X-Request-ID: mine")).status == 500
+    wait_for(lambda: requests_logged(server))
+    (record,) = requests_logged(server)
+    assert (record["request_id"], record["model"], record["status"]) == ("mine", "picky", 500)
+    assert (record["code"], record["level"]) == ("runtime_failed", "error")
+
+
 def test_a_client_cannot_forge_a_record(affine: Path, start_server: Start) -> None:
     server = start_server(affine, "--log-format", "text", "--access-log")
     server.raw(b"GET /%0A12:00:00.000%20WARNING%20forged HTTP/1.1\r\nHost: t\r\n\r\n")

@@ -32,6 +32,7 @@ BODY_RATE = 1024  # bytes a second
 WRITE_STALL = 30.0  # seconds in which a client reads nothing of its answer
 LINGER = 2.0  # seconds in which a client may read why it was refused
 
+request_logger = logging.getLogger("fastinfer.request")
 logger = logging.getLogger("fastinfer.request")
 
 
@@ -152,16 +153,19 @@ class Connection(HttpToolsProtocol):
         if not isinstance(error, FastinferError):
             logger.error("request %s failed", request_id.decode(), exc_info=error)
             error = FastinferError("internal error; the server's log has it by X-Request-ID")
+        elif error.status >= 500 and error.status != 503:
+            fields = {"request_id": request_id.decode(), "model": endpoint.name, "version": endpoint.version}
+            request_logger.error(str(error), extra={"fields": {**fields, "status": error.status, "code": error.code}})
         self.service.counters.count(endpoint.name, endpoint.version, error.status, "fast")
         body, headers = error_answer(error)
-        fields = [
+        head = [
             *self.server_state.default_headers,
             (b"content-type", JSON),
             (b"x-request-id", request_id),
             *headers,
             (b"content-length", b"%d" % len(body)),
         ]
-        return answer(error.status, fields, body, close=close)
+        return answer(error.status, head, body, close=close)
 
     def encode_elsewhere(self, ticket: _core.Ticket) -> None:
         """Render a large answer on a worker thread."""
