@@ -175,7 +175,7 @@ def test_loading_needs_no_scikit_learn(program: Program, tmp_path: Path) -> None
     script = ("import sys; from fastinfer.preprocessing.program import Program; "
               f"Program.load({str(tmp_path / 'features.json')!r}); "
               "print([m for m in ('sklearn', 'pandas', 'scipy', 'onnxruntime', 'starlette') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
