@@ -735,4 +735,5 @@ def test_samples(tmp_path: Path) -> None:
 def test_the_import_loads_nothing_before_it_runs() -> None:
     heavy = ("sklearn", "onnx", "pandas", "numpy")
     script = f"import sys, fastinfer.importing; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -208,7 +208,8 @@ def test_flags_and_variables_are_named_by_one_rule():
 
 def test_settings_import_neither_the_command_line_nor_the_server():
     code = "import sys, fastinfer.settings; print(*({'click', 'numpy', 'uvicorn', 'difflib'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 ANYTHING = st.recursive(
