@@ -408,6 +408,7 @@ cdef class Ticket:
     cdef bytes request_id               # as the client gave it
     cdef tuple answer                   # rendered on a worker thread
     cdef bint closes                    # the connection, after this answer
+    cdef bint timed                     # the answer tells its durations
     cdef bint elsewhere                 # being rendered on a worker thread
     cdef bint counted                   # as in flight
     cdef Py_ssize_t missing             # slots whose batch has not come back
@@ -482,6 +483,7 @@ cdef struct Head:
     bint chunked
     bint close
     bint keep_alive
+    bint timing                         # Prefer: server-timing
     bint plain                          # nothing in it needs the standard lane
 
 cdef enum ChunkState:
@@ -504,6 +506,7 @@ cdef class Lane:
     cdef int64_t max_body
     cdef NameTable paths
     cdef list routes                    # in the order of paths
+    cdef bint server_timing             # every answer tells its durations
     cdef list dirty                     # connections with answers to write
     cdef Writer answer, body            # reused
     cdef bytes date                     # the Date field's line

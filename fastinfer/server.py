@@ -72,7 +72,7 @@ class Server:
         self.listeners = listeners
         self.app: Application = Application(Registry(settings), settings, wait=False)
         self.state = ServerState()
-        self.lane = _core.Lane(PREFIX.encode() + b"-f-", settings.max_body_bytes)
+        self.lane = _core.Lane(PREFIX.encode() + b"-f-", settings.max_body_bytes, server_timing=settings.server_timing)
         self.stop = asyncio.Event()
         self.config = Config(
             self.app, loop="none", http="httptools", ws="none", lifespan="on", interface="asgi3", log_config=None,

@@ -90,6 +90,9 @@ class Settings:
     fast_lane: bool = option(
         True, BOOLEAN, "Answer plain infer requests in the compiled core alone; off, or with access_log or "
         "compress_responses, all go through Starlette. The answers are the same.")
+    server_timing: bool = option(
+        False, BOOLEAN, "Tell the durations of the phases (queue, preprocess, run) in a Server-Timing field of every "
+        "inference's answer; off, only a request with `Prefer: server-timing` gets it.")
     compress_responses: bool = option(
         False, BOOLEAN, "Compress answers to clients that accept it.")
     queue_rows: int = option(

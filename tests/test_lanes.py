@@ -1,7 +1,7 @@
 """Fast lane against standard lane: the same bytes to two servers of the same models bring the same answers.
 
 The same statuses, header names, values and order, the same body bytes, and the same end of the connection; only the
-Date, a request id that the server made and a jittered Retry-After may differ.
+Date, a request id that the server made, durations and a jittered Retry-After may differ.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
+import onnx_models
 import pytest
-from conftest import ServerProcess
+from conftest import ServerProcess, Start
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_adversity import REFUSED
-from wire import CLOSED, LAST, chunked, message, parse_replies, talk
+from wire import CLOSED, LAST, Reply, chunked, message, parse_replies, received, talk
 
 AFFINE = "/v2/models/affine/infer"
 PREDICT = "/v1/models/affine:predict"
@@ -124,6 +127,21 @@ PLAIN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "keep-alive and close": (AFFINE, GOOD, ("Connection: keep-alive", "Connection: close")),
     "gzip wished for": (AFFINE, GOOD, ("Accept-Encoding: gzip, deflate, br",)),
     "fields that nobody knows": (AFFINE, GOOD, ("Cookie: a=b", "TE: trailers", "X: \xe4")),
+    "durations wished for": (AFFINE, GOOD, ("Prefer: server-timing",)),
+    "durations wished for in a list": (AFFINE, BOTH, (BOTH_HEADER, "Prefer: wait=1 , Server-Timing ; a=b,x=y")),
+    "durations wished for in a second field": (AFFINE, GOOD, ("prefer: wait=1", "PREFER:\tserver-timing")),
+    "durations of records": (PREDICT, b'{"records":[{"x":[1,2,3,4]}]}', ("Prefer: server-timing",)),
+    "durations of a run that fails": (
+        "/v2/models/picky/infer",
+        b'{"inputs":[{"name":"i","shape":[1],"datatype":"INT64","data":[99]}]}',
+        ("Prefer: server-timing",),
+    ),
+    "durations of a large answer": (
+        "/v2/models/wide/infer",
+        b'{"inputs":[{"name":"x","shape":[1,100000],"datatype":"FP32","data":[' + b"1," * 99_999 + b"1]}]}",
+        ("Prefer: server-timing",),
+    ),
+    "other wishes": (AFFINE, GOOD, ("Prefer: server-timing-not, xserver-timing, server timing,,;", "Prefer:")),
     "credentials, which are not looked at": (AFFINE, GOOD, ("Authorization: Bearer x", "X-API-Key: y")),
     "white space behind a length": (AFFINE, GOOD, ()),
     "a tab behind a length": (AFFINE, GOOD, ()),
@@ -147,8 +165,9 @@ def test_plain_requests_take_the_fast_lane(server: ServerProcess, standard_serve
     assert standard.replies[0].lane != "fast"
     after = counted(server)
     assert (after["fast"] - before["fast"], after["standard"] - before["standard"]) == (1, 0)
-    expected = 500 if case == "a run that fails" else 200
-    assert fast.replies[0].status == expected
+    assert fast.replies[0].status == (500 if "run that fails" in case else 200)
+    timed = "durations" in case and fast.replies[0].status == 200
+    assert (fast.replies[0].field(b"server-timing") is not None) == timed
 
 
 def test_without_the_fast_lane_there_is_none(standard_server: ServerProcess) -> None:
@@ -186,6 +205,13 @@ ODD: dict[str, tuple[bytes, int]] = {
     "a request id of 128": (message(AFFINE, GOOD, "X-Request-ID: " + "a" * 128), 200),
     "a request id of 129": (message(AFFINE, GOOD, "X-Request-ID: " + "a" * 129), 200),
     "a request id with a space": (message(AFFINE, GOOD, "X-Request-ID: a b"), 200),
+    "a request id in UTF-8": (message(AFFINE, GOOD, "X-Request-ID: é"), 200),
+    "a request id in a list": (message(AFFINE, GOOD, "X-Request-ID: a, b"), 200),
+    "a long request id and another": (message(AFFINE, GOOD, "X-Request-ID: " + "a" * 129, "X-Request-ID: b"), 200),
+    "an odd request id of a request at fault": (message(AFFINE, b"{", "X-Request-ID: a b"), 400),
+    "durations of a request at fault": (message(AFFINE, b"{", "Prefer: server-timing"), 400),
+    "durations in chunks": (message(AFFINE, GOOD, "Prefer: wait=1", "Prefer: a, server-timing", chunks=[4]), 200),
+    "durations of what is no inference": (message("/v2", None, "Prefer: server-timing", method="GET"), 200),
     "a request id with quotes": (message(AFFINE, GOOD, 'X-Request-ID: "a"'), 200),
     "binary lengths twice": (message(AFFINE, BODY, HEADER, HEADER), 200),
     "a binary length with a plus": (message(AFFINE, BODY, HEADER.replace(": ", ": +")), 200),
@@ -238,6 +264,52 @@ def test_request_ids_that_a_client_gives_are_echoed_from_the_fast_lane(server: S
         seen = talk(server, message(AFFINE, GOOD, f"X-Request-ID: {name}") + LAST)
         assert seen.replies[0].field(b"x-request-id") == name.encode()
     assert counted(server)["fast"] == before["fast"] + 3
+
+
+def test_request_ids_that_are_too_odd_are_replaced(server: ServerProcess) -> None:
+    for fields in (["a" * 129], ["a b"], ["é"], [""], ["a", "b c"], ["a", ""], ['"a"']):
+        assert lane_of(server, AFFINE, GOOD, *(f"X-Request-ID: {each}" for each in fields)) == (200, "standard")
+
+
+def test_durations_are_told_of_every_inference_where_the_setting_says_so(
+    repository: Path, start_server: Start, server: ServerProcess
+) -> None:
+    cases = [(AFFINE, GOOD, ()), (AFFINE, BOTH, (BOTH_HEADER,)), (AFFINE, b"{", ()), ("/v2/models/affine", None, ())]
+    data = b"".join(
+        message(target, body, *fields, method="GET" if body is None else "POST") for target, body, fields in cases
+    )
+    seen = [talk(start_server(repository, "--server-timing", *more), data + LAST) for more in ((), ("--no-fast-lane",))]
+    assert seen[0].settled() == seen[1].settled()
+    assert [reply.field(b"server-timing") is not None for reply in seen[0].replies] == [True, True, False, False, False]
+    assert [reply.lane for reply in seen[0].replies[:2]] == ["fast", "fast"]
+    plain = talk(server, data + LAST)
+    assert all(reply.field(b"server-timing") is None for reply in plain.replies)
+
+
+def durations(reply: Reply) -> dict[str, float]:
+    """Milliseconds by phase, as a Server-Timing field has them."""
+    value = (reply.field(b"server-timing") or b"").decode()
+    return {name: float(text) for name, text in (each.split(";dur=") for each in value.split(", "))}
+
+
+@pytest.mark.parametrize("options", [(), ("--no-fast-lane",)], ids=["fast", "standard"])
+def test_durations_are_those_of_the_phases(tmp_path: Path, start_server: Start, options: tuple[str, ...]) -> None:
+    """Of two requests that cannot run together, the second waits as long as the first runs."""
+    server = start_server(onnx_models.slow(tmp_path / "slow.onnx"), "--inline-budget-us", "0", *options)
+    body = json.dumps({"inputs": [{"name": "steps", "shape": [1], "datatype": "INT64", "data": [300]}]}).encode()
+    request = message("/v2/models/slow/infer", body, "Prefer: server-timing")
+    began = time.monotonic()
+    with server.connect() as first, server.connect() as second:
+        first.sendall(request + LAST)
+        time.sleep(0.02)
+        second.sendall(request + LAST)
+        one, two = (durations(parse_replies(received(each))[0][0]) for each in (first, second))
+    took = (time.monotonic() - began) * 1000
+    for each in (one, two):
+        assert list(each) == ["queue", "preprocess", "run"]
+        assert each["run"] > 20 * each["preprocess"]
+    assert one["queue"] < one["run"]
+    assert 0.5 * one["run"] < two["queue"] < took - two["run"]
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -349,7 +421,8 @@ def damaged_bodies(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
 
 plain_fields = st.sampled_from([
     "Accept: */*", "User-Agent: test", "Accept-Encoding: gzip", "X-Request-ID: mine-1",
-    "Connection: keep-alive", "Authorization: Bearer t", "Expires: 0", "Hosts: h", "Content-Lengths: 5",
+    "Connection: keep-alive", "Authorization: Bearer t", "Expires: 0", "Hosts: h", "Prefer: server-timing",
+    "Prefer: respond-async,server-timing;x", "Prefer: return=minimal", "Content-Lengths: 5",
     "Content-Type: application/json",
 ])  # fmt: skip
 odd_fields = st.sampled_from([

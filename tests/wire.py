@@ -14,6 +14,8 @@ from conftest import ServerProcess
 LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"  # after it, a server closes
 CLOSED, OPEN = "closed", "open"
 MADE_ID = re.compile(rb"[0-9a-f]{12}-(f-)?[0-9a-f]+")  # a request id that the server made; "f" on the fast lane
+DURATION = rb"(0|[1-9][0-9]*)(\.[0-9]{0,2}[1-9])?"  # milliseconds, to the microsecond
+TIMING = re.compile(rb"queue;dur=%s, preprocess;dur=%s, run;dur=%s" % (DURATION, DURATION, DURATION))
 VARIES = {b"date": b"now", b"retry-after": b"soon"}
 
 
@@ -42,7 +44,8 @@ class Reply:
         fields = []
         for name, value in self.fields:
             made = name == b"x-request-id" and MADE_ID.fullmatch(value)
-            fields.append((name, b"made" if made else VARIES.get(name, value)))
+            timed = name == b"server-timing" and TIMING.fullmatch(value)
+            fields.append((name, b"made" if made else b"timed" if timed else VARIES.get(name, value)))
         return Reply(self.status, tuple(fields), self.body)
 
 
@@ -109,6 +112,14 @@ def talk(
             fate = OPEN
     replies, rest = parse_replies(bytes(received), heads)
     return Conversation(tuple(replies), fate, rest)
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    data = bytearray()
+    while piece := connection.recv(1 << 16):
+        data += piece
+    return bytes(data)
 
 
 def message(

@@ -3,6 +3,7 @@
 # Sources: RFC 9110 and RFC 9112. Stricter than they ask where leniency lets two readers of one message disagree:
 # a bare CR or LF, NUL, white space before a colon, a folded line, Content-Length beside Transfer-Encoding, either of
 # them twice.
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 from libc.string cimport memchr
 
@@ -52,6 +53,7 @@ cdef HeadFault parse_head(Head* head, const char* begin, const char* end) noexce
     head.header_length = -1
     head.hosts = head.fields = 0
     head.chunked = head.close = head.keep_alive = head.plain = False
+    head.timing = False
     head.request_id_size = 0
     head.plain = True
     fault = parse_request_line(head, &p, end)
@@ -165,6 +167,8 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
             head.plain = False
         head.request_id = value
         head.request_id_size = size
+    elif name_size == 6 and same_name(name, b"prefer", 6):
+        head.timing = head.timing or prefers_timing(value, size)
     elif name_size == 31 and same_name(name, b"inference-header-content-length", 31):
         number = parse_digits(value, size)
         if number < 0 or head.header_length >= 0:
@@ -195,6 +199,30 @@ cdef inline void take_connection(Head* head, const char* value, Py_ssize_t size)
         head.close = True
     else:
         head.plain = False
+
+
+cdef bint prefers_timing(const char* p, Py_ssize_t size) noexcept nogil:
+    """Whether "server-timing" stands in a Prefer field's list, with parameters or without (RFC 7240, 2)."""
+    cdef const char* end = p + size
+    cdef const char* start
+    while p < end:
+        while p < end and p[0] in (c' ', c'\t'):
+            p += 1
+        start = p
+        while p < end and p[0] not in (c',', c';', c' ', c'\t'):
+            p += 1
+        if p - start == 13 and same_name(start, b"server-timing", 13):
+            return True
+        p = <const char*>memchr(p, c',', end - p)
+        if p == NULL:
+            return False
+        p += 1
+    return False
+
+
+def prefers_server_timing(bytes value not None):
+    """Whether a Prefer field's value asks for Server-Timing."""
+    return prefers_timing(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
 
 
 cdef inline int64_t parse_digits(const char* p, Py_ssize_t size) noexcept nogil:

@@ -60,11 +60,13 @@ cdef class Lane:
     Args:
         prefix: of the request ids made here.
         max_body: bytes; a larger body is the standard lane's business, as is one over 256 KiB.
+        server_timing: whether every answer has a Server-Timing field, asked for or not.
     """
 
-    def __init__(self, bytes prefix not None, int64_t max_body):
+    def __init__(self, bytes prefix not None, int64_t max_body, *, bint server_timing=False):
         self.prefix = prefix
         self.max_body = min(max_body, <int64_t>MAX_FAST_BODY)
+        self.server_timing = server_timing
         self.paths = NameTable([])
         self.routes = []
         self.dirty = []
@@ -427,6 +429,7 @@ cdef class Connection:
             return False
         ticket.connection = self
         ticket.closes = head.close
+        ticket.timed = head.timing or self.lane.server_timing
         if head.request_id_size:
             ticket.request_id = head.request_id[:head.request_id_size]
         if head.close:
@@ -546,6 +549,9 @@ cdef class Connection:
         if json_size >= 0:
             append_text(out, b"\r\ninference-header-content-length: ")
             append_decimal(out, json_size)
+        if ticket.timed:
+            append_text(out, b"\r\nserver-timing: ")
+            append_timing(out, ticket)
         append_text(out, b"\r\ncontent-length: ")
         append_decimal(out, size)
         append_text(out, b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n")
@@ -575,6 +581,31 @@ cdef inline void append_decimal(Writer* out, uint64_t number) noexcept nogil:
             break
     memcpy(out.data + out.size, &digits[i], 20 - i)
     out.size += 20 - i
+
+
+cdef void append_timing(Writer* out, Ticket ticket) noexcept:
+    """The durations of a request's phases, as Server-Timing has them: milliseconds, here to the microsecond."""
+    append_text(out, b"queue;dur=")
+    append_milliseconds(out, ticket.queue_ns)
+    append_text(out, b", preprocess;dur=")
+    append_milliseconds(out, ticket.preprocess_ns)
+    append_text(out, b", run;dur=")
+    append_milliseconds(out, ticket.run_ns)
+
+
+cdef void append_milliseconds(Writer* out, int64_t nanoseconds) noexcept nogil:
+    cdef uint64_t microseconds = <uint64_t>(max(nanoseconds, <int64_t>0) + 500) // 1000
+    cdef uint64_t rest = microseconds % 1000
+    cdef uint64_t digit = 100
+    append_decimal(out, microseconds // 1000)
+    if rest:
+        out.data[out.size] = c'.'
+        out.size += 1
+    while rest:
+        out.data[out.size] = <char>(c'0' + rest // digit)
+        out.size += 1
+        rest %= digit
+        digit //= 10
 
 
 cdef inline void append_hex(Writer* out, uint64_t number) noexcept nogil:

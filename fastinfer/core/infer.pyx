@@ -13,6 +13,7 @@ from fastinfer.errors import BodyTooLargeError, CancelledError, FastinferError, 
 
 cdef int MAX_SPARE_REQUESTS = 256
 cdef size_t MAX_REQUEST_BYTES = 512 << 20
+cdef size_t TIMING_SIZE = 128
 cdef size_t LARGE_ANSWER = 256 << 10    # bytes of output tensors past which a ticket asks to be encoded on a thread
 
 
@@ -103,6 +104,20 @@ cdef class Ticket:
         try:
             json_size = self.encode_into(&writer)
             return PyBytes_FromStringAndSize(writer.data, writer.size), json_size
+        finally:
+            writer_free(&writer)
+
+    def server_timing(self):
+        """The value of the Server-Timing field: milliseconds in the queue, in preprocessing and in the run.
+
+        Source: W3C Server Timing, the Server-Timing header field.
+        """
+        cdef Writer writer = Writer(NULL, 0, 0)
+        if not writer_reserve(&writer, TIMING_SIZE):
+            raise MemoryError
+        append_timing(&writer, self)
+        try:
+            return PyBytes_FromStringAndSize(writer.data, writer.size)
         finally:
             writer_free(&writer)
 

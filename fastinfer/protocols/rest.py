@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastinfer import __version__
+from fastinfer._core import prefers_server_timing
 from fastinfer.errors import InvalidBinaryError, NotReadyError
 from fastinfer.protocols.exchange import JSON, LARGE, ClientGoneError, Exchange, dump
 
@@ -69,11 +70,16 @@ async def answer_infer(exchange: Exchange, kind: int) -> None:
         answer, json_size = await exchange.service.on_worker(ticket.encode)
     else:
         answer, json_size = ticket.encode()
-    if json_size < 0:
-        await exchange.respond(200, answer)
-    else:
-        headers = [(b"inference-header-content-length", b"%d" % json_size)]
-        await exchange.respond(200, answer, OCTETS, headers)
+    headers = [(b"inference-header-content-length", b"%d" % json_size)] if json_size >= 0 else []
+    if exchange.service.settings.server_timing or wants_timing(exchange):
+        headers.append((b"server-timing", ticket.server_timing()))
+    await exchange.respond(200, answer, JSON if json_size < 0 else OCTETS, headers)
+
+
+def wants_timing(exchange: Exchange) -> bool:
+    """Whether the client asks for the durations of its request's phases: `Prefer: server-timing` (RFC 7240)."""
+    fields = exchange.scope["headers"]
+    return any(name == b"prefer" and prefers_server_timing(value) for name, value in fields)
 
 
 def binary_header(headers: dict[bytes, bytes], size: int) -> int:
