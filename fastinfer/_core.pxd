@@ -297,12 +297,66 @@ cdef class Encoder:
 # ---- sketch.pyx -----------------------------------------------------------------------------------------------
 cdef enum:
     HISTOGRAM_BOUNDS = 18
+    STATUS_CELLS = 20
+    GAUGE_CELLS = 16
+    MAX_ROWS = 4096                     # model versions that the directory names
+    MAX_SIZES = 1 << 19                 # batch sizes of all of them together
+    NAME_BYTES = 128
+    VERSION_BYTES = 32
 
-cdef class Histogram:
-    cdef int64_t upper[HISTOGRAM_BOUNDS]
-    cdef uint64_t counts[HISTOGRAM_BOUNDS + 1]
-    cdef uint64_t total                 # nanoseconds
-    cdef void observe(self, int64_t nanoseconds) noexcept nogil
+cdef enum:
+    LANE_STANDARD, LANE_FAST
+    LANE_CELLS
+
+cdef enum:                              # of a worker; from GAUGE_READY on they die with it
+    GAUGE_PID, GAUGE_RESTARTS, GAUGE_READY, GAUGE_BODY_BYTES, GAUGE_CONNECTIONS
+
+cdef struct Durations:                  # a histogram over BOUNDS
+    uint64_t counts[HISTOGRAM_BOUNDS + 1]
+    uint64_t total                      # nanoseconds
+
+cdef struct SizeStats:                  # runs of one batch size
+    uint64_t count
+    uint64_t run_ns
+
+# What one worker counts of one model version; a whole number of cache lines, 64-bit cells only. Written on the loop's
+# thread, or with the GIL held. The first lines are what every request touches.
+cdef struct Row:
+    uint64_t success, success_ns
+    uint64_t input_ns, queue_ns, infer_ns, output_ns
+    int64_t last_ns                     # monotonic, of the last answer
+    int64_t in_flight                   # gauge
+    int64_t waiting_rows                # gauge
+    uint64_t executions, rows_run
+    uint64_t failed, failed_ns, cancelled, refused
+    uint64_t spare
+    Durations queue_time, preprocess_time, run_time, total_time
+    uint64_t answered[LANE_CELLS][STATUS_CELLS]
+
+cdef struct WorkerSlot:
+    int64_t gauges[GAUGE_CELLS]
+    Row rows[MAX_ROWS + 2]              # and two more: of other models, and of no model
+    SizeStats sizes[MAX_SIZES]
+
+cdef struct DirectoryEntry:
+    char name[NAME_BYTES]
+    char version[VERSION_BYTES]
+    uint64_t name_size, version_size
+    uint64_t sizes, n_sizes             # where its batch sizes begin in a slot's, and how many
+
+cdef struct Directory:
+    uint64_t count                      # of entries, stored last
+    uint64_t sizes                      # given away
+    DirectoryEntry entries[MAX_ROWS]
+
+cdef class Scoreboard:
+    cdef Py_buffer view
+    cdef readonly int workers
+    cdef Directory* directory
+    cdef WorkerSlot* slot(self, Py_ssize_t worker) except NULL
+    cdef int check(self, Py_ssize_t row) except -1
+    cdef int sum(self, Py_ssize_t row, Row* total) except -1
+    cdef list sum_sizes(self, Py_ssize_t row)
 
 # ---- batch.pyx ------------------------------------------------------------------------------------------------
 cdef enum BatchState:
@@ -310,10 +364,6 @@ cdef enum BatchState:
 
 cdef enum:
     COST_LEVELS = 32
-
-cdef struct SizeStats:                  # runs of one batch size, nanoseconds
-    uint64_t count
-    uint64_t run_ns
 
 cdef class Slot:
     cdef Ticket ticket
@@ -374,9 +424,12 @@ cdef class Batcher:
     cdef size_t waiting_bytes
     cdef bint scheduled, closed
     cdef unsigned long thread           # the loop's: slabs are given back on no other
-    # counters
-    cdef SizeStats* sizes
-    cdef uint64_t executions, rows_run, refused
+    # counters: in memory of its own, until the scoreboard has a row for them
+    cdef void* own
+    cdef Scoreboard board
+    cdef Row* counts
+    cdef SizeStats* sizes               # of runs, by rows
+    cdef Py_ssize_t n_sizes
 
     cdef int admit(self, Py_ssize_t rows, size_t nbytes) except -1
     cdef int refuse_waiting(self, error) except -1
@@ -437,16 +490,12 @@ cdef class Endpoint:
     cdef Encoder encoder
     cdef Rows columns                   # a request's raw columns, where there is a program
     cdef list spare                     # Requests to use again
-    cdef Histogram queue_time, preprocess_time, run_time, total_time
     cdef int inner_ranks[1]             # of the program's one tensor
     cdef int64_t inner_dims[MAX_RANK]
-    # counters
-    cdef uint64_t success, success_ns, failed, failed_ns, cancelled
-    cdef uint64_t fast                  # of the successes, those that the fast lane wrote
-    cdef int64_t in_flight
-    cdef uint64_t input_ns, queue_ns, infer_ns, output_ns
-    cdef int64_t last_ns                # monotonic, of the last answer
+    cdef Row* counts                    # the batcher's
+    cdef Py_ssize_t row                 # of the scoreboard
 
+    cdef int total(self, Row* total) except -1
     cdef Ticket new_ticket(self, done)
     cdef Ticket submit_fast(self, int kind, const char* body, size_t size, Py_ssize_t header_length, int64_t now)
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from fastinfer.metrics import Counters
     from fastinfer.protocols.exchange import Exchange
 
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
@@ -32,9 +33,11 @@ class Application(Starlette):
         service: the models and the counters.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, *, wait: bool = True) -> None:
-        """`wait`: whether the lifespan's start-up ends only when the models are loaded."""
-        self.service = Service(registry, settings)
+    def __init__(
+        self, registry: Registry, settings: Settings, *, wait: bool = True, counters: Counters | None = None
+    ) -> None:
+        """`wait`: whether the lifespan's start-up ends only when the models are loaded; `counters`: else its own."""
+        self.service = Service(registry, settings, counters)
         self.wait = wait
         router = Router(self.service)
         pages = [
@@ -151,7 +154,8 @@ async def metrics(exchange: Exchange) -> None:
 
     service = exchange.service
     await service.prepare()
-    snapshot = Snapshot(service.counters, service.registry.models(), ready=service.ready)
+    service.counters.tell_ready(service.ready)
+    snapshot = Snapshot(service.counters.board)
     accept = exchange.headers.get(b"accept", b"").decode("latin-1")
     body, content_type = exposition(snapshot, accept)
     await exchange.respond(200, body, content_type.encode())

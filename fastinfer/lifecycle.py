@@ -5,6 +5,7 @@ import contextvars
 import functools
 import logging
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Registry:
         self._loading: dict[tuple[str, str], Found] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executors: list[ThreadPoolExecutor] = []
+        self._register: Callable[[Model], None] = lambda model: None
 
     def find(self) -> None:
         """Look up what there is to load.
@@ -111,7 +113,14 @@ class Registry:
             del self._loading[key]
         self.loaded = True
 
+    def on_load(self, register: Callable[[Model], None]) -> None:
+        """Call this with every model, from the loading thread, before it is served."""
+        self._register = register
+        for model in self.models():
+            register(model)
+
     def _publish(self, model: Model) -> None:
+        self._register(model)
         if self._loop is not None:
             self._attach_one(model)
         versions = {**self._models.get(model.name, {}), model.version: model}

@@ -2,41 +2,93 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import mmap
+from typing import TYPE_CHECKING, Any
 
-from fastinfer._core import Histogram
+from fastinfer._core import BOUNDS, Scoreboard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client import Metric
 
     from fastinfer.model import Model
 
 PHASES = ("queue", "preprocess", "run", "total")
-BOUNDS = (*map(str, Histogram.bounds), "+Inf")
+EDGES = (*map(str, BOUNDS), "+Inf")
+
+
+def scoreboard(workers: int) -> Scoreboard:
+    """An empty one, which processes forked from this one share."""
+    return Scoreboard(mmap.mmap(-1, Scoreboard.size(workers)), workers)
 
 
 class Counters:
-    """What the front end counts beside the core. Written on the loop's thread only."""
+    """What one worker counts: its slot of the scoreboard that all workers share.
 
-    def __init__(self) -> None:
-        self.requests: dict[tuple[str, str, int, str], int] = {}
-        self.inflight_bytes = 0
+    Attributes:
+        board: the scoreboard; any worker reads all of it.
+        worker: the slot.
+    """
+
+    def __init__(
+        self, board: Scoreboard | None = None, worker: int = 0, add: Callable[[str, str, int], int] | None = None
+    ) -> None:
+        """`add`: makes a row for (model, version, max_batch_size); by default in the board itself, as its one owner."""
+        self.board = scoreboard(1) if board is None else board
+        self.worker = worker
+        self._add = self.board.add if add is None else add
+        self._rows: dict[tuple[str, str], int] = {("", ""): Scoreboard.nobody}
+        self._inflight_bytes = 0
+        self._connections = 0
+
+    def register(self, model: Model) -> None:
+        """Count a model's requests from here; before its first one. Blocks while the supervisor is asked."""
+        row = self.board.find(model.name, model.version)
+        if row < 0:
+            row = self._add(model.name, model.version, model.batcher.max_batch_size)
+        self._rows[model.name, model.version] = row
+        model.endpoint.count_in(self.board, self.worker, row)
 
     def count(self, model: str, version: str, status: int, lane: str = "standard") -> None:
         """One answered infer request. `model` is "" where no such model is served: a client names no series."""
-        key = (model, version, status, lane)
-        self.requests[key] = self.requests.get(key, 0) + 1
+        self.board.count(self.worker, self._rows.get((model, version), Scoreboard.other), lane, status)
+
+    @property
+    def inflight_bytes(self) -> int:
+        """Bytes of the bodies of this worker's requests in flight."""
+        return self._inflight_bytes
+
+    @inflight_bytes.setter
+    def inflight_bytes(self, size: int) -> None:
+        self._inflight_bytes = size
+        self.board.set_gauge(self.worker, "body_bytes", size)
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open to this worker."""
+        return self._connections
+
+    @connections.setter
+    def connections(self, count: int) -> None:
+        self._connections = count
+        self.board.set_gauge(self.worker, "connections", count)
+
+    def tell_ready(self, ready: bool) -> None:
+        """Whether this worker's /v2/health/ready answers 200."""
+        self.board.set_gauge(self.worker, "ready", ready)
 
 
 class Snapshot:
-    """One scrape: a collector, as prometheus_client calls it, over the counters and the models' statistics."""
+    """One scrape: a collector, as prometheus_client calls it, over the counters of all workers."""
 
-    def __init__(self, counters: Counters, models: Iterable[Model], *, ready: bool) -> None:
-        self.counters = counters
-        self.models = list(models)
-        self.ready = ready
+    def __init__(self, board: Scoreboard) -> None:
+        self.board = board
+        self.rows: list[tuple[str, str, dict[str, Any]]] = []
+        for row, name, version in board.rows():
+            counted = board.counters(row)
+            if version or counted["answered"]:
+                self.rows.append((name, version, counted))
 
     def collect(self) -> Iterator[Metric]:
         yield from self._requests()
@@ -49,21 +101,18 @@ class Snapshot:
         requests = CounterMetricFamily(
             "fastinfer_requests", "Infer requests answered.", labels=["model", "version", "status", "lane"]
         )
-        for (model, version, status, lane), count in sorted(self.counters.requests.items()):
-            requests.add_metric([model, version, str(status), lane], count)
-        counters = [(each, each.endpoint.counters()) for each in self.models]
-        for each, counted in counters:
-            if counted["fast"]:
-                requests.add_metric([each.name, each.version, "200", "fast"], counted["fast"])
+        for name, version, counted in self.rows:
+            for (lane, status), count in sorted(counted["answered"].items()):
+                requests.add_metric([name, version, str(status), lane], count)
         yield requests
         for phase in PHASES:
             family = HistogramMetricFamily(
                 f"fastinfer_{phase}_seconds", f"Duration of a request's {phase} phase.", labels=["model", "version"]
             )
-            for each, counted in counters:
+            for name, version, counted in self.rows:
                 counts, total = counted["phases"][phase]
                 if counts[-1]:
-                    family.add_metric([each.name, each.version], list(zip(BOUNDS, counts, strict=True)), total)
+                    family.add_metric([name, version], list(zip(EDGES, counts, strict=True)), total)
             yield family
 
     def _models(self) -> Iterator[Metric]:
@@ -75,27 +124,33 @@ class Snapshot:
         refused = CounterMetricFamily("fastinfer_refused", "Requests refused by a full queue.", labels=labels)
         cancelled = CounterMetricFamily("fastinfer_cancelled", "Requests whose client left first.", labels=labels)
         waiting = GaugeMetricFamily("fastinfer_queue_rows", "Rows that wait for the model.", labels=labels)
-        for model in self.models:
-            statistics, counters = model.statistics(), model.endpoint.counters()
-            values = [model.name, model.version]
-            rows.add_metric(values, statistics["inference_count"])
-            batches.add_metric(values, statistics["execution_count"])
-            refused.add_metric(values, counters["refused"])
-            cancelled.add_metric(values, counters["cancelled"])
-            waiting.add_metric(values, counters["pending_rows"])
+        for name, version, counted in self.rows:
+            if name:
+                rows.add_metric([name, version], counted["rows"])
+                batches.add_metric([name, version], counted["batches"])
+                refused.add_metric([name, version], counted["refused"])
+                cancelled.add_metric([name, version], counted["cancelled"])
+                waiting.add_metric([name, version], counted["pending_rows"])
         yield from (rows, batches, refused, cancelled, waiting)
 
     def _gauges(self) -> Iterator[Metric]:
-        from prometheus_client.core import GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        in_flight = sum(model.endpoint.counters()["in_flight"] for model in self.models)
-        yield GaugeMetricFamily("fastinfer_ready", "1 when /v2/health/ready answers 200.", float(self.ready))
+        ready, restarts = self._gauge("ready"), self._gauge("restarts")
+        in_flight = sum(counted["in_flight"] for _, _, counted in self.rows)
         yield GaugeMetricFamily(
-            "fastinfer_requests_in_flight", "Infer requests not yet answered.", in_flight
+            "fastinfer_ready", "1 when /v2/health/ready of every worker answers 200.", float(all(ready))
         )
+        yield GaugeMetricFamily("fastinfer_workers_ready", "Workers whose /v2/health/ready answers 200.", sum(ready))
+        yield CounterMetricFamily("fastinfer_worker_restarts", "Workers that died and were replaced.", sum(restarts))
+        yield GaugeMetricFamily("fastinfer_connections", "Connections that are open.", sum(self._gauge("connections")))
+        yield GaugeMetricFamily("fastinfer_requests_in_flight", "Infer requests not yet answered.", in_flight)
         yield GaugeMetricFamily(
-            "fastinfer_body_bytes_in_flight", "Bytes of the bodies of those requests.", self.counters.inflight_bytes
+            "fastinfer_body_bytes_in_flight", "Bytes of the bodies of those requests.", sum(self._gauge("body_bytes"))
         )
+
+    def _gauge(self, name: str) -> list[int]:
+        return [self.board.gauge(worker, name) for worker in range(self.board.workers)]
 
 
 def exposition(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:

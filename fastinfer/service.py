@@ -30,10 +30,11 @@ class Service:
     for it), or, in an application mounted where no lifespan reaches it, by the first request (which waits too).
     """
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: Registry, settings: Settings, counters: Counters | None = None) -> None:
         self.registry = registry
         self.settings = settings
-        self.counters = Counters()
+        self.counters = counters or Counters()
+        registry.on_load(self.counters.register)
         self.draining = False
         self._lock = threading.Lock()
         self._loading: Future[None] | None = None

@@ -166,12 +166,15 @@ cdef class Batcher:
         self.spare = []
         self.running = set()
         self.output_names = [tensor.name for tensor in signature.outputs]
-        self.sizes = <SizeStats*>calloc(self.max_batch_size + 1, sizeof(SizeStats))
-        if self.sizes == NULL:
+        self.n_sizes = self.max_batch_size + 1
+        self.own = calloc(1, sizeof(Row) + self.n_sizes * sizeof(SizeStats))
+        if self.own == NULL:
             raise MemoryError
+        self.counts = <Row*>self.own
+        self.sizes = <SizeStats*>(self.counts + 1)
 
     def __dealloc__(self):
-        free(self.sizes)
+        free(self.own)
 
     def attach(self, *, call_soon, call_later, call_soon_threadsafe, submit):
         """Give the batcher its loop: four callables of asyncio's signatures (``submit`` is an executor's)."""
@@ -221,7 +224,7 @@ cdef class Batcher:
             raise NotReadyError("the model hangs: its last run has not come back")
         if self.waiting_rows and (self.waiting_rows + rows > self.queue_rows
                                   or self.waiting_bytes + nbytes > <size_t>self.queue_bytes):
-            self.refused += 1
+            self.counts.refused += 1
             raise QueueFullError(f"the model's queue is full: {self.waiting_rows} rows wait, "
                                  f"at most {self.queue_rows} may")
         return 0
@@ -294,6 +297,7 @@ cdef class Batcher:
             slot.ticket.pieces.append(slot)
         slot.ticket.missing += 1
         self.waiting_rows += slot.rows
+        self.counts.waiting_rows += slot.rows
         self.waiting_bytes = self.waiting_bytes + batch.nbytes - batch.counted
         batch.counted = batch.nbytes
         if not self.scheduled:
@@ -363,6 +367,7 @@ cdef class Batcher:
         if batch in self.forming:
             self.forming.remove(batch)
         self.waiting_rows -= batch.rows.rows
+        self.counts.waiting_rows -= batch.rows.rows
         self.waiting_bytes -= batch.counted
 
     cdef int start_thread(self, Batch batch, work) except -1:
@@ -472,18 +477,19 @@ cdef class Batcher:
 
     cdef void measure(self, Batch batch):
         cdef int64_t took = batch.finished_ns - batch.started_ns
-        cdef SizeStats* size = &self.sizes[min(batch.rows.rows, self.max_batch_size)]
+        cdef Py_ssize_t size = min(batch.rows.rows, self.max_batch_size)
         cdef Slot slot
-        self.executions += 1
-        size.count += 1
-        size.run_ns += took
+        self.counts.executions += 1
+        if size < self.n_sizes:
+            self.sizes[size].count += 1
+            self.sizes[size].run_ns += took
         if batch.error is None and not batch.bisected:
             self.cost.observe(batch.rows.rows, took)
             for array in batch.outputs:
                 batch.answer_bytes += array.nbytes
             batch.answer_bytes /= max(batch.rows.rows, 1)
         for slot in batch.slots:
-            self.rows_run += slot.rows
+            self.counts.rows_run += slot.rows
 
 
 cdef object as_runtime_error(error):

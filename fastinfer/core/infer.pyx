@@ -72,8 +72,8 @@ cdef class Ticket:
         self.finished_ns = now
         self.leave()
         if self.error is not None:
-            endpoint.failed += 1
-            endpoint.failed_ns += now - self.started_ns
+            endpoint.counts.failed += 1
+            endpoint.counts.failed_ns += now - self.started_ns
             self.release()
         if self.connection is not None:
             return self.connection.ready()
@@ -137,8 +137,8 @@ cdef class Ticket:
                 json_size = endpoint.encoder.write(writer, self.request, self.joined(), 0, self.rows)
         except FastinferError as error:
             self.error = error
-            endpoint.failed += 1
-            endpoint.failed_ns += monotonic_ns() - self.started_ns
+            endpoint.counts.failed += 1
+            endpoint.counts.failed_ns += monotonic_ns() - self.started_ns
             raise
         self.count_success()
         if PyThread_get_thread_ident() == endpoint.batcher.thread:
@@ -166,20 +166,20 @@ cdef class Ticket:
 
     cdef void count_success(self):
         cdef int64_t now = monotonic_ns()
-        cdef Endpoint endpoint = self.endpoint
-        endpoint.success += 1
-        endpoint.success_ns += now - self.started_ns
-        endpoint.input_ns += self.preprocess_ns
-        endpoint.queue_ns += self.queue_ns
-        endpoint.infer_ns += self.run_ns
-        endpoint.output_ns += now - self.finished_ns
-        endpoint.last_ns = now
-        endpoint.queue_time.observe(self.queue_ns)
-        endpoint.preprocess_time.observe(self.preprocess_ns)
-        endpoint.run_time.observe(self.run_ns)
-        endpoint.total_time.observe(now - self.started_ns)
+        cdef Row* counts = self.endpoint.counts
+        counts.success += 1
+        counts.success_ns += now - self.started_ns
+        counts.input_ns += self.preprocess_ns
+        counts.queue_ns += self.queue_ns
+        counts.infer_ns += self.run_ns
+        counts.output_ns += now - self.finished_ns
+        counts.last_ns = now
+        observe(&counts.queue_time, self.queue_ns)
+        observe(&counts.preprocess_time, self.preprocess_ns)
+        observe(&counts.run_time, self.run_ns)
+        observe(&counts.total_time, now - self.started_ns)
         if self.connection is not None:
-            endpoint.fast += 1
+            counts.answered[LANE_FAST][0] += 1
 
     cdef void release(self):
         """Give back what the next request can use."""
@@ -199,13 +199,13 @@ cdef class Ticket:
     cdef void enter(self):
         """In flight from here."""
         self.counted = True
-        self.endpoint.in_flight += 1
+        self.endpoint.counts.in_flight += 1
 
     cdef void leave(self):
         """No longer in flight."""
         if self.counted:
             self.counted = False
-            self.endpoint.in_flight -= 1
+            self.endpoint.counts.in_flight -= 1
 
     def cancel(self):
         """The client left: rows that wait will not run, and nobody is told."""
@@ -215,7 +215,7 @@ cdef class Ticket:
         self.leave()
         self.done = None
         self.error = CancelledError("the client closed the connection")
-        self.endpoint.cancelled += 1
+        self.endpoint.counts.cancelled += 1
 
 
 cdef bint expands(Rows rows, Py_ssize_t count) noexcept nogil:
@@ -266,10 +266,7 @@ cdef class Endpoint:
             self.inner_ranks[0] = 1
             self.inner_dims[0] = program.width
         self.spare = []
-        self.queue_time = Histogram()
-        self.preprocess_time = Histogram()
-        self.run_time = Histogram()
-        self.total_time = Histogram()
+        self.counts = batcher.counts
 
     def submit(self, int kind, body, Py_ssize_t header_length, done):
         """Decode, preprocess and queue one request; on the loop's thread.
@@ -290,8 +287,8 @@ cdef class Endpoint:
         try:
             self.submit_bytes(ticket, kind, <const char*>view.buf, <size_t>view.len, header_length)
         except FastinferError:
-            self.failed += 1
-            self.failed_ns += monotonic_ns() - ticket.started_ns
+            self.counts.failed += 1
+            self.counts.failed_ns += monotonic_ns() - ticket.started_ns
             raise
         finally:
             PyBuffer_Release(&view)
@@ -321,7 +318,7 @@ cdef class Endpoint:
         try:
             self.decode_into(decoded, kind, <const char*>view.buf, <size_t>view.len, header_length)
         except FastinferError:
-            self.failed += 1
+            self.counts.failed += 1
             raise
         finally:
             PyBuffer_Release(&view)
@@ -340,7 +337,7 @@ cdef class Endpoint:
             self.batcher.admit(ticket.rows, decoded.rows.nbytes())
             self.enqueue(decoded, ticket)
         except FastinferError:
-            self.failed += 1
+            self.counts.failed += 1
             raise
         ticket.enter()
         return ticket
@@ -480,41 +477,40 @@ cdef class Endpoint:
         self.batcher.call_soon(ticket.finish_empty)
         return 0
 
-    def statistics(self):
-        """Counters since load, as the statistics extension names them; durations in nanoseconds.
-
-        Source: Triton's statistics extension, "model_stats".
-        """
+    def count_in(self, Scoreboard board not None, Py_ssize_t worker, Py_ssize_t row):
+        """Count in a worker's row of a scoreboard from here; before the first request."""
+        cdef WorkerSlot* slot = board.slot(worker)
         cdef Batcher batcher = self.batcher
-        cdef uint64_t done = self.success
-        cdef Py_ssize_t size
-        batches = []
-        for size in range(batcher.max_batch_size + 1):
-            if batcher.sizes[size].count:
-                run = {"count": batcher.sizes[size].count, "ns": batcher.sizes[size].run_ns}
-                nothing = {"count": batcher.sizes[size].count, "ns": 0}
-                batches.append({"batch_size": size, "compute_input": nothing, "compute_infer": run,
-                                "compute_output": nothing})
-        return {
-            "name": self.name, "version": self.version, "last_inference": wall_ms(self.last_ns),
-            "inference_count": batcher.rows_run, "execution_count": batcher.executions,
-            "inference_stats": {
-                "success": {"count": done, "ns": self.success_ns},
-                "fail": {"count": self.failed, "ns": self.failed_ns},
-                "queue": {"count": done, "ns": self.queue_ns},
-                "compute_input": {"count": done, "ns": self.input_ns},
-                "compute_infer": {"count": done, "ns": self.infer_ns},
-                "compute_output": {"count": done, "ns": self.output_ns},
-                "cache_hit": {"count": 0, "ns": 0},
-                "cache_miss": {"count": 0, "ns": 0},
-            },
-            "response_stats": {}, "batch_stats": batches, "memory_usage": [],
-        }
+        board.check(row)
+        batcher.board = board  # whose memory it is
+        batcher.counts = self.counts = &slot.rows[row]
+        self.row = row
+        batcher.n_sizes = 0
+        if row < MAX_ROWS:
+            batcher.sizes = &slot.sizes[board.directory.entries[row].sizes]
+            batcher.n_sizes = board.directory.entries[row].n_sizes
+
+    cdef int total(self, Row* total) except -1:
+        """The counters of all workers."""
+        if self.batcher.board is not None:
+            return self.batcher.board.sum(self.row, total)
+        total[0] = self.counts[0]
+        return 0
+
+    def statistics(self):
+        """Counters since the server's start, as the statistics extension names them; durations in nanoseconds."""
+        cdef Batcher batcher = self.batcher
+        cdef Row total
+        self.total(&total)
+        if batcher.board is not None:
+            sizes = batcher.board.sum_sizes(self.row)
+        else:
+            sizes = [(size, batcher.sizes[size].count, batcher.sizes[size].run_ns)
+                     for size in range(batcher.n_sizes) if batcher.sizes[size].count]
+        return row_statistics(self.name, self.version, &total, sizes)
 
     def counters(self):
-        """What /metrics needs beside ``statistics``; ``phases`` are histograms of the requests that were answered."""
-        phases = {"queue": self.queue_time, "preprocess": self.preprocess_time, "run": self.run_time,
-                  "total": self.total_time}
-        return {"cancelled": self.cancelled, "refused": self.batcher.refused, "pending_rows": self.batcher.waiting_rows,
-                "fast": self.fast, "in_flight": self.in_flight,
-                "phases": {name: (<Histogram>phase).snapshot() for name, phase in phases.items()}}
+        """What /metrics needs; ``phases`` are histograms of the requests that were answered."""
+        cdef Row total
+        self.total(&total)
+        return row_counters(&total)

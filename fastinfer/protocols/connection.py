@@ -101,6 +101,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = Flow(transport)
         self.wire.attach(transport)
+        self.service.counters.connections += 1
         if len(self.connections) > self.limits.connections:
             self.connections.discard(self)  # it takes nobody's place while it is told
             self.wire.lost()
@@ -108,6 +109,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.service.counters.connections -= 1
         self.wire.lost()
         del self.data_received  # a reference cycle
 
