@@ -1,5 +1,6 @@
 # Declarations of the compiled core: every struct and every class that two parts share, once.
 cimport cython
+cimport numpy as cnp
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
@@ -265,6 +266,45 @@ cdef class Request:
     cdef bint fill(self, Rows target, Py_ssize_t start, Failure* failure) noexcept nogil
     cdef object error(self, Failure* failure)
 
+# ---- outputs.pyx ----------------------------------------------------------------------------------------------
+# One output of a run: where its elements lie, C order.
+cdef struct Result:
+    Datatype datatype
+    size_t itemsize
+    Py_ssize_t count                # elements
+    const char* data
+    int rank
+    Py_ssize_t shape[MAX_RANK]
+
+cdef class Outputs:
+    cdef Signature signature                # the runtime's
+    cdef Result* results                    # one an output
+    cdef object owner                       # of the elements: a list of arrays, or a Call
+    cdef int check_rows(self, Py_ssize_t rows) except -1
+    cdef size_t nbytes(self) noexcept nogil
+    cdef list shape(self, int k)
+    cdef cnp.ndarray array(self, int k)
+
+# ---- session.pyx ----------------------------------------------------------------------------------------------
+cdef class Session:
+    cdef void* session
+    cdef readonly list inputs, outputs
+    cdef readonly bint plain
+    cdef int n_inputs, n_outputs
+    cdef list texts                         # what `names` points into
+    cdef const char** names                 # of the inputs, then of the outputs
+    cdef int* types                         # ONNX's element types, likewise
+    cdef int describe(self) except -1
+    cdef Outputs run_rows(self, Signature signature, Rows rows)
+
+cdef class Call:
+    cdef Session session
+    cdef int count
+    cdef void** values                      # of the inputs, then of the outputs
+    cdef int put(self, int k, void* data, size_t size, const int64_t* shape, int rank) except -1
+    cdef Outputs run(self, Signature signature)
+    cdef int look(self, Outputs outputs, int k) except -1
+
 # ---- encode.pyx -----------------------------------------------------------------------------------------------
 # A piece of JSON, owned by an Encoder.
 cdef struct Piece:
@@ -288,11 +328,11 @@ cdef class Encoder:
     cdef Py_ssize_t n_members
     cdef list texts                         # what the members point into
 
-    cdef Py_ssize_t write(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+    cdef Py_ssize_t write(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                           Py_ssize_t rows) except -2
-    cdef Py_ssize_t write_infer(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+    cdef Py_ssize_t write_infer(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                 Py_ssize_t rows) except -2
-    cdef Py_ssize_t write_records(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+    cdef Py_ssize_t write_records(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                   Py_ssize_t rows) except -2
 # ---- sketch.pyx -----------------------------------------------------------------------------------------------
 cdef enum:
@@ -370,14 +410,14 @@ cdef class Slot:
     cdef Batch batch
     cdef Py_ssize_t start
     cdef Py_ssize_t rows
-    cdef list own_outputs               # where the batch was bisected
+    cdef Outputs own_outputs            # where the batch was bisected
     cdef object error
 
 cdef class Batch:
     cdef Rows rows
     cdef list slots
     cdef BatchState state
-    cdef list outputs                   # arrays in the signature's order, after the run
+    cdef Outputs outputs                # after the run
     cdef object error
     cdef object timer
     cdef bint bisected
@@ -404,6 +444,7 @@ cdef class Batcher:
     # settings, fixed at load
     cdef readonly Signature signature
     cdef object run
+    cdef Session session                # in place of `run`, where the engine is onnxruntime's C API
     cdef readonly Py_ssize_t max_batch_size
     cdef int64_t max_delay_ns
     cdef int instances
@@ -442,7 +483,7 @@ cdef class Batcher:
     cdef void give_slot(self, Slot slot)
     cdef void forget(self, Batch batch)
     cdef int start_thread(self, Batch batch, work) except -1
-    cdef list run_rows(self, Rows rows)
+    cdef Outputs run_rows(self, Rows rows)
     cdef int finish(self, Batch batch, error) except -1
     cdef void measure(self, Batch batch)
 
@@ -467,7 +508,7 @@ cdef class Ticket:
     cdef Py_ssize_t missing             # slots whose batch has not come back
     cdef bint finished                  # answered, failed or cancelled
     cdef object done
-    cdef list empty_outputs             # of a request without rows
+    cdef Outputs empty_outputs          # of a request without rows
     cdef readonly object error
     cdef readonly Py_ssize_t rows
     cdef readonly int64_t started_ns, queued_ns, finished_ns, preprocess_ns, queue_ns, run_ns
@@ -475,7 +516,7 @@ cdef class Ticket:
     cdef int finish(self, int64_t now) except -1
     cdef bint is_large(self)
     cdef Py_ssize_t encode_into(self, Writer* writer) except -2
-    cdef list joined(self)
+    cdef Outputs joined(self)
     cdef void count_success(self)
     cdef void release(self)
     cdef void enter(self)

@@ -113,6 +113,23 @@ class Scoreboard:
     def counters(self, row: int) -> dict[str, Any]: ...
 
 @final
+class Session:
+    inputs: list[tuple[str, str, tuple[int, ...]]]
+    outputs: list[tuple[str, str, tuple[int, ...]]]
+    plain: bool
+    def __init__(
+        self,
+        library: str,
+        path: str,
+        *,
+        intra_op_threads: int = 1,
+        inter_op_threads: int = 1,
+        optimisation: int = 99,
+        entries: dict[str, str] | None = None,
+    ) -> None: ...
+    def run(self, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]: ...
+
+@final
 class Batcher:
     signature: Signature
     max_batch_size: int
@@ -128,6 +145,7 @@ class Batcher:
         queue_bytes: int = ...,
         inline_budget_us: int = 500,
         run_timeout_ms: int = 30_000,
+        session: Session | None = None,
     ) -> None: ...
     def attach(
         self,

@@ -238,6 +238,7 @@ class Model:
             queue_bytes=chosen("queue_bytes"),
             inline_budget_us=chosen("inline_budget_us"),
             run_timeout_ms=chosen("run_timeout_ms"),
+            session=self.runtime.native,
         )
 
     def _warm_up(self) -> None:

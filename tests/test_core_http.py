@@ -43,7 +43,11 @@ class Loop:
 class Server:
     """One model, y = x, and the lane that leads to it."""
 
-    def __init__(self, run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = np.copy) -> None:
+    def __init__(
+        self,
+        run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = np.copy,
+        signature: _core.Signature = WIDE,
+    ) -> None:
         self.loop = Loop()
         self.sizes: list[int] = []  # of the batches
 
@@ -51,13 +55,13 @@ class Server:
             self.sizes.append(len(arrays["x"]))
             return {"y": run(arrays["x"])}
 
-        batcher = _core.Batcher(WIDE, counting, inline_budget_us=1_000_000)  # on the loop, whatever it costs
+        batcher = _core.Batcher(signature, counting, inline_budget_us=1_000_000)  # on the loop, whatever it costs
         batcher.attach(
             call_soon=self.loop.call_soon, call_later=None, call_soon_threadsafe=self.loop.call_soon, submit=None
         )
         for rows in (1, 64):
             batcher.seed(rows, 1000)
-        self.endpoint = _core.Endpoint("m", "1", WIDE, batcher)
+        self.endpoint = _core.Endpoint("m", "1", signature, batcher)
         self.lane = _core.Lane(b"made-", 64 << 20)
         self.lane.tick(b"date: now\r\n")
         self.lane.open([(self.endpoint, True)])
@@ -327,14 +331,23 @@ def test_a_connection_that_fails_does_not_cost_the_others_their_answers() -> Non
 
 def test_an_answer_that_cannot_be_rendered_is_told() -> None:
     def run(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return x.astype(np.float64)  # not what the signature says
+        return np.full((len(x), 1), "\ud800", dtype=object)  # a lone surrogate is no text
 
-    server = Server(run)
+    texts = _core.Signature(WIDE.inputs, [_core.Tensor("y", "BYTES", (-1, 1))])
+    server = Server(run, texts)
     peer = Peer(server)
     peer.send(FAST + FAST)
     server.loop.turn()
     assert peer.statuses() == [500, 500]
-    assert peer.events == ["failed RuntimeFailedError"] * 2
+    assert peer.events == ["failed InvalidOutputError"] * 2
+
+
+def test_an_output_of_another_type_fails_the_run() -> None:
+    server = Server(lambda x: x.astype(np.float64))
+    peer = Peer(server)
+    peer.send(FAST)
+    server.loop.turn()
+    assert peer.events == ["failed RuntimeFailedError"]
 
 
 # ---- order --------------------------------------------------------------------------------------------------------

@@ -141,6 +141,7 @@ cdef class Batcher:
     Args:
         signature: the runtime's inputs and outputs.
         run: dict of input arrays to dict of output arrays, rows first. Called on the loop or on a worker thread.
+        session: of onnxruntime, plain, with the signature's inputs and outputs; runs in place of ``run``.
         max_batch_size: rows; ignored where the signature is not batched (then a request is a batch).
         max_delay_us: how long a batch that is not full waits for company while the runtime is free.
         instances: runs at the same time.
@@ -151,9 +152,10 @@ cdef class Batcher:
 
     def __init__(self, Signature signature not None, run, *, Py_ssize_t max_batch_size=64, int64_t max_delay_us=0,
                  int instances=1, Py_ssize_t queue_rows=4096, Py_ssize_t queue_bytes=64 << 20,
-                 int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000):
+                 int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000, Session session=None):
         self.signature = signature
         self.run = run
+        self.session = session
         self.max_batch_size = max_batch_size if signature.batched else 1
         self.max_delay_ns = max_delay_us * 1000
         self.instances = instances
@@ -420,16 +422,17 @@ cdef class Batcher:
                 start += slot.rows
         batch.finished_ns = monotonic_ns()
 
-    cdef list run_rows(self, Rows rows):
-        """One call of the runtime, its outputs in the signature's order, checked so that none is ever mis-sliced."""
-        cdef dict outputs = self.run(rows.arrays())
-        cdef list ordered = [outputs[name] for name in self.output_names]
-        if self.signature.batched:
-            for name, array in zip(self.output_names, ordered):
-                if array.ndim == 0 or array.shape[0] != rows.rows:
-                    raise RuntimeFailedError(f"output {name!r} has shape {list(array.shape)} for {rows.rows} rows: "
-                                             "its first dimension must be the batch")
-        return ordered
+    cdef Outputs run_rows(self, Rows rows):
+        """One call of the runtime, what it gave checked so that none of it is ever mis-sliced."""
+        cdef Outputs outputs
+        cdef dict arrays
+        if self.session is not None:
+            outputs = self.session.run_rows(self.signature, rows)
+        else:
+            arrays = self.run(rows.arrays())
+            outputs = outputs_of(self.signature, [arrays[name] for name in self.output_names])
+        outputs.check_rows(rows.rows)
+        return outputs
 
     def complete(self, Batch batch):
         """Back on the loop: hand each request its rows, and run what waits."""
@@ -485,9 +488,7 @@ cdef class Batcher:
             self.sizes[size].run_ns += took
         if batch.error is None and not batch.bisected:
             self.cost.observe(batch.rows.rows, took)
-            for array in batch.outputs:
-                batch.answer_bytes += array.nbytes
-            batch.answer_bytes /= max(batch.rows.rows, 1)
+            batch.answer_bytes = <double>batch.outputs.nbytes() / max(batch.rows.rows, <Py_ssize_t>1)
         for slot in batch.slots:
             self.counts.rows_run += slot.rows
 

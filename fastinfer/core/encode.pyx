@@ -57,25 +57,24 @@ cdef class Encoder:
             free(self.members[k].classes)
         free(self.members)
 
-    cdef Py_ssize_t write(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+    cdef Py_ssize_t write(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                           Py_ssize_t rows) except -2:
         """Append the answer from rows ``start`` to ``start + rows`` of ``outputs`` (all of it where not batched).
 
-        ``outputs`` are C-contiguous arrays in the order of the signature's outputs. What was appended before an
-        error is the caller's to take back.
+        What was appended before an error is the caller's to take back.
 
         Returns:
             length of the answer's JSON where binary tensors follow it, else -1.
 
         Raises:
             InvalidOutputError: an output that JSON cannot carry.
-            RuntimeFailedError: an array that is not as the signature declares.
+            RuntimeFailedError: an output that has fewer rows, or no value or probability where one is expected.
         """
         if request.kind == KIND_RECORDS:
             return self.write_records(writer, request, outputs, start, rows)
         return self.write_infer(writer, request, outputs, start, rows)
 
-    cdef Py_ssize_t write_infer(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+    cdef Py_ssize_t write_infer(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                 Py_ssize_t rows) except -2:
         cdef size_t begin = writer.size
         cdef View* views = <View*>calloc(request.n_wanted + 1, sizeof(View))
@@ -95,7 +94,7 @@ cdef class Encoder:
                 close_view(&views[k])
             free(views)
 
-    cdef Py_ssize_t write_records(self, Writer* writer, Request request, list outputs, Py_ssize_t start,
+    cdef Py_ssize_t write_records(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                   Py_ssize_t rows) except -2:
         """A prediction a row; one for all where the model is not batched."""
         cdef View* views = <View*>calloc(self.n_members + 1, sizeof(View))
@@ -176,10 +175,10 @@ cdef Piece keep(Encoder self, str text):
 
 
 # ---- outputs and predictions ---------------------------------------------------------------------------------------
-cdef bint open_output(Encoder self, View* view, list outputs, int output, Py_ssize_t start, Py_ssize_t rows,
+cdef bint open_output(Encoder self, View* view, Outputs outputs, int output, Py_ssize_t start, Py_ssize_t rows,
                       bint binary) except False:
     """Look at an answer's part of one output."""
-    open_view(view, outputs[output], &self.signature.output_info[output], self.signature.batched, start, rows)
+    open_view(view, &outputs.results[output], self.signature.batched, start, rows)
     if view.datatype == DT_BYTES:
         prepare_texts(view, self.signature.outputs[output].name, binary)
     elif not binary and (view.datatype == DT_FP16 or view.datatype == DT_BF16):
@@ -188,7 +187,7 @@ cdef bint open_output(Encoder self, View* view, list outputs, int output, Py_ssi
     return True
 
 
-cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, list outputs, Py_ssize_t start,
+cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, Outputs outputs, Py_ssize_t start,
                      Py_ssize_t rows) except False:
     cdef bint ok
     cdef int axis
@@ -211,7 +210,7 @@ cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, li
     return put(writer, b"]}")
 
 
-cdef bint open_member(Encoder self, View* view, const Member* member, list outputs, Py_ssize_t start,
+cdef bint open_member(Encoder self, View* view, const Member* member, Outputs outputs, Py_ssize_t start,
                       Py_ssize_t rows) except False:
     cdef Py_ssize_t output = member.output
     open_output(self, view, outputs, member.output, start, rows, False)
@@ -327,7 +326,7 @@ def encode(Encoder encoder not None, int kind, bytes body not None, list outputs
         raise request.error(&failure)
     rows = len(outputs[0]) - start if rows < 0 and encoder.signature.batched else rows
     try:
-        json_size = encoder.write(&writer, request, outputs, start, rows)
+        json_size = encoder.write(&writer, request, outputs_of(encoder.signature, outputs), start, rows)
         return PyBytes_FromStringAndSize(writer.data, writer.size), json_size
     finally:
         writer_free(&writer)

@@ -145,24 +145,17 @@ cdef class Ticket:
             self.release()
         return json_size
 
-    cdef list joined(self):
+    cdef Outputs joined(self):
         """The whole outputs of a request that was split, or that has no rows."""
         cdef Slot slot
         if self.empty_outputs is not None:
             return self.empty_outputs
-        arrays = []
-        for i in range(self.endpoint.inner.n_outputs):
-            pieces = []
-            for slot in [self.slot, *self.pieces]:
-                pieces.append(slot_outputs(slot)[i][slot.start:slot.start + slot.rows])
-            try:
-                arrays.append(np.ascontiguousarray(np.concatenate(pieces)))
-            except ValueError:
-                name = self.endpoint.inner.outputs[i].name
-                raise InvalidShapeError(f"output {name!r} has another shape in each part of this request, "
-                                        f"which was split at {self.endpoint.batcher.max_batch_size} rows; "
-                                        "send fewer rows") from None
-        return arrays
+        parts = [(slot_outputs(slot), slot.start, slot.rows) for slot in [self.slot, *self.pieces]]
+        try:
+            return joined_outputs(self.endpoint.inner, parts)
+        except ValueError:
+            raise InvalidShapeError("an output has another shape in each part of this request, which was split at "
+                                    f"{self.endpoint.batcher.max_batch_size} rows; send fewer rows") from None
 
     cdef void count_success(self):
         cdef int64_t now = monotonic_ns()
@@ -236,7 +229,7 @@ cdef uint64_t wall_ms(int64_t monotonic) noexcept:
     return <uint64_t>((wall.tv_sec * 1_000_000_000 + wall.tv_nsec - monotonic_ns() + monotonic) // 1_000_000)
 
 
-cdef list slot_outputs(Slot slot):
+cdef Outputs slot_outputs(Slot slot):
     return slot.own_outputs if slot.own_outputs is not None else slot.batch.outputs
 
 
@@ -471,7 +464,7 @@ cdef class Endpoint:
                 raise InvalidShapeError(f"a request of zero rows: the shape {list(tensor.shape)} of output "
                                         f"{tensor.name!r} is only known after a run")
             empty.append(np.empty((0, *tensor.shape[1:]), dtype=DTYPES[DATATYPES.index(tensor.datatype)]))
-        ticket.empty_outputs = empty
+        ticket.empty_outputs = outputs_of(self.inner, empty)
         ticket.queued_ns = monotonic_ns()
         ticket.preprocess_ns = ticket.queued_ns - ticket.started_ns
         self.batcher.call_soon(ticket.finish_empty)

@@ -1,5 +1,4 @@
 # One output's elements as JSON text.
-cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport PyObject
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -26,35 +25,38 @@ cdef struct View:               # the elements of one output that belong to one 
     size_t* ends                # (BYTES) where each element's text ends
 
 
-cdef bint open_view(View* view, cnp.ndarray array, TensorInfo* info, bint batched, Py_ssize_t start,
-                    Py_ssize_t rows) except False:
+cdef bint open_view(View* view, Result* result, bint batched, Py_ssize_t start, Py_ssize_t rows) except False:
     """Look at ``rows`` rows of an output from ``start``, or at all of it where the model is not batched.
 
     Raises:
-        RuntimeFailedError: the array is not of the declared datatype, or has fewer rows.
+        RuntimeFailedError: it has fewer rows.
     """
-    cdef int axis
-    cdef int rank = cnp.PyArray_NDIM(array)
-    if not (cnp.PyArray_EquivTypenums(cnp.PyArray_TYPE(array), NUMPY_TYPES[<int>info.datatype])
-            and cnp.PyArray_IS_C_CONTIGUOUS(array)):
-        raise RuntimeFailedError(f"the model's output '{info.name[:info.name_size].decode()}' is not the "
-                                 f"{DATATYPES[<int>info.datatype]} array that it declares")
-    if batched and (rank == 0 or start < 0 or rows < 0 or cnp.PyArray_DIM(array, 0) - start < rows):
-        raise RuntimeFailedError(f"the model's output '{info.name[:info.name_size].decode()}' has shape "
-                                 f"{list(np.shape(array))}, {start + rows} rows are needed")
+    cdef Py_ssize_t have
     memset(view, 0, sizeof(View))
-    view.datatype = info.datatype
-    view.rank = rank
-    view.shape = <Py_ssize_t*>cnp.PyArray_DIMS(array)
-    view.itemsize = cnp.PyArray_ITEMSIZE(array)
-    view.row = 1
-    for axis in range(1 if batched else 0, rank):
-        view.row *= view.shape[axis]
-    view.count = view.row * rows if batched else view.row
-    view.data = <const char*>cnp.PyArray_DATA(array)
-    if batched:
-        view.data += <size_t>(start * view.row) * view.itemsize
+    view.datatype = result.datatype
+    view.rank = result.rank
+    view.shape = result.shape
+    view.itemsize = result.itemsize
+    view.count = view.row = result.count
+    view.data = result.data
+    if not batched:
+        return True
+    have = result.shape[0] if result.rank else 0
+    if start < 0 or rows < 0 or have - start < rows:
+        raise RuntimeFailedError(f"an output of the model has {have} rows, {start + rows} rows are needed")
+    view.row = result.count // have if have else inner_size(result)
+    view.count = view.row * rows
+    view.data += <size_t>(start * view.row) * view.itemsize
     return True
+
+
+cdef Py_ssize_t inner_size(const Result* result) noexcept nogil:
+    """Elements of a row, where there is no row to count them in."""
+    cdef Py_ssize_t size = 1
+    cdef int axis
+    for axis in range(1, result.rank):
+        size *= result.shape[axis]
+    return size
 
 
 cdef void close_view(View* view) noexcept:

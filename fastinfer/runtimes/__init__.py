@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastinfer._core import Tensor
+from fastinfer._core import Session, Tensor
 from fastinfer.errors import ConfigurationError
 from fastinfer.settings import ModelConfig
 
@@ -27,12 +27,14 @@ class Runtime(Protocol):
         platform: as the protocol's metadata names it.
         inputs, outputs: as the file declares them, -1 where a dimension is variable.
         classes: class names by output, where an output's columns have names in the file.
+        native: what the core runs batches on without coming back to Python, or None.
     """
 
     platform: str
     inputs: list[Tensor]
     outputs: list[Tensor]
     classes: dict[str, tuple[str, ...]]
+    native: Session | None
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch. Safe to call from several threads; raises whatever the engine raises."""

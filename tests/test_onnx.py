@@ -1,0 +1,106 @@
+"""onnxruntime through its C API gives what its Python package gives, and what it does not take goes there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_models
+import pytest
+
+from fastinfer import _core
+from fastinfer.errors import ModelLoadError
+from fastinfer.runtimes import onnx, onnx_binding
+from fastinfer.settings import ModelConfig, OnnxConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Array = np.ndarray[Any, Any]
+
+NUMBERS = [name for name in _core.DATATYPES if name != "BYTES"]
+
+
+def some(datatype: str, shape: tuple[int, ...]) -> Array:
+    values = np.arange(np.prod(shape), dtype=np.float64) - 3
+    if datatype == "BOOL":
+        return (values % 2 == 0).reshape(shape)
+    if datatype == "BF16":
+        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).reshape(shape)
+    return np.abs(values).astype(_core.DTYPES[_core.DATATYPES.index(datatype)]).reshape(shape)
+
+
+@pytest.mark.parametrize("datatype", NUMBERS)
+@pytest.mark.parametrize("shape", [(1, 2), (5, 2), (0, 2)], ids=str)
+def test_every_datatype_goes_in_and_comes_out(tmp_path: Path, datatype: str, shape: tuple[int, ...]) -> None:
+    runtime = onnx.load(onnx_models.identity(tmp_path / "m.onnx", datatype), ModelConfig())
+    assert isinstance(runtime, onnx.OnnxRuntime)
+    assert runtime.outputs == [_core.Tensor("y", datatype, (-1, 2))]
+    x = some(datatype, shape)
+    y = runtime.run({"x": x})["y"]
+    assert (y.dtype, y.shape, y.tobytes()) == (x.dtype, x.shape, x.tobytes())
+
+
+@pytest.mark.parametrize("model", [onnx_models.affine, onnx_models.two_inputs, onnx_models.classifier])
+def test_the_answers_are_those_of_the_python_package(tmp_path: Path, model: Callable[[Path], Path]) -> None:
+    path = model(tmp_path / "m.onnx")
+    native = onnx.load(path, ModelConfig())
+    binding = onnx_binding.load(path, ModelConfig())
+    assert (native.inputs, native.outputs) == (binding.inputs, binding.outputs)
+    for rows in (1, 3, 64):
+        inputs = {each.name: some(each.datatype, (rows, *each.shape[1:])) for each in native.inputs}
+        expected = binding.run(inputs)
+        for name, array in native.run(inputs).items():
+            np.testing.assert_array_equal(array, expected[name])
+
+
+def test_what_is_not_a_tensor_of_numbers_goes_to_the_python_package(tmp_path: Path) -> None:
+    runtime = onnx.load(onnx_models.identity(tmp_path / "m.onnx", "BYTES"), ModelConfig())
+    assert isinstance(runtime, onnx_binding.BindingRuntime)
+    assert runtime.run({"x": np.array([["a", "é"]], dtype=object)})["y"].tolist() == [["a", "é"]]
+
+
+def test_a_build_without_the_shared_object_still_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "shared_object", lambda: None)
+    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig())
+    assert isinstance(runtime, onnx_binding.BindingRuntime)
+
+
+def test_both_name_the_file_and_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"no model")
+    for load in (onnx.load, onnx_binding.load):
+        with pytest.raises(ModelLoadError, match=r"m\.onnx: onnxruntime cannot load it: .*[Pp]rotobuf parsing failed"):
+            load(path, ModelConfig())
+
+
+def test_settings_reach_the_session(tmp_path: Path) -> None:
+    path = onnx_models.affine(tmp_path / "m.onnx")
+    for level in onnx.OPTIMISATIONS:
+        config = ModelConfig(onnx=OnnxConfig(graph_optimization=level, intra_op_threads=2))
+        for load in (onnx.load, onnx_binding.load):
+            y = load(path, config).run({"x": np.ones((1, 4), np.float32)})["y"]
+            np.testing.assert_allclose(y, np.ones((1, 4)) @ onnx_models.WEIGHTS + onnx_models.BIAS, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [np.zeros((1, 4)), np.zeros((2, 4), np.float32).T.copy().T, np.zeros((1,) * 9, np.float32)],
+    ids=["another type", "not contiguous", "too many dimensions"],
+)
+def test_an_array_that_cannot_be_passed_is_refused(tmp_path: Path, x: Array) -> None:
+    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig())
+    with pytest.raises(ValueError, match="input 'x' is not a C-contiguous array of FP32"):
+        runtime.run({"x": x})
+
+
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig())
+    with pytest.raises(RuntimeError, match="invalid dimensions for input"):
+        runtime.run({"x": np.zeros((1, 5), np.float32)})
+
+
+def test_a_library_that_is_not_onnxruntime_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"nowhere\.so"):
+        _core.Session(str(tmp_path / "nowhere.so"), str(onnx_models.affine(tmp_path / "m.onnx")))
