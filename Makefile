@@ -30,8 +30,8 @@ lint: .venv-test/ready
 loadtest: .venv/ready .venv-load/ready .demo/models/credit/1/model.onnx  ## Locust against the demo model, judged by targets.toml
 	.venv-load/bin/python loadtests/verify.py --model-repository .demo/models --server-python .venv/bin/python
 
-bench: .venv/ready  ## fastinfer beside its peers; installs them under .bench
-	.venv/bin/python bench/compare.py
+bench: .venv/ready  ## every target of speed, fastinfer beside its peers; installs them under .bench
+	.venv/bin/python bench/table.py
 
 .venv/ready: $(SOURCES)
 	sh scripts/prerequisites.sh $(PYTHON)

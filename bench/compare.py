@@ -1,6 +1,6 @@
 """fastinfer beside its peers: the same requests, one core, alternating windows, medians.
 
-    python bench/compare.py --python .venv/bin/python
+    python bench/compare.py
     python bench/compare.py --models mlp --peers starlette,constant --concurrency 1,64 --rounds 3
 
 For each model and each peer both servers are started on the first core and driven in turn by wrk from the last one.
@@ -13,47 +13,32 @@ machine; results also go to .bench/results as JSON.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
-import statistics
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import environments
+import harness
 import models
-import numpy as np
 import wrk
-from peers import PEERS, Peer, interpreter, versions
-from process import Cores, Server, ServerError, cpu_seconds, free_port
+from harness import Side
+from peers import PEERS, interpreter
+from process import Cores, ServerError
 
-BENCH = Path(__file__).resolve().parent.parent / ".bench"
-WARM_SECONDS = 1
-IDLE_SHARE = 0.02  # of the core: more than this used by the resting server spoils the window
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One window of one server. Latencies in microseconds; ``resting_cpu`` is the other server's share of the core."""
-
-    rate: float
-    p50_us: float
-    p99_us: float
-    cpu_us: float
-    failed: int
-    resting_cpu: float
+DEFAULT = ("starlette", "fastapi", "mosec", "mosec-batch", "triton", "constant")
 
 
 @dataclass(frozen=True)
 class Row:
     """Medians over the rounds. ``cpu_ratio`` and ``rate_ratio`` are medians of the rounds' own ratios, each above 1
-    where the subject does better; 1 for the subject itself."""
+    where the subject does better; 1 for the subject itself. Latencies in microseconds; ``foreign_cpu`` is the share of
+    the server's core that nobody measured used."""
 
     model: str
     concurrency: int
@@ -63,110 +48,41 @@ class Row:
     p50_us: float
     p99_us: float
     cpu_us: float
+    failed: int
+    foreign_cpu: float
     cpu_ratio: float
     rate_ratio: float
+    p50_ratio: float
+    p99_ratio: float
     rounds: int
 
 
-def post(port: int, model: str, body: str) -> bytes:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{wrk.infer_path(model)}", body.encode(),
-                                     {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return bytes(response.read())
+def pair(model: str, name: str, concurrency: Sequence[int], options: argparse.Namespace, cores: Cores) -> Iterator[Row]:
+    """The subject's and a peer's rows at each concurrency, as they are measured.
+
+    Raises:
+        ServerError: a server did not start, answers wrongly or is gone.
+        InstallError: an environment could not be made.
+    """
+    script = wrk.infer_script(model)
+    with harness.started(options.subject, model, options, cores) as subject, \
+            harness.started(name, model, options, cores) as peer:
+        sides = [Side(options.subject, subject, script), Side(name, peer, script)]
+        for connections in concurrency:
+            found = harness.rounds(sides, connections, options, cores)
+            for own, versus in ((options.subject, name), (name, options.subject)):
+                yield summed(model, connections, own, versus, options.subject, found)
 
 
-def answers(port: int, model: str, body: str) -> bool:
-    try:
-        post(port, model, body)
-    except (OSError, urllib.error.URLError):
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def started(name: str, model: str, options: argparse.Namespace, cores: Cores) -> Iterator[Server]:
-    """A server that answers, and right: its probabilities are onnxruntime's."""
-    peer = PEERS[name]
-    path, port = models.model_path(model), free_port()
-    fill = {"python": interpreter(peer, options.python), "port": port, "model": model, "path": path}
-    server = Server(name, [part.format(**fill) for part in peer.command], port=port, core=cores.server,
-                    log=BENCH / "logs" / f"{name}-{model}.log",
-                    environ={"BENCH_MODEL": str(path), "BENCH_MODEL_NAME": model, **pass_on(peer), **peer.environ})
-    try:
-        rows = wrk.rows()
-        server.wait(lambda port: answers(port, model, wrk.body(rows[0])))
-        if peer.computes:
-            check(server, model, rows)
-        yield server
-    finally:
-        server.stop()
-
-
-def pass_on(peer: Peer) -> dict[str, str]:
-    """PYTHONPATH, for a fastinfer that is run from its source tree; never to a peer's own environment."""
-    return {"PYTHONPATH": os.environ["PYTHONPATH"]} if not peer.environment and "PYTHONPATH" in os.environ else {}
-
-
-def check(server: Server, model: str, rows: Any) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(models.model_path(model)), providers=["CPUExecutionProvider"])
-    for row in rows[:8]:
-        expected = session.run(["probabilities"], {"input": row[None]})[0]
-        document = json.loads(post(server.port, model, wrk.body(row)))
-        given = {output["name"]: output["data"] for output in document["outputs"]}["probabilities"]
-        if not np.allclose(np.ravel(given), expected.ravel(), atol=1e-5):
-            raise ServerError(f"{server.name} answers {given} where onnxruntime has {expected.tolist()}")
-
-
-def measure(server: Server, resting: Server, script: Path, concurrency: int, seconds: float,
-            cores: Cores) -> Measurement:
-    before, rested = cpu_seconds(server.pid), cpu_seconds(resting.pid)
-    window = wrk.drive(server.port, script, connections=concurrency, seconds=seconds, core=cores.client)
-    used, disturbed = cpu_seconds(server.pid) - before, cpu_seconds(resting.pid) - rested
-    if not window.requests:
-        raise ServerError(f"{server.name} answered nothing at {concurrency} connections")
-    return Measurement(window.requests / window.seconds, window.p50_us, window.p99_us, used / window.requests * 1e6,
-                       window.failed, disturbed / window.seconds)
-
-
-def pair(subject: Server, peer: Server, model: str, concurrency: int, options: argparse.Namespace,
-         cores: Cores) -> list[Row]:
-    """All rounds of two servers at one concurrency."""
-    script = wrk.write_script(model)
-    for server in (subject, peer):
-        wrk.drive(server.port, script, connections=concurrency, seconds=WARM_SECONDS, core=cores.client)
-    rounds: list[dict[str, Measurement]] = []
-    for number in range(options.rounds):
-        order = [(subject, peer), (peer, subject)][:: 1 if number % 2 == 0 else -1]
-        rounds.append({server.name: measure(server, resting, script, concurrency, options.seconds, cores)
-                       for server, resting in order})
-    for warning in warnings(rounds, concurrency):
-        print(f"  ! {warning}", file=sys.stderr)
-    return [summed(server.name, other.name, model, concurrency, rounds, subject.name)
-            for server, other in ((subject, peer), (peer, subject))]
-
-
-def warnings(rounds: Sequence[dict[str, Measurement]], concurrency: int) -> Iterator[str]:
-    for name in rounds[0]:
-        failed = sum(measured[name].failed for measured in rounds)
-        if failed:
-            yield f"{name} at {concurrency}: {failed} requests failed; its figures do not count"
-        resting = max(measured[name].resting_cpu for measured in rounds)
-        if resting > IDLE_SHARE:
-            yield f"while {name} was measured at {concurrency}, the resting server used {resting:.1%} of the core"
-
-
-def summed(name: str, other: str, model: str, concurrency: int, rounds: Sequence[dict[str, Measurement]],
-           subject: str) -> Row:
-    own = [measured[name] for measured in rounds]
-    base = [measured[subject] for measured in rounds]
+def summed(model: str, connections: int, name: str, versus: str, subject: str, found: Sequence[harness.Round]) -> Row:
+    middle = harness.median(found, name)
     return Row(
-        model, concurrency, name, other,
-        statistics.median(m.rate for m in own), statistics.median(m.p50_us for m in own),
-        statistics.median(m.p99_us for m in own), statistics.median(m.cpu_us for m in own),
-        statistics.median(m.cpu_us / b.cpu_us for m, b in zip(own, base, strict=True)),
-        statistics.median(b.rate / m.rate for m, b in zip(own, base, strict=True)), len(rounds),
+        model, connections, name, versus, middle["rate"], middle["p50_us"], middle["p99_us"], middle["cpu_us"],
+        int(middle["failed"]), middle["foreign_cpu"],
+        cpu_ratio=harness.ratio(found, name, subject, lambda m: m.cpu_us),
+        rate_ratio=harness.ratio(found, subject, name, lambda m: m.rate),
+        p50_ratio=harness.ratio(found, name, subject, lambda m: m.p50_us),
+        p99_ratio=harness.ratio(found, name, subject, lambda m: m.p99_us), rounds=len(found),
     )
 
 
@@ -188,40 +104,32 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the numbers were measured on."""
+    """What the numbers are measured on, and how busy it is now: load, and the share of time that the host took."""
     cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.machine())
-    return {"cpu": cpu, "cores": str(os.cpu_count()), "kernel": platform.release(),
-            "python": platform.python_version(), "load": " ".join(f"{load:.2f}" for load in os.getloadavg())}
+    return {"cpu": cpu, "cores": str(os.cpu_count()), "kernel": platform.release(), "system": system(),
+            "load": " ".join(f"{load:.2f}" for load in os.getloadavg())}
+
+
+def system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except OSError:
+        return platform.system()
 
 
 SHOWN = ("python", "fastinfer", "starlette", "fastapi", "pydantic", "uvicorn", "httptools", "uvloop", "orjson",
-         "granian", "mosec", "onnxruntime", "numpy")
+         "granian", "mosec", "litserve", "bentoml", "mlserver", "onnxruntime", "numpy")
 
 
-def facts(options: argparse.Namespace) -> dict[str, Any]:
-    """What a reader needs to judge the numbers and to get them again."""
-    servers = {}
-    for name in (options.subject, *options.peers):
-        packages = versions(interpreter(PEERS[name], options.python))
-        servers[name] = {"setting": PEERS[name].note,
-                         "versions": {package: packages[package] for package in SHOWN if package in packages}}
-    return {"command": " ".join(sys.argv), "machine": machine(), "servers": servers}
-
-
-def run(options: argparse.Namespace) -> list[Row]:
-    cores = Cores.choose()
-    models.ensure(options.models)
-    rows = []
-    for model in options.models:
-        for name in options.peers:
-            with started(options.subject, model, options, cores) as subject, \
-                    started(name, model, options, cores) as peer:
-                for concurrency in options.concurrency:
-                    found = pair(subject, peer, model, concurrency, options, cores)
-                    rows += found
-                    print(table(found).split("\n", 1)[1], file=sys.stderr, flush=True)
-    return rows
+def setting(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """How a server was set up, and what of."""
+    peer = PEERS[name]
+    found: dict[str, Any] = {"title": peer.title, "setting": peer.note, "computes": peer.computes}
+    if not peer.programs:
+        packages = environments.versions(interpreter(peer, options.python, options.base_python))
+        found["versions"] = {package: packages[package] for package in SHOWN if package in packages}
+    return found
 
 
 def names(known: Sequence[str]) -> Any:
@@ -237,33 +145,43 @@ def names(known: Sequence[str]) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="interpreter with fastinfer (default: this one)")
+    harness.add_options(parser)
     parser.add_argument("--models", type=names(list(models.BUILDERS)), default=list(models.BUILDERS))
     parser.add_argument("--subject", choices=PEERS, default="fastinfer", help="what the peers are compared with")
-    parser.add_argument("--peers", type=names(list(PEERS)), default=["starlette", "fastapi", "mosec", "constant"])
+    parser.add_argument("--peers", type=names(list(PEERS)), default=list(DEFAULT))
     parser.add_argument("--concurrency", type=lambda text: [int(part) for part in text.split(",")],
                         default=[1, 16, 64, 256])
-    parser.add_argument("--rounds", type=int, default=5, help="windows of each server (default: 5)")
-    parser.add_argument("--seconds", type=int, default=4, help="length of a window (default: 4)")
     return parser
 
 
 def main() -> int:
     options = parser().parse_args()
+    rows, failed = [], False
     try:
-        rows = run(options)
-    except ServerError as error:
+        cores = harness.settle(options)
+        harness.ensure_models(options.models, options)
+    except (ServerError, environments.InstallError) as error:
         print(error, file=sys.stderr)
         return 1
-    found = facts(options)
-    results = BENCH / "results"
+    for model in options.models:
+        for name in options.peers:
+            try:
+                for row in pair(model, name, options.concurrency, options, cores):
+                    rows.append(row)
+                    print(table([row]).split("\n", 1)[1], file=sys.stderr, flush=True)
+            except (ServerError, environments.InstallError) as error:
+                failed = True
+                print(f"  ! {name}, {model}: {error}", file=sys.stderr, flush=True)
+    found = {"command": " ".join(sys.argv), "machine": machine(),
+             "servers": {name: setting(name, options) for name in {row.server for row in rows}}}
+    results = harness.BENCH / "results"
     results.mkdir(parents=True, exist_ok=True)
     path = results / time.strftime("compare-%Y%m%d-%H%M%S.json")
     path.write_text(json.dumps({**found, "rows": [asdict(row) for row in rows]}, indent=1))
     print(json.dumps(found, indent=1))
     print(f"\n{table(rows)}\n\nCPU ratio: CPU time a request over the subject's in the same round. "
           f"Rate ratio: the subject's requests/s over it.\n{path}")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 import time
 
 import models
@@ -42,7 +44,7 @@ def microseconds_a_row(model: onnxruntime.InferenceSession, rows: np.ndarray, ba
 
 def main() -> None:
     rows = wrk.rows()
-    models.ensure(list(models.BUILDERS))
+    models.ensure(models.BUILDERS, sys.executable, os.environ)
     print("model     " + "".join(f"batch {batch:>4}  " for batch in BATCHES) + "(µs a row)")
     with pinned(Cores.choose().server):
         for name in models.BUILDERS:

@@ -3,23 +3,31 @@
     python bench/models.py          # writes .bench/models/<name>/1/model.onnx
 
 Each has the outputs `label` (INT64) and `probabilities` (FP32 [-1, 2]). Seeds are fixed, so a second run makes the same
-files. Needs the `sklearn` extra.
+files. A fourth, ``mixed``, takes 20 raw columns through a feature program, and only fastinfer serves it. Needs the
+`sklearn` extra; the harness runs this file with the interpreter of fastinfer's environment, which has it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from process import ServerError, clean_environment
 
+MIXED = "mixed"
 FEATURES = 32
 HIDDEN = 256
 TREES = 300
 ROWS = 4000
 OPSET = 17
+NUMERIC = tuple(f"amount_{index}" for index in range(12))
+CATEGORIES = {f"kind_{index}": tuple(f"kind {index} level {level}" for level in range(2 + index)) for index in range(8)}
 HERE = Path(__file__).resolve().parent
 MODELS = HERE.parent / ".bench" / "models"
 
@@ -91,6 +99,36 @@ def mlp() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def records(count: int) -> list[dict[str, Any]]:
+    """Rows of 12 numbers, one in ten of them missing, and 8 categories of 2 to 9 levels; the same in every run."""
+    source = np.random.default_rng(3)
+    numbers = source.normal(100, 40, (count, len(NUMERIC))).round(2)
+    missing = source.random(numbers.shape) < 0.1
+    levels = {name: source.integers(0, len(known), count) for name, known in CATEGORIES.items()}
+    return [{**{name: None if missing[row, column] else float(numbers[row, column])
+                for column, name in enumerate(NUMERIC)},
+             **{name: known[levels[name][row]] for name, known in CATEGORIES.items()}} for row in range(count)]
+
+
+def mixed() -> Any:
+    """A fitted pipeline of 20 columns: imputing and scaling, one-hot encoding, a logistic regression."""
+    import pandas
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    frame = pandas.DataFrame(records(ROWS)).astype(dict.fromkeys(NUMERIC, float))
+    score = frame["amount_0"].fillna(100) + 30 * (frame["kind_0"] == "kind 0 level 1")
+    labels = np.where(score > 115, "good", "bad")
+    columns = ColumnTransformer([
+        ("numbers", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), list(NUMERIC)),
+        ("categories", OneHotEncoder(handle_unknown="ignore"), list(CATEGORIES)),
+    ])
+    return make_pipeline(columns, LogisticRegression(max_iter=1000)).fit(frame, labels)
+
+
 BUILDERS: dict[str, Callable[[], bytes]] = {"logistic": logistic, "trees": trees, "mlp": mlp}
 
 
@@ -98,15 +136,35 @@ def model_path(name: str) -> Path:
     return MODELS / name / "1" / "model.onnx"
 
 
-def ensure(names: list[str]) -> Path:
-    """Make the models that are missing; the repository's folder."""
-    for name in names:
-        path = model_path(name)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(BUILDERS[name]())
-    return MODELS
+def ensure(names: Iterable[str], python: str, environ: Mapping[str, str]) -> None:
+    """Have another interpreter make the models that are missing.
+
+    Raises:
+        ServerError: it cannot.
+    """
+    missing = [name for name in names if not model_path(name).exists()]
+    if missing:
+        finished = subprocess.run([python, __file__, *missing], capture_output=True, text=True,
+                                  env=clean_environment(environ))
+        if finished.returncode:
+            raise ServerError(f"the models cannot be made: {finished.stderr.strip().splitlines()[-1]}")
+
+
+def make(name: str) -> Path:
+    """Make a model; its version folder."""
+    version = model_path(name).parent
+    shutil.rmtree(version, ignore_errors=True)
+    version.parent.mkdir(parents=True, exist_ok=True)
+    if name == MIXED:
+        from fastinfer.importing import import_pipeline
+
+        import_pipeline(mixed(), version)
+        return version
+    version.mkdir()
+    (version / "model.onnx").write_bytes(BUILDERS[name]())
+    return version
 
 
 if __name__ == "__main__":
-    print(ensure(list(BUILDERS)))
+    for chosen in sys.argv[1:] or (*BUILDERS, MIXED):
+        print(make(chosen))

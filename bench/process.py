@@ -21,7 +21,7 @@ LEFT_OUT = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONPATH", "VIRTUA
 
 
 class ServerError(Exception):
-    """A server did not start, or is gone; the message holds the end of its log."""
+    """A server cannot be started, or is gone; the message holds the end of its log."""
 
 
 class Cores(NamedTuple):
@@ -35,6 +35,21 @@ class Cores(NamedTuple):
         if len(cores) < 2:
             raise ServerError("two cores are needed: one for the server, one for the client")
         return cls(cores[0], cores[-1])
+
+
+class Launch(NamedTuple):
+    """One start of a server: the model's name and file, the port, and a folder of its own that is empty before."""
+
+    model: str
+    path: Path
+    port: int
+    spare_port: int
+    folder: Path
+    python: str
+
+    def fill(self, text: str) -> str:
+        """Put the fields in place of {port}, {folder}, …"""
+        return text.format(**self._asdict())
 
 
 class Memory(NamedTuple):
@@ -60,6 +75,14 @@ def stat_fields(pid: int | str) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
+def started_at(pid: int) -> str | None:
+    """When a process began, in ticks since boot: with the id, what tells it from a later one. None: there is none."""
+    try:
+        return stat_fields(pid)[19]
+    except OSError:
+        return None
+
+
 def tree(pid: int) -> list[int]:
     """The process and all its living descendants."""
     children: dict[int, list[int]] = {}
@@ -82,6 +105,14 @@ def cpu_seconds(pid: int) -> float:
     return total / TICK
 
 
+def core_busy_seconds(core: int) -> float:
+    """What a core has spent so far on anything but idling, waiting for disks, and what the host took away."""
+    fields = next(line.split()[1:] for line in Path("/proc/stat").read_text().splitlines()
+                  if line.startswith(f"cpu{core} "))
+    user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[:7])
+    return (user + nice + system + irq + softirq) / TICK
+
+
 def memory(pid: int) -> Memory:
     rss = pss = 0
     for member in tree(pid):
@@ -93,10 +124,17 @@ def memory(pid: int) -> Memory:
     return Memory(rss, pss)
 
 
+def free_ports(count: int) -> list[int]:
+    """Different ones: all are bound before any is let go."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [int(sock.getsockname()[1]) for sock in sockets]
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -121,22 +159,23 @@ class Server:
                                             env=clean_environment(environ), start_new_session=True)
         self.pid = self.process.pid
 
-    def wait(self, answers: Callable[[int], bool], *, interval: float = 0.05) -> None:
+    def wait(self, answers: Callable[[int], bool], *, interval: float = 0.05, timeout: float = START_TIMEOUT) -> None:
         """Until ``answers(port)`` holds.
 
         Raises:
             ServerError: the process ended, or nothing answered in time.
         """
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + timeout
         while not answers(self.port):
             if self.process.poll() is not None:
                 raise ServerError(f"{self.name} ended with {self.process.returncode}:\n{log_tail(self._log)}")
             if time.monotonic() > deadline:
-                raise ServerError(f"{self.name} did not answer in {START_TIMEOUT:g} s:\n{log_tail(self._log)}")
+                raise ServerError(f"{self.name} did not answer in {timeout:g} s:\n{log_tail(self._log)}")
             time.sleep(interval)
 
     def stop(self) -> None:
-        """Ask, then kill; nothing of its process group is left."""
+        """Ask, then kill; nothing of its process group is left, nor of its tree where parts of it left the group."""
+        members = {member: started_at(member) for member in tree(self.pid)[1:]}
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -144,3 +183,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
+        for member, moment in members.items():
+            if moment is not None and started_at(member) == moment:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
