@@ -2,6 +2,7 @@
 cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libcpp.atomic cimport atomic
 
 cdef enum:
     MAX_RANK = 8
@@ -494,11 +495,12 @@ cdef class Decoded:
     cdef int64_t started_ns, decoded_ns
 
 cdef class Ticket:
-    cdef Endpoint endpoint
+    cdef readonly Endpoint endpoint
     cdef Request request                # None once the answer was rendered
     cdef Slot slot                      # its rows, or the first piece of them
     cdef list pieces                    # the other slots, where it was split; else None
     cdef Connection connection          # on the fast lane, in place of `done`
+    cdef Route route                    # on the fast lane with an access log
     cdef bytes request_id               # as the client gave it
     cdef tuple answer                   # rendered on a worker thread
     cdef bint closes                    # the connection, after this answer
@@ -590,6 +592,7 @@ cdef struct Chunks:
 cdef class Route:
     cdef Endpoint endpoint
     cdef int kind
+    cdef bytes path, model, version     # as the access log has them
 
 cdef class Lane:
     cdef bytes prefix
@@ -597,6 +600,7 @@ cdef class Lane:
     cdef NameTable paths
     cdef list routes                    # in the order of paths
     cdef bint server_timing             # every answer tells its durations
+    cdef AccessLog access               # None where there is none
     cdef list dirty                     # connections with answers to write
     cdef Writer answer, body            # reused
     cdef bytes date                     # the Date field's line
@@ -607,6 +611,7 @@ cdef class Lane:
 cdef class Connection:
     cdef object protocol, transport, write
     cdef Lane lane
+    cdef bytes client                   # its address, as the access log has it
     cdef object pending                 # deque of fast Tickets whose answers are due, in order
     cdef Route route
     cdef Slab stash                     # received and not used yet
@@ -648,3 +653,44 @@ cdef class Connection:
     cdef int encode_on_thread(self, Ticket ticket) except -1
     cdef int render(self, Ticket ticket, bint close) except -1
     cdef int put_answer(self, Ticket ticket, bint close, const char* body, size_t size, Py_ssize_t json_size) except -1
+
+# ---- access.pyx -----------------------------------------------------------------------------------------------
+cdef enum:
+    ACCESS_FIELDS = 7
+    ACCESS_TEXT = 656
+
+# One answer. The texts lie behind each other, without an end mark.
+cdef struct AccessEntry:
+    int64_t time_ns                     # since the epoch
+    int64_t size, rows, queue_ns, preprocess_ns, run_ns, total_ns   # -1: not known
+    int status
+    int fields
+    uint16_t[ACCESS_FIELDS] sizes
+    char[ACCESS_TEXT] text
+
+cdef class AccessLog:
+    cdef bint text
+    cdef uint64_t capacity              # a power of two
+    cdef AccessEntry* entries
+    cdef atomic[uint64_t] head          # entries begun since the start; written by the loop's thread
+    cdef atomic[uint64_t] tail          # entries used up; written by the writer's
+    cdef atomic[uint64_t] dropped
+    cdef atomic[int] closed
+    # the writer's
+    cdef int64_t second                 # that `stamp` tells
+    cdef char[48] stamp
+    cdef bint given_up
+
+    cdef AccessEntry* begin(self) noexcept
+    cdef void commit(self) noexcept
+    cdef void answered(self, Connection connection, Ticket ticket, size_t size, const char* request_id,
+                       size_t id_size) noexcept
+    cdef bint empty(self) noexcept nogil
+    cdef void write_lines(self, Writer* out, int file) noexcept nogil
+    cdef void write_all(self, int file, const char* data, size_t size) noexcept nogil
+    cdef void append_line(self, Writer* out, AccessEntry* entry) noexcept nogil
+    cdef void append_dropped(self, Writer* out, uint64_t dropped) noexcept nogil
+    cdef void append_opening(self, Writer* out, int64_t time_ns, const char* level, const char* message) noexcept nogil
+    cdef void append_key(self, Writer* out, const char* name) noexcept nogil
+    cdef void append_number(self, Writer* out, const char* name, int64_t number) noexcept nogil
+    cdef void append_duration(self, Writer* out, const char* name, int64_t nanoseconds) noexcept nogil

@@ -31,6 +31,7 @@ class Application(Starlette):
 
     Attributes:
         service: the models and the counters.
+        journal: what is logged of requests.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Application(Starlette):
         self.service = Service(registry, settings, counters)
         self.wait = wait
         router = Router(self.service)
+        self.journal = router.journal
         pages = [
             router.route("/", index),
             router.route("/docs", docs),

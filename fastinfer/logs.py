@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from fastinfer import _core
+
 if TYPE_CHECKING:
     from fastinfer.settings import Settings
+
+FLUSH = 2.0  # seconds that the last access records may take to be written
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,10 +60,39 @@ def _shown(value: Any) -> str:
 def configure(settings: Settings) -> None:
     """Send this package's records, and the server library's warnings, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    text = settings.log_format == "text" or (settings.log_format is None and sys.stderr.isatty())
-    handler.setFormatter(TextFormatter() if text else JsonFormatter())
+    handler.setFormatter(TextFormatter() if is_text(settings) else JsonFormatter())
     for name, level in (("fastinfer", settings.log_level.upper()), ("uvicorn", "WARNING"), ("asyncio", "WARNING")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+
+
+def is_text(settings: Settings) -> bool:
+    return settings.log_format == "text" or (settings.log_format is None and sys.stderr.isatty())
+
+
+class AccessWriter:
+    """The access log of one server process, and the thread that writes it to standard error.
+
+    Attributes:
+        log: what the connections and the routes note answers in.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.log = _core.AccessLog(is_text(settings))
+        self._thread = threading.Thread(
+            target=self.log.run, args=(sys.stderr.fileno(),), name="fastinfer-access", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is left; whoever does not read it does not keep the process."""
+        self.log.close()
+        self._thread.join(FLUSH)
+
+
+def access_writer(settings: Settings) -> AccessWriter | None:
+    """A writer where the settings ask for access records, which are of level info."""
+    wanted = settings.access_log and settings.log_level in ("debug", "info")
+    return AccessWriter(settings) if wanted else None

@@ -72,7 +72,11 @@ class Server:
         self.listeners = listeners
         self.app: Application = Application(Registry(settings), settings, wait=False)
         self.state = ServerState()
-        self.lane = _core.Lane(PREFIX.encode() + b"-f-", settings.max_body_bytes, server_timing=settings.server_timing)
+        self.access = logs.access_writer(settings)
+        access = self.app.journal.access = None if self.access is None else self.access.log
+        self.lane = _core.Lane(
+            PREFIX.encode() + b"-f-", settings.max_body_bytes, server_timing=settings.server_timing, access=access
+        )
         self.stop = asyncio.Event()
         self.config = Config(
             self.app, loop="none", http="httptools", ws="none", lifespan="on", interface="asgi3", log_config=None,
@@ -104,6 +108,8 @@ class Server:
             for task in (ticking, announcing):
                 task.cancel()
             await lifespan.shutdown()
+            if self.access is not None:
+                self.access.close()
 
     async def _listen(self) -> list[asyncio.Server]:
         from fastinfer.protocols.connection import Connection, Limits
@@ -113,7 +119,7 @@ class Server:
         limits = Limits(settings.max_connections or allowed_connections(), settings.head_timeout, settings.idle_timeout)
 
         def connection() -> Connection:
-            return Connection(self.app.service, self.lane, limits, self.config, self.state, loop)
+            return Connection(self.app.service, self.app.journal, self.lane, limits, self.config, self.state, loop)
 
         return [
             await (
@@ -152,7 +158,7 @@ class Server:
         if not service.registry.models() and service.registry.failures:
             raise ConfigurationError(next(iter(service.registry.failures.values())))
         settings = self.settings
-        if settings.fast_lane and not settings.access_log and not settings.compress_responses:
+        if settings.fast_lane and not settings.compress_responses:
             self.lane.open(service.registry.endpoints())
         announce(settings, self.app, self.listeners.url)
 

@@ -68,7 +68,8 @@ class Settings:
     log_format: str | None = option(
         None, TEXT, "Form of a log record.", choices=("text", "json"), unset="text on a terminal, else json")
     access_log: bool = option(
-        False, BOOLEAN, "Log a record for every request.")
+        False, BOOLEAN, "Log a record of level info for every request, written by a thread of its own; where that "
+        "cannot keep up, records are dropped and their number is logged.")
     strict_readiness: bool = option(
         True, BOOLEAN, "Be ready only if every model is; else if any model is.")
     shutdown_timeout: float = option(
@@ -88,7 +89,7 @@ class Settings:
     idle_timeout: float = option(
         75.0, DURATION, "How long a connection without a request is kept.", low=0.1, high=DAY)
     fast_lane: bool = option(
-        True, BOOLEAN, "Answer plain infer requests in the compiled core alone; off, or with access_log or "
+        True, BOOLEAN, "Answer plain infer requests in the compiled core alone; off, or with "
         "compress_responses, all go through Starlette. The answers are the same.")
     server_timing: bool = option(
         False, BOOLEAN, "Tell the durations of the phases (queue, preprocess, run) in a Server-Timing field of every "

@@ -22,6 +22,7 @@ from wire import chunked, message, parse_replies
 
 from fastinfer.protocols import connection as module
 from fastinfer.protocols.connection import Connection
+from fastinfer.protocols.journal import Journal
 
 MIB = 1 << 20
 GOOD = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}).encode()
@@ -332,9 +333,10 @@ def test_an_error_that_nobody_foresaw_shows_nothing_of_itself() -> None:
     counts: list[tuple[Any, ...]] = []
     connection: Any = Connection.__new__(Connection)
     connection.service = SimpleNamespace(counters=SimpleNamespace(count=lambda *args: counts.append(args)))
+    connection.journal = Journal(access_log=False)
     connection.server_state = SimpleNamespace(default_headers=[(b"date", b"now")])
-    endpoint: Any = SimpleNamespace(name="m", version="1")
-    data = connection.failure(ValueError("secret"), b"id", True, endpoint)
+    ticket: Any = SimpleNamespace(endpoint=SimpleNamespace(name="m", version="1"))
+    data = connection.failure(ValueError("secret"), b"id", True, ticket)
     (reply,), rest = parse_replies(data)
     assert (reply.status, reply.field(b"connection"), reply.field(b"x-request-id")) == (500, b"close", b"id")
     assert rest == b""

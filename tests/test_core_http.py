@@ -47,6 +47,7 @@ class Server:
         self,
         run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = np.copy,
         signature: _core.Signature = WIDE,
+        **options: Any,
     ) -> None:
         self.loop = Loop()
         self.sizes: list[int] = []  # of the batches
@@ -62,7 +63,7 @@ class Server:
         for rows in (1, 64):
             batcher.seed(rows, 1000)
         self.endpoint = _core.Endpoint("m", "1", signature, batcher)
-        self.lane = _core.Lane(b"made-", 64 << 20)
+        self.lane = _core.Lane(b"made-", 64 << 20, **options)
         self.lane.tick(b"date: now\r\n")
         self.lane.open([(self.endpoint, True)])
 
@@ -101,14 +102,14 @@ class Peer:
         self.events.append(f"refused {error.status}")
         self.wire.lost()
 
-    def failure(self, error: Exception, request_id: bytes, close: bool, endpoint: _core.Endpoint) -> bytes:
+    def failure(self, error: Exception, request_id: bytes, close: bool, ticket: _core.Ticket) -> bytes:
         self.events.append(f"failed {type(error).__name__}")
         return b"HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n"
 
     def encode_elsewhere(self, ticket: _core.Ticket) -> None:
         self.large.append(ticket)
 
-    def left(self, endpoint: _core.Endpoint) -> None:
+    def left(self, ticket: _core.Ticket, request_id: bytes) -> None:
         self.events.append("left")
 
     def hold(self, held: bool) -> None:

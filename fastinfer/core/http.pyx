@@ -48,9 +48,12 @@ FAULTS = {
 cdef class Route:
     """What a path of the fast lane leads to."""
 
-    def __cinit__(self, Endpoint endpoint, int kind):
+    def __cinit__(self, Endpoint endpoint, int kind, str path):
         self.endpoint = endpoint
         self.kind = kind
+        self.path = path.encode()
+        self.model = endpoint.name.encode()
+        self.version = endpoint.version.encode()
 
 
 @cython.final
@@ -61,12 +64,15 @@ cdef class Lane:
         prefix: of the request ids made here.
         max_body: bytes; a larger body is the standard lane's business, as is one over 256 KiB.
         server_timing: whether every answer has a Server-Timing field, asked for or not.
+        access: where every answer is noted, or None.
     """
 
-    def __init__(self, bytes prefix not None, int64_t max_body, *, bint server_timing=False):
+    def __init__(self, bytes prefix not None, int64_t max_body, *, bint server_timing=False,
+                 AccessLog access=None):
         self.prefix = prefix
         self.max_body = min(max_body, <int64_t>MAX_FAST_BODY)
         self.server_timing = server_timing
+        self.access = access
         self.paths = NameTable([])
         self.routes = []
         self.dirty = []
@@ -83,8 +89,9 @@ cdef class Lane:
         routes = []
         for endpoint, default in endpoints:
             for path in [f"{endpoint.name}/versions/{endpoint.version}"] + ([endpoint.name] if default else []):
-                paths += [f"/v2/models/{path}/infer", f"/v1/models/{path}:predict"]
-                routes += [Route(endpoint, KIND_INFER), Route(endpoint, KIND_RECORDS)]
+                infer, predict = f"/v2/models/{path}/infer", f"/v1/models/{path}:predict"
+                paths += [infer, predict]
+                routes += [Route(endpoint, KIND_INFER, infer), Route(endpoint, KIND_RECORDS, predict)]
             endpoint.batcher.lane = self
         self.paths = NameTable(paths)
         self.routes = routes
@@ -126,9 +133,9 @@ cdef class Connection:
     Args:
         protocol: who owns the transport and the standard lane. Called back: ``feed(bytes, is_head)`` with a message's
             head and then its body, ``refuse(error)`` with a fault that ends the connection, ``failure(error,
-            request_id, close, endpoint)`` for the bytes of an error's answer, ``encode_elsewhere(ticket)`` for a
-            large one, ``hold(bool)`` to stop and go on reading, ``left(endpoint)`` when a client did not wait.
-            Any of them may end in ``lost()``, after which the received bytes are not there any more.
+            request_id, close, ticket)`` for the bytes of an error's answer, ``encode_elsewhere(ticket)`` for a
+            large one, ``hold(bool)`` to stop and go on reading, ``left(ticket, request_id)`` when a client did not
+            wait. Any of them may end in ``lost()``, after which the received bytes are not there any more.
         lane: what the server's connections share.
     """
 
@@ -140,8 +147,9 @@ cdef class Connection:
     def __dealloc__(self):
         slab_free(&self.stash)
 
-    def attach(self, transport):
-        """The connection is made."""
+    def attach(self, transport, bytes client not None=b""):
+        """The connection is made. ``client``: its address, for the access log."""
+        self.client = client
         self.transport = transport
         self.write = transport.write
         self.quiet_since = monotonic_ns()
@@ -152,7 +160,7 @@ cdef class Connection:
         self.gone = True
         for ticket in self.pending:
             if not ticket.finished:
-                self.protocol.left(ticket.endpoint)
+                self.protocol.left(ticket, ticket.request_id or self.lane.next_id())
             elif not ticket.elsewhere:
                 ticket.release()
             ticket.cancel()
@@ -430,6 +438,8 @@ cdef class Connection:
         ticket.connection = self
         ticket.closes = head.close
         ticket.timed = head.timing or self.lane.server_timing
+        if self.lane.access is not None:
+            ticket.route = self.route
         if head.request_id_size:
             ticket.request_id = head.request_id[:head.request_id_size]
         if head.close:
@@ -525,7 +535,7 @@ cdef class Connection:
                                        ticket.answer[1])
             json_size = ticket.encode_into(&lane.body)
         except Exception as error:
-            whole = self.protocol.failure(error, ticket.request_id or lane.next_id(), close, ticket.endpoint)
+            whole = self.protocol.failure(error, ticket.request_id or lane.next_id(), close, ticket)
             if not writer_put(&lane.answer, PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole)):
                 raise MemoryError
             return 0
@@ -534,18 +544,21 @@ cdef class Connection:
     cdef int put_answer(self, Ticket ticket, bint close, const char* body, size_t size, Py_ssize_t json_size) except -1:
         cdef Lane lane = self.lane
         cdef Writer* out = &lane.answer
+        cdef size_t id_start, id_end
         if not writer_reserve(out, HEAD_ROOM + size):
             raise MemoryError
         append_text(out, b"HTTP/1.1 200 OK\r\n")
         append_text(out, lane.date)
         append_text(out, JSON_TYPE if json_size < 0 else BINARY_TYPE)
         append_text(out, b"x-request-id: ")
+        id_start = out.size
         if ticket.request_id is not None:
             append_text(out, ticket.request_id)
         else:
             lane.sequence += 1
             append_text(out, lane.prefix)
             append_hex(out, lane.sequence)
+        id_end = out.size
         if json_size >= 0:
             append_text(out, b"\r\ninference-header-content-length: ")
             append_decimal(out, json_size)
@@ -557,6 +570,8 @@ cdef class Connection:
         append_text(out, b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n")
         memcpy(out.data + out.size, body, size)
         out.size += size
+        if lane.access is not None:
+            lane.access.answered(self, ticket, size, out.data + id_start, id_end - id_start)
         return 0
 
 

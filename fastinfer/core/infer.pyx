@@ -34,6 +34,11 @@ cdef class Ticket:
     """
 
     @property
+    def path(self):
+        """That it was sent to, where the fast lane keeps an access log, else empty."""
+        return self.route.path if self.route is not None else b""
+
+    @property
     def large(self):
         """Whether rendering the answer is better done on a worker thread."""
         return self.is_large()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from fastinfer import _core
 from fastinfer.errors import FastinferError, MalformedHeadError, UnavailableError
 from fastinfer.protocols.exchange import CLIENT_GONE, JSON, dump, error_answer
+from fastinfer.protocols.journal import address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from fastinfer.protocols.journal import Journal
     from fastinfer.service import Service
 
 BODY_GRACE = 10.0  # seconds before a body's rate is looked at
@@ -32,7 +35,6 @@ BODY_RATE = 1024  # bytes a second
 WRITE_STALL = 30.0  # seconds in which a client reads nothing of its answer
 LINGER = 2.0  # seconds in which a client may read why it was refused
 
-request_logger = logging.getLogger("fastinfer.request")
 logger = logging.getLogger("fastinfer.request")
 
 
@@ -80,6 +82,7 @@ class Connection(HttpToolsProtocol):
     def __init__(
         self,
         service: Service,
+        journal: Journal,
         lane: _core.Lane,
         limits: Limits,
         config: Config,
@@ -88,6 +91,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config=config, server_state=server_state, app_state={}, _loop=loop)
         self.service = service
+        self.journal = journal
         self.limits = limits
         self.leaving = False  # the server is: the answer under way is the last
         self.unsent = 0  # bytes of answers that the client had not taken at the last sweep
@@ -100,7 +104,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)
-        self.wire.attach(transport)
+        self.wire.attach(transport, self._address())
         self.service.counters.connections += 1
         if len(self.connections) > self.limits.connections:
             self.connections.discard(self)  # it takes nobody's place while it is told
@@ -145,21 +149,26 @@ class Connection(HttpToolsProtocol):
         # What it goes on sending is read and dropped: closing with unread bytes would reset the connection.
         self.flow.hold(False)  # type: ignore[attr-defined]  # ours, set in connection_made
         self.flow.resume_reading()
-        self.transport.write(refusal(error, self.server_state.default_headers))
+        told = refusal(error, self.server_state.default_headers)
+        if self.journal.access is not None:
+            size = len(told) - told.index(b"\r\n\r\n") - 4
+            self.journal.access.record(error.status, size, client=self._address(), code=error.code.encode())
+        self.transport.write(told)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
-    def failure(self, error: Exception, request_id: bytes, close: bool, endpoint: _core.Endpoint) -> bytes:
+    def failure(self, error: Exception, request_id: bytes, close: bool, ticket: _core.Ticket) -> bytes:
         """The bytes of a fast request's error, as the standard lane would have sent them; it is counted here."""
         if not isinstance(error, FastinferError):
             logger.error("request %s failed", request_id.decode(), exc_info=error)
             error = FastinferError("internal error; the server's log has it by X-Request-ID")
-        elif error.status >= 500 and error.status != 503:
-            fields = {"request_id": request_id.decode(), "model": endpoint.name, "version": endpoint.version}
-            request_logger.error(str(error), extra={"fields": {**fields, "status": error.status, "code": error.code}})
-        self.service.counters.count(endpoint.name, endpoint.version, error.status, "fast")
+        elif self.journal.is_written(error):
+            endpoint = ticket.endpoint
+            asked = {"model": endpoint.name, "version": endpoint.version, "rows": ticket.rows}
+            self.journal.write(error, {"request_id": request_id.decode(), **asked, "status": error.status})
         body, headers = error_answer(error)
+        self._close(ticket, request_id, error.status, len(body), error.code)
         head = [
             *self.server_state.default_headers,
             (b"content-type", JSON),
@@ -183,9 +192,23 @@ class Connection(HttpToolsProtocol):
         else:
             self.wire.rendered(ticket, rendered, None)
 
-    def left(self, endpoint: _core.Endpoint) -> None:
+    def left(self, ticket: _core.Ticket, request_id: bytes) -> None:
         """The client did not wait for a fast answer."""
-        self.service.counters.count(endpoint.name, endpoint.version, CLIENT_GONE, "fast")
+        self._close(ticket, request_id, CLIENT_GONE, 0, "")
+
+    def _close(self, ticket: _core.Ticket, request_id: bytes, status: int, size: int, code: str) -> None:
+        """Count a fast request that has no good answer, and note it in the access log."""
+        endpoint = ticket.endpoint
+        self.service.counters.count(endpoint.name, endpoint.version, status, "fast")
+        if self.journal.access is not None:
+            self.journal.access.record(
+                status, size, request_id=request_id, client=self._address(), method=b"POST", path=ticket.path,
+                model=endpoint.name.encode(), version=endpoint.version.encode(), code=code.encode(), ticket=ticket,
+                total_ns=time.monotonic_ns() - ticket.started_ns,
+            )  # fmt: skip
+
+    def _address(self) -> bytes:
+        return b"" if self.journal.access is None else address(self.client).encode()
 
     def hold(self, held: bool) -> None:
         """Stop, and go on, reading."""

@@ -51,6 +51,7 @@ class Exchange:
         headers: the request's, by lower-case name; the last where one is repeated.
         request_id: the client's X-Request-ID where it is short and harmless, else one made here.
         status: of the answer; 499 when the client left first.
+        size: bytes of its body, as sent.
         infer: whether it is a request to a model, which is counted.
         model, version, rows: what it asked for, as far as that is known.
         ticket: its way through the core, once it is submitted.
@@ -59,7 +60,7 @@ class Exchange:
 
     __slots__ = (
         "_complete", "_held", "error", "headers", "infer", "model", "path", "receive", "request_id", "rows", "scope",
-        "send", "service", "started_ns", "status", "ticket", "version",
+        "send", "service", "size", "started_ns", "status", "ticket", "version",
     )  # fmt: skip
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +73,7 @@ class Exchange:
         self.path: dict[str, str] = scope.get("path_params", {})
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given if REQUEST_ID.fullmatch(given) else b"%s-%x" % (PREFIX.encode(), next(sequence))
-        self.status = 0
+        self.status = self.size = 0
         self.infer = False
         self.error: FastinferError | None = None
         self.model = self.version = ""
@@ -154,6 +155,7 @@ class Exchange:
         if self.service.settings.compress_responses and len(body) >= MIN_SIZE:
             body = await self._compressed(body, fields)
         fields.append((b"content-length", b"%d" % len(body)))
+        self.size = 0 if self.scope["method"] == "HEAD" else len(body)
         unread = not self._complete and self._unread()
         if unread and self.scope["http_version"].startswith("1"):
             fields.append((b"connection", b"close"))

@@ -7,20 +7,28 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastinfer._core import AccessLog
+    from fastinfer.errors import FastinferError
     from fastinfer.protocols.exchange import Exchange
 
 PER_SECOND = 10  # records of one kind of refusal; an overload must not become a flood of its own log
 logger = logging.getLogger("fastinfer.request")
+access_logger = logging.getLogger("fastinfer.access")
 
 
 class Journal:
-    """Writes one record a request where `access_log` is on, else one an error.
+    """Writes a record for every error, and one for every request where `access_log` is on.
 
     The server's own errors are always written, a client's and refusals up to ten a second of each kind.
+
+    Attributes:
+        access: where the server keeps its access log, off the way of requests; without one (in somebody else's
+            application) access records go to `logging`.
     """
 
     def __init__(self, *, access_log: bool) -> None:
         self.access_log = access_log
+        self.access: AccessLog | None = None
         self._second = 0
         self._written: dict[str, int] = {}
 
@@ -28,14 +36,21 @@ class Journal:
         """The exchange is over: count it, and write what there is to write."""
         if exchange.infer:
             exchange.service.counters.count(exchange.model, exchange.version, exchange.status)
-        error = exchange.error
-        if error is None:
-            if self.access_log:
-                logger.info("answered", extra={"fields": _fields(exchange)})
-        elif error.status >= 500 and error.status != 503:
-            logger.error(str(error), extra={"fields": _fields(exchange) | {"code": error.code}})
-        elif self.access_log or self._may_write(error.code):
-            logger.warning(str(error), extra={"fields": _fields(exchange) | {"code": error.code}})
+        if exchange.error is not None and self.is_written(exchange.error):
+            self.write(exchange.error, _fields(exchange))
+        if self.access is not None:
+            self._note(self.access, exchange)
+        elif self.access_log:
+            access_logger.info("answered", extra={"fields": _access_fields(exchange)})
+
+    def is_written(self, error: FastinferError) -> bool:
+        """Whether an error that a client was told gets a record; asked once for each."""
+        return (error.status >= 500 and error.status != 503) or self._may_write(error.code)
+
+    def write(self, error: FastinferError, fields: dict[str, Any]) -> None:
+        """Write an error's record."""
+        level = logging.ERROR if error.status >= 500 and error.status != 503 else logging.WARNING
+        logger.log(level, str(error), extra={"fields": fields | {"code": error.code}})
 
     def _may_write(self, kind: str) -> bool:
         second = int(time.monotonic())
@@ -51,6 +66,52 @@ class Journal:
             if count > PER_SECOND:
                 logger.warning("%d more errors of the kind %s were not logged", count - PER_SECOND, kind)
 
+    def _note(self, access: AccessLog, exchange: Exchange) -> None:
+        access.record(
+            exchange.status,
+            exchange.size,
+            request_id=exchange.request_id,
+            client=address(exchange.scope.get("client")).encode(),
+            method=exchange.scope["method"].encode(),
+            path=_path(exchange),
+            model=exchange.model.encode(),
+            version=exchange.version.encode(),
+            code=exchange.error.code.encode() if exchange.error is not None else b"",
+            ticket=exchange.ticket,
+            total_ns=time.monotonic_ns() - exchange.started_ns,
+        )
+
+
+def address(client: tuple[str, int] | None) -> str:
+    """A client as host:port; empty on a Unix socket."""
+    if client is None:
+        return ""
+    host, port = client
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _path(exchange: Exchange) -> bytes:
+    """As the client wrote it, without its query; not every ASGI server tells."""
+    raw: bytes = exchange.scope.get("raw_path") or exchange.scope["path"].encode("utf-8", "backslashreplace")
+    return raw.partition(b"?")[0]
+
+
+def _access_fields(exchange: Exchange) -> dict[str, Any]:
+    """What the compiled access log writes, as fields of a record."""
+    fields: dict[str, Any] = {
+        "request_id": exchange.request_id.decode(),
+        "client": address(exchange.scope.get("client")),
+        "method": exchange.scope["method"],
+        "path": _path(exchange).decode("latin-1"),
+        "model": exchange.model,
+        "version": exchange.version,
+        "code": exchange.error.code if exchange.error is not None else "",
+    }
+    fields = {name: text for name, text in fields.items() if text}
+    if exchange.ticket is not None:
+        fields["rows"] = exchange.ticket.rows
+    return fields | {"status": exchange.status, "bytes": exchange.size} | _durations(exchange)
+
 
 def _fields(exchange: Exchange) -> dict[str, Any]:
     """Who asked for what, the status, and the milliseconds of each phase."""
@@ -59,12 +120,16 @@ def _fields(exchange: Exchange) -> dict[str, Any]:
         fields |= {"model": exchange.model, "version": exchange.version, "rows": exchange.rows}
     else:
         fields |= {"method": exchange.scope["method"], "path": exchange.scope["path"]}
-    fields["status"] = exchange.status
+    return fields | {"status": exchange.status} | _durations(exchange)
+
+
+def _durations(exchange: Exchange) -> dict[str, float]:
     ticket = exchange.ticket
-    if ticket is not None:
-        fields |= {
-            "queue_ms": round(ticket.queue_ns / 1e6, 3),
-            "preprocess_ms": round(ticket.preprocess_ns / 1e6, 3),
-            "run_ms": round(ticket.run_ns / 1e6, 3),
-        }
-    return fields | {"total_ms": round((time.monotonic_ns() - exchange.started_ns) / 1e6, 3)}
+    fields = {"total_ms": round((time.monotonic_ns() - exchange.started_ns) / 1e6, 3)}
+    if ticket is None:
+        return fields
+    return {
+        "queue_ms": round(ticket.queue_ns / 1e6, 3),
+        "preprocess_ms": round(ticket.preprocess_ns / 1e6, 3),
+        "run_ms": round(ticket.run_ns / 1e6, 3),
+    } | fields
