@@ -472,7 +472,8 @@ def test_a_large_answer_that_fails_elsewhere_is_told() -> None:
     server = Server()
     peer = Peer(server)
     peer.send(LARGE + FAST)
-    server.loop.turn()
+    while server.loop.due:  # a large batch may leave the next one to another turn
+        server.loop.turn()
     peer.wire.rendered(peer.large[0], None, RuntimeFailedError("no"))
     assert peer.statuses() == [500, 200]
     assert peer.events == ["failed RuntimeFailedError"]
