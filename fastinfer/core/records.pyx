@@ -215,6 +215,7 @@ cdef bint fill_records(Request self, Rows target, Py_ssize_t start, Failure* fai
     cdef int i
     for i in range(self.signature.n_inputs + self.signature.n_ignored):
         self.stamps[i] = 0
+    for i in range(self.signature.n_inputs):
         texts |= self.signature.input_info[i].datatype == DT_BYTES
     if texts and not target.arena_reserve(<size_t>(self.payload_end - self.payload)):
         return fail(failure, NO_MEMORY, 0, -1, -1, -1)
