@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy
-from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 # C++17, and never -ffast-math or contracted multiply-adds: preprocessing promises scikit-learn's exact arithmetic.
@@ -58,19 +57,21 @@ core = Extension(
     depends=["fastinfer/_core.pxd", *parts],
 )
 setup(
-    ext_modules=cythonize(
-        [core],
-        force=True,  # a part's change, or another build kind, must never meet a stale _core.cpp
-        compiler_directives={
-            "language_level": 3,
-            "boundscheck": checked,
-            "wraparound": False,
-            "initializedcheck": checked,
-            "cdivision": True,
-            "embedsignature": False,
-            "binding": True,
-            "legacy_implicit_noexcept": False,
-            "auto_pickle": False,
-        },
-    ),
+    ext_modules=[core],
+    options={
+        "build_ext": {  # Cython's, through setuptools: only a command that compiles translates
+            "force": True,  # a part's change, or another build kind, must never meet a stale _core.cpp
+            "cython_directives": {
+                "language_level": 3,
+                "boundscheck": checked,
+                "wraparound": False,
+                "initializedcheck": checked,
+                "cdivision": True,
+                "embedsignature": False,
+                "binding": True,
+                "legacy_implicit_noexcept": False,
+                "auto_pickle": False,
+            },
+        }
+    },
 )
