@@ -670,6 +670,8 @@ cdef struct AccessEntry:
 
 cdef class AccessLog:
     cdef bint text
+    cdef bytes origin
+    cdef const char* origin_text        # its bytes
     cdef uint64_t capacity              # a power of two
     cdef AccessEntry* entries
     cdef atomic[uint64_t] head          # entries begun since the start; written by the loop's thread

@@ -242,7 +242,7 @@ class Connection:
 
 @final
 class AccessLog:
-    def __init__(self, text: bool, capacity: int = 8192) -> None: ...
+    def __init__(self, text: bool, capacity: int = 8192, origin: bytes = b"") -> None: ...
     def record(
         self,
         status: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -18,7 +19,11 @@ FLUSH = 2.0  # seconds that the last access records may take to be written
 
 
 class JsonFormatter(logging.Formatter):
-    """{"time", "level", "logger", "message", ...fields of the record}."""
+    """{"time", "level", "logger", "message", "worker", "pid", ...fields of the record}; the two under --workers."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self.origin = {} if worker is None else {"worker": worker, "pid": os.getpid()}
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -27,6 +32,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self.origin,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -35,12 +41,12 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """12:30:05.123 WARNING message key=value ..."""
+    """12:30:05.123 WARNING message key=value ...; under --workers [worker:pid] before the message."""
 
     default_msec_format = "%s.%03d"
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__(f"%(asctime)s %(levelname)-7s {origin(worker, text=True)}%(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         text = super().formatMessage(record)
@@ -57,10 +63,13 @@ def _shown(value: Any) -> str:
     return text if text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 
 
-def configure(settings: Settings) -> None:
-    """Send this package's records, and the server library's warnings, to standard error."""
+def configure(settings: Settings, worker: int | None = None) -> None:
+    """Send this package's records, and the server library's warnings, to standard error.
+
+    `worker`: which of several this process is, told in every record.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TextFormatter() if is_text(settings) else JsonFormatter())
+    handler.setFormatter(TextFormatter(worker) if is_text(settings) else JsonFormatter(worker))
     for name, level in (("fastinfer", settings.log_level.upper()), ("uvicorn", "WARNING"), ("asyncio", "WARNING")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
@@ -72,6 +81,13 @@ def is_text(settings: Settings) -> bool:
     return settings.log_format == "text" or (settings.log_format is None and sys.stderr.isatty())
 
 
+def origin(worker: int | None, *, text: bool) -> str:
+    """What tells one of several workers in a record: before its message as text, after it as JSON's members."""
+    if worker is None:
+        return ""
+    return f"[{worker}:{os.getpid()}] " if text else f', "worker": {worker}, "pid": {os.getpid()}'
+
+
 class AccessWriter:
     """The access log of one server process, and the thread that writes it to standard error.
 
@@ -79,8 +95,9 @@ class AccessWriter:
         log: what the connections and the routes note answers in.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.log = _core.AccessLog(is_text(settings))
+    def __init__(self, settings: Settings, worker: int | None = None) -> None:
+        text = is_text(settings)
+        self.log = _core.AccessLog(text, origin=origin(worker, text=text).encode())
         self._thread = threading.Thread(
             target=self.log.run, args=(sys.stderr.fileno(),), name="fastinfer-access", daemon=True
         )
@@ -92,7 +109,7 @@ class AccessWriter:
         self._thread.join(FLUSH)
 
 
-def access_writer(settings: Settings) -> AccessWriter | None:
+def access_writer(settings: Settings, worker: int | None = None) -> AccessWriter | None:
     """A writer where the settings ask for access records, which are of level info."""
     wanted = settings.access_log and settings.log_level in ("debug", "info")
-    return AccessWriter(settings) if wanted else None
+    return AccessWriter(settings, worker) if wanted else None

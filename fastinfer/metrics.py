@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastinfer._core import BOUNDS, Scoreboard
@@ -153,6 +154,27 @@ class Snapshot:
         return [self.board.gauge(worker, name) for worker in range(self.board.workers)]
 
 
+class Processes:
+    """A collector of what the system knows of each worker's process, as prometheus_client tells it of one."""
+
+    def __init__(self, board: Scoreboard) -> None:
+        self.board = board
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client import Metric, ProcessCollector
+
+        families: dict[str, Metric] = {}
+        for worker in range(self.board.workers):
+            pid = self.board.gauge(worker, "pid")
+            if not pid:
+                continue  # between a death and its replacement
+            for family in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    merged.add_sample(sample.name, {**sample.labels, "worker": str(worker)}, sample.value)
+        yield from families.values()
+
+
 def exposition(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
     """The text for a scraper, and its content type, by the scraper's Accept header."""
     from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -160,7 +182,10 @@ def exposition(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(snapshot)
-    ProcessCollector(registry=registry)
+    if snapshot.board.workers > 1:
+        registry.register(Processes(snapshot.board))
+    else:
+        ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type

@@ -80,10 +80,11 @@ class Model:
             ConfigurationError: the engine is unknown or not installed.
         """
         config = config or ModelConfig()
-        runtime = runtimes.load(config.runtime or kind, file, config)
+        settings = settings or Settings()
+        runtime = runtimes.load(config.runtime or kind, file, config, settings.workers)
         program = None if features is None else load_program(features)
         try:
-            return cls(name, version, runtime, program, config, settings or Settings())
+            return cls(name, version, runtime, program, config, settings)
         except ModelLoadError as error:
             raise ModelLoadError(str(error) if str(file.parent) in str(error) else f"{file}: {error}") from None
 

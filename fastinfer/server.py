@@ -11,17 +11,22 @@ import signal
 import sys
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastinfer import __version__, _core, logs, sockets
 from fastinfer.errors import ConfigurationError
-from fastinfer.protocols.exchange import PREFIX
+from fastinfer.protocols import exchange
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
     from fastinfer.app import Application
+    from fastinfer.metrics import Counters
     from fastinfer.protocols.connection import Connection
     from fastinfer.settings import Settings
-    from fastinfer.sockets import Listeners
+
+    Description = dict[str, Any]  # of what is served; JSON can carry it
 
 logger = logging.getLogger("fastinfer.server")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -30,7 +35,7 @@ POLL = 0.01  # seconds between looks at the connections that a drain waits for
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT.
+    """Serve in this process until SIGTERM or SIGINT.
 
     Returns:
         0 after a drain in which every admitted request was answered, 1 when `shutdown_timeout` cut some off.
@@ -38,30 +43,58 @@ def run(settings: Settings) -> int:
     Raises:
         ConfigurationError: the address is taken, or no model under the path can be served.
     """
-    import uvloop
-
     logs.configure(settings)
     listeners = sockets.bind(settings)
-    loop = uvloop.new_event_loop()
-    asyncio.set_event_loop(loop)
+
+    def tell(description: Description) -> None:
+        announce(description, settings, listeners.url)
+
     try:
-        server = Server(settings, listeners)
-        clean = loop.run_until_complete(server.serve())
+        server = Server(settings, listeners.sockets[0], listeners.url, tell)
+        clean = server.run()
     finally:
         listeners.release()
     if not clean or not server.app.service.idle:
-        # A thread still loads or runs a model: the interpreter would wait for it, or pull the ground from under it.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0 if clean else 1)
-    loop.close()
+        leave(0 if clean else 1)
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process although a thread may still load or run a model.
+
+    The interpreter's own end would wait for it, or pull the ground from under it.
+    """
+    logging.shutdown()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 class Server:
     """One worker: uvicorn's protocol and lifespan under signals, time-outs and a drain of our own."""
 
-    def __init__(self, settings: Settings, listeners: Listeners) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: list[socket.socket],
+        url: str,
+        announce: Callable[[Description], None],
+        *,
+        counters: Counters | None = None,
+        supervised: bool = False,
+        patience: float = 0.0,
+    ) -> None:
+        """Nothing happens yet.
+
+        Args:
+            listeners: bound and listening; they are the caller's to close.
+            url: where a client on this machine asks.
+            announce: told once what is served.
+            counters: of this worker; by default its own alone.
+            supervised: whether a second signal goes on with the drain: it is the supervisor that ends a worker at
+                once, while a worker may be sent the same signal by a service manager and by its supervisor.
+            patience: seconds in which clients wait for the models unanswered, before they are told that they load.
+        """
         from uvicorn.config import Config
         from uvicorn.server import ServerState
 
@@ -70,18 +103,33 @@ class Server:
 
         self.settings = settings
         self.listeners = listeners
-        self.app: Application = Application(Registry(settings), settings, wait=False)
+        self.url = url
+        self.announce = announce
+        self.supervised = supervised
+        self.patience = patience
+        self.app: Application = Application(Registry(settings), settings, wait=False, counters=counters)
         self.state = ServerState()
-        self.access = logs.access_writer(settings)
+        self.access = logs.access_writer(settings, worker)
         access = self.app.journal.access = None if self.access is None else self.access.log
         self.lane = _core.Lane(
-            PREFIX.encode() + b"-f-", settings.max_body_bytes, server_timing=settings.server_timing, access=access
+            exchange.prefix.encode() + b"-f-", settings.max_body_bytes, server_timing=settings.server_timing, access=access
         )
         self.stop = asyncio.Event()
         self.config = Config(
             self.app, loop="none", http="httptools", ws="none", lifespan="on", interface="asgi3", log_config=None,
             access_log=False, proxy_headers=False, server_header=False,
         )  # fmt: skip
+
+    def run(self) -> bool:
+        """Serve on an event loop of this thread's until a signal; as `serve`."""
+        import uvloop
+
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        clean = loop.run_until_complete(self.serve())
+        if clean and self.app.service.idle:
+            loop.close()
+        return clean
 
     async def serve(self) -> bool:
         """Listen, load, answer, drain. Returns whether every admitted request was answered.
@@ -94,14 +142,16 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a supervisor blocks them until here, so that none is lost
         await lifespan.startup()
         if lifespan.should_exit:
             raise ConfigurationError("the application did not start; the log says why.")
         self._tick()
-        servers = await self._listen()
         ticking = loop.create_task(self._every_second())
         announcing = loop.create_task(self._announce())
         try:
+            await self._load_first(announcing)
+            servers = await self._listen()
             await self._until_stopped(announcing)
             return await self._drain(servers)
         finally:
@@ -110,6 +160,13 @@ class Server:
             await lifespan.shutdown()
             if self.access is not None:
                 self.access.close()
+
+    async def _load_first(self, announcing: asyncio.Task[None]) -> None:
+        """Leave the clients in the sockets' queues while the models load, for so long as they may wait there."""
+        if self.patience:
+            stopped = asyncio.ensure_future(self.stop.wait())
+            await asyncio.wait([announcing, stopped], timeout=self.patience, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
 
     async def _listen(self) -> list[asyncio.Server]:
         from fastinfer.protocols.connection import Connection, Limits
@@ -127,13 +184,14 @@ class Server:
                 if settings.uds is not None
                 else loop.create_server(connection, sock=each, backlog=sockets.BACKLOG)
             )
-            for each in self.listeners.sockets
+            for each in self.listeners
         ]
 
     def _on_signal(self) -> None:
-        # The next signal does what it does by default: end the process, now.
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        if not self.supervised:
+            # The next signal does what it does by default: end the process, now.
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
         self.stop.set()
 
     async def _until_stopped(self, announcing: asyncio.Task[None]) -> None:
@@ -158,9 +216,10 @@ class Server:
         if not service.registry.models() and service.registry.failures:
             raise ConfigurationError(next(iter(service.registry.failures.values())))
         settings = self.settings
+        service.counters.tell_ready(service.ready)
         if settings.fast_lane and not settings.compress_responses:
             self.lane.open(service.registry.endpoints())
-        announce(settings, self.app, self.listeners.url)
+        self.announce(describe(settings, self.app, self.url))
 
     async def _every_second(self) -> None:
         while True:
@@ -168,7 +227,9 @@ class Server:
             self._tick()
 
     def _tick(self) -> None:
-        """Renew the Date field, and look for connections that are too slow."""
+        """Renew the Date field, tell the readiness, and look for connections that are too slow."""
+        service = self.app.service
+        service.counters.tell_ready(service.ready)
         date = formatdate(usegmt=True).encode()
         self.state.default_headers = [(b"date", date)]
         self.lane.tick(b"date: " + date + b"\r\n")
@@ -183,14 +244,17 @@ class Server:
         """Readiness off, accept for `drain_delay`, then close and finish what was admitted."""
         logger.info("draining")
         self.app.service.draining = True
+        self.app.service.counters.tell_ready(False)
         deadline = time.monotonic() + self.settings.shutdown_timeout
         await asyncio.sleep(min(self.settings.drain_delay, self.settings.shutdown_timeout))
         for server in servers:
             server.close()
+        await asyncio.sleep(0)  # what was accepted in this turn becomes known
         self.lane.close()
-        for connection in list(self._connections()):
-            connection.shutdown()
         while self.state.connections or self.state.tasks:
+            # Also of those that were accepted just before, and are known only now.
+            for connection in [each for each in self._connections() if not each.leaving]:
+                connection.shutdown()
             if time.monotonic() >= deadline:
                 logger.error("%d requests were cut off by shutdown_timeout", len(self.state.tasks))
                 for task in list(self.state.tasks):
@@ -211,27 +275,41 @@ def allowed_connections() -> int:
     return max(1, int(min(soft, 1 << 20) * (1 - RESERVED_FILES)))
 
 
-def announce(settings: Settings, app: Application, base: str) -> None:
-    """Print what is served, where, and a curl that answers; as a log record where the log was asked to be JSON."""
+def describe(settings: Settings, app: Application, url: str) -> Description:
+    """What is served, for people, with a curl that answers."""
     from fastinfer.pages import curl
 
     registry = app.service.registry
     models = registry.models()
-    socket_path = None if settings.uds is None else str(settings.uds)
-    where = base if socket_path is None else f"unix socket {socket_path}"
-    command = curl(models[0], base, socket=socket_path) if models else ""
-    if settings.log_format == "json":
-        served = [{"model": model.name, "version": model.version, "platform": model.platform} for model in models]
-        logger.info("serving", extra={"fields": {"url": where, "models": served, "try": command}})
-        return
-    lines = [f"fastinfer {__version__} at {where}"]
+    entries: list[dict[str, str]] = []
     for model in models:
         inputs = ", ".join(f"{tensor.name} {tensor.datatype}" for tensor in model.signature.inputs[:6])
         more = len(model.signature.inputs) - 6
-        lines.append(f"  {model.name} version {model.version}: {inputs}{f', {more} more' if more > 0 else ''}")
-    for (name, version), reason in registry.failures.items():
-        lines.append(f"  {name} version {version} is not served: {reason}")
-    if command:
-        lines += ["Try:", f"  {command}"]
+        entries.append({
+            "model": model.name, "version": model.version, "platform": model.platform,
+            "inputs": f"{inputs}{f', {more} more' if more > 0 else ''}",
+        })  # fmt: skip
+    return {
+        "models": entries,
+        "failures": [[name, version, reason] for (name, version), reason in registry.failures.items()],
+        "try": curl(models[0], url, socket=None if settings.uds is None else str(settings.uds)) if models else "",
+    }
+
+
+def announce(description: Description, settings: Settings, url: str) -> None:
+    """Print what is served, and where; as a log record where the log was asked to be JSON."""
+    where = url if settings.uds is None else f"unix socket {settings.uds}"
+    if settings.log_format == "json":
+        served = [{key: each[key] for key in ("model", "version", "platform")} for each in description["models"]]
+        fields = {"url": where, "workers": settings.workers, "models": served, "try": description["try"]}
+        logger.info("serving", extra={"fields": fields})
+        return
+    lines = [f"fastinfer {__version__} at {where}{f', {settings.workers} workers' if settings.workers > 1 else ''}"]
+    lines += [f"  {each['model']} version {each['version']}: {each['inputs']}" for each in description["models"]]
+    lines += [
+        f"  {name} version {version} is not served: {reason}" for name, version, reason in description["failures"]
+    ]
+    if description["try"]:
+        lines += ["Try:", f"  {description['try']}"]
     with contextlib.suppress(OSError):  # nobody may be reading
         print("\n".join(lines), flush=True)

@@ -77,13 +77,13 @@ class Settings:
     drain_delay: float = option(
         0.0, DURATION, "Time between SIGTERM, which ends readiness, and the end of accepting.", low=0, high=DAY)
     workers: int = option(
-        1, INTEGER, "Server processes.", low=1, high=1)
+        1, INTEGER, "Server processes, each with the models and an event loop of its own.", low=1, high=256)
     max_connections: int | None = option(
-        None, INTEGER, "Connections open at once.", low=1, high=1 << 20, unset="80% of the open-file limit")
+        None, INTEGER, "Connections open at once, a worker.", low=1, high=1 << 20, unset="80% of the open-file limit")
     max_body_bytes: int = option(
         64 * MIB, SIZE, "Largest request body, decompressed too.", low=1, high=1 << 40)
     inflight_bytes: int = option(
-        512 * MIB, SIZE, "Bodies of all requests in flight, together.", low=1, high=1 << 44)
+        512 * MIB, SIZE, "Bodies of all requests in flight, together, a worker.", low=1, high=1 << 44)
     head_timeout: float = option(
         10.0, DURATION, "Longest time in which a request's head must arrive.", low=0.1, high=DAY)
     idle_timeout: float = option(
@@ -117,7 +117,7 @@ class OnnxConfig:
 
     intra_op_threads: int | None = option(
         None, INTEGER, "Threads within one operator.", low=1, high=1024,
-        unset="1 for small models, else the CPUs allowed to the process")
+        unset="1 for small models, else the CPUs allowed to the server, shared among its workers")
     inter_op_threads: int | None = option(
         None, INTEGER, "Threads over independent operators.", low=1, high=1024, unset="1: operators run in order")
     graph_optimization: str = option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import socket
 import stat
 from dataclasses import dataclass
@@ -25,21 +26,28 @@ class Listeners:
     """What a server listens on.
 
     Attributes:
-        sockets: bound and listening.
+        sockets: of each worker, bound and listening. A TCP address has a socket a worker, among which the kernel
+            shares out new connections; a Unix socket is one that all workers accept from.
         url: where a client on this machine asks.
         file: the Unix socket's path, or None.
         inode: of that file as it was made.
     """
 
-    sockets: list[socket.socket]
+    sockets: list[list[socket.socket]]
     url: str
     file: Path | None = None
     inode: int = 0
 
+    def close(self, keep: int | None = None) -> None:
+        """Close this process's copies of the sockets, but for those of the worker `keep`."""
+        kept = [] if keep is None else self.sockets[keep]
+        for each in itertools.chain(*self.sockets):
+            if each not in kept:
+                each.close()
+
     def release(self) -> None:
         """Close the sockets, and remove the Unix socket's file unless a successor has put its own there."""
-        for each in self.sockets:
-            each.close()
+        self.close()
         if self.file is not None:
             with contextlib.suppress(OSError):
                 if self.file.stat().st_ino == self.inode:
@@ -47,18 +55,47 @@ class Listeners:
 
 
 def bind(settings: Settings) -> Listeners:
-    """Listen on the settings' `uds`, or on `host` and `port`.
+    """Listen on the settings' `uds`, or on `host` and `port`, for all workers.
 
     Raises:
         ConfigurationError: it is in use, not allowed, or no address of this machine.
     """
     if settings.uds is not None:
         listener = _bind_unix(settings.uds)
-        return Listeners([listener], "http://localhost", settings.uds, settings.uds.stat().st_ino)
-    listeners = _bind_tcp(settings.host, settings.port)
+        return Listeners([[listener]] * settings.workers, "http://localhost", settings.uds, settings.uds.stat().st_ino)
+    first = _bind_tcp(settings.host, settings.port)
     host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "localhost"  # noqa: S104 - compared
-    port = listeners[0].getsockname()[1]
-    return Listeners(listeners, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    port = first[0].getsockname()[1]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    listeners = Listeners([first], url)
+    try:
+        for _ in range(1, settings.workers):
+            listeners.sockets.append([_bind_beside(each) for each in first])
+    except OSError as error:
+        listeners.close()
+        raise ConfigurationError(_why_not(error, settings.host, port)) from error
+    return listeners
+
+
+def _bind_beside(first: socket.socket) -> socket.socket:
+    """Another socket on the same address.
+
+    The first one listens before it is told to share, so that it was alone: another server on this address, of several
+    workers or of one, keeps it from listening, and is kept from listening by it.
+    """
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener = socket.socket(first.family, first.type, first.proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if first.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(first.getsockname())
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _bind_tcp(host: str, port: int) -> list[socket.socket]:

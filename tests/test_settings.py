@@ -89,7 +89,7 @@ def test_python_takes_what_toml_takes():
     ({"port": 65536}, "port is 65536; it takes a whole number from 0 to 65535."),
     ({"port": True}, "port is true; it takes a whole number from 0 to 65535."),
     ({"port": "8000"}, "port is '8000'; it takes a whole number from 0 to 65535."),
-    ({"workers": 2}, "workers is 2; it takes 1."),
+    ({"workers": 257}, "workers is 257; it takes a whole number from 1 to 256."),
     ({"host": ""}, "host is ''; it takes text that is not empty."),
     ({"access_log": 1}, "access_log is 1; it takes true or false."),
     ({"idle_timeout": float("nan")}, "idle_timeout is nan; it takes a number of seconds, such as 30, 2.5 or 500ms, "

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fastinfer"
 LAYERS = [
     "errors", "options", "settings", "_core", "preprocessing", "runtimes", "probe", "model", "importing", "formats",
     "repository", "lifecycle", "metrics", "service", "protocols", "pages", "openapi", "app", "logs", "sockets",
-    "server", "cli", "__main__",
+    "server", "workers", "cli", "__main__",
 ]  # fmt: skip
 
 

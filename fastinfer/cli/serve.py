@@ -8,6 +8,9 @@ from fastinfer.errors import ConfigurationError
 from fastinfer.repository import Repository, find
 from fastinfer.settings import Settings, resolve
 
+# onnxruntime's execution providers on a device that takes whole batches from one process.
+ON_A_DEVICE = ("CUDA", "Tensorrt", "NvTensorRT", "ROCM", "MIGraphX", "WebGpu", "CANN")
+
 
 def run_serve(flags: Mapping[str, Any], config: Path | None) -> int:
     """Serve until told to stop. Returns the exit code.
@@ -16,10 +19,25 @@ def run_serve(flags: Mapping[str, Any], config: Path | None) -> int:
         ConfigurationError: a setting is wrong, or there is nothing that could be served.
     """
     settings = resolve(flags, config=config)
-    refuse_what_cannot_be_served(found(settings, "serve"))
-    from fastinfer.server import run  # after the refusals: it brings uvicorn and onnxruntime
-
+    repository = found(settings, "serve")
+    refuse_what_cannot_be_served(repository)
+    if settings.workers > 1:
+        refuse_to_share_a_device(repository, settings.workers)
+    # After the refusals: it brings uvicorn.
+    if settings.workers > 1:
+        from fastinfer.workers import supervise as run
+    else:
+        from fastinfer.server import run
     return run(settings)
+
+
+def refuse_to_share_a_device(repository: Repository, workers: int) -> None:
+    """Raises where several workers would load a model onto one device: a context each, and fragments of its batches."""
+    for each in repository.found:
+        for provider in each.config.onnx.execution_providers:
+            if provider.startswith(ON_A_DEVICE):
+                raise ConfigurationError(f"model {each.name} runs on {provider}, and {workers} workers would share the "
+                                         "device; it is served by one: --workers 1.")
 
 
 def found(settings: Settings, command: str) -> Repository:

@@ -43,10 +43,13 @@ cdef class AccessLog:
     Args:
         text: whether lines are text, as logs.TextFormatter has it; else a JSON object each, as logs.JsonFormatter.
         capacity: records that may wait; rounded up to a power of two.
+        origin: what stands in every line before its message as text, after it as JSON; at most 64 bytes.
     """
 
-    def __init__(self, bint text, int capacity=8192):
+    def __init__(self, bint text, int capacity=8192, bytes origin not None=b""):
         self.text = text
+        self.origin = origin[:64]
+        self.origin_text = self.origin
         self.capacity = 1
         while self.capacity < <uint64_t>capacity:
             self.capacity *= 2
@@ -226,6 +229,7 @@ cdef class AccessLog:
         out.size += 4
         if self.text:
             append_literal(out, b" WARNING " if warns else b" INFO    ")
+            append_literal(out, self.origin_text)
             append_literal(out, message)
             return
         append_literal(out, b'Z", "level": "')
@@ -233,6 +237,7 @@ cdef class AccessLog:
         append_literal(out, b'", "logger": "fastinfer.access", "message": "')
         append_literal(out, message)
         append_literal(out, b'"')
+        append_literal(out, self.origin_text)
 
     cdef void append_key(self, Writer* out, const char* name) noexcept nogil:
         append_literal(out, b" " if self.text else b', "')

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import random
 import re
 import secrets
@@ -35,9 +36,17 @@ LINGER = 5.0  # seconds in which a client may read the refusal of a body it is s
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@,;~-]{1,128}")
 JSON = b"application/json"
 CLIENT_GONE = 499  # nginx's number; it is only counted, there is nobody to send it to
-PREFIX = secrets.token_hex(6)
+prefix = secrets.token_hex(6)  # of the request ids that this process makes
 sequence = itertools.count(1)
 logger = logging.getLogger("fastinfer.request")
+
+
+def _after_fork() -> None:
+    global prefix
+    prefix = secrets.token_hex(6)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class ClientGoneError(Exception):
@@ -72,7 +81,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.path: dict[str, str] = scope.get("path_params", {})
         given = self.headers.get(b"x-request-id", b"")
-        self.request_id = given if REQUEST_ID.fullmatch(given) else b"%s-%x" % (PREFIX.encode(), next(sequence))
+        self.request_id = given if REQUEST_ID.fullmatch(given) else b"%s-%x" % (prefix.encode(), next(sequence))
         self.status = self.size = 0
         self.infer = False
         self.error: FastinferError | None = None

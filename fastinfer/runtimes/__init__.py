@@ -1,6 +1,6 @@
 """Engines that run a model: a table of import strings, loaded only when chosen.
 
-An engine is a module with ``load(path, config) -> Runtime``. A Runtime states its inputs and outputs and runs
+An engine is a module with ``load(path, config, workers) -> Runtime``. A Runtime states its inputs and outputs and runs
 them: dicts of name to C-contiguous array, rows first.
 """
 
@@ -41,8 +41,8 @@ class Runtime(Protocol):
         ...
 
 
-def load(name: str, path: Path, config: ModelConfig) -> Runtime:
-    """Load ``path`` with the engine ``name``.
+def load(name: str, path: Path, config: ModelConfig, workers: int = 1) -> Runtime:
+    """Load ``path`` with the engine ``name``, in each of so many processes.
 
     Raises:
         ConfigurationError: an unknown engine, or one that is not installed.
@@ -50,5 +50,5 @@ def load(name: str, path: Path, config: ModelConfig) -> Runtime:
     """
     if name not in RUNTIMES:
         raise ConfigurationError(f"unknown runtime {name!r}; there is {', '.join(sorted(RUNTIMES))}")
-    runtime: Runtime = import_module(RUNTIMES[name]).load(path, config)
+    runtime: Runtime = import_module(RUNTIMES[name]).load(path, config, workers)
     return runtime

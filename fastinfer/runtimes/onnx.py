@@ -34,8 +34,11 @@ class OnnxRuntime:
         return self.run_session(inputs)
 
 
-def load(path: Path, config: ModelConfig) -> Runtime:
+def load(path: Path, config: ModelConfig, workers: int = 1) -> Runtime:
     """Load an ONNX file.
+
+    Args:
+        workers: processes that load it, and share the CPUs.
 
     Raises:
         ModelLoadError: the file is broken, uses a type that cannot be served, or a provider that was asked for is
@@ -44,15 +47,15 @@ def load(path: Path, config: ModelConfig) -> Runtime:
     library = shared_object()
     providers = config.onnx.execution_providers or ("CPUExecutionProvider",)
     if library is not None and tuple(providers) == ("CPUExecutionProvider",) and not config.onnx.provider_options:
-        session = open_session(library, path, config)
+        session = open_session(library, path, config, workers)
         if session.plain:
             return OnnxRuntime(session)
     from fastinfer.runtimes import onnx_binding
 
-    return onnx_binding.load(path, config)
+    return onnx_binding.load(path, config, workers)
 
 
-def open_session(library: Path, path: Path, config: ModelConfig) -> Session:
+def open_session(library: Path, path: Path, config: ModelConfig, workers: int = 1) -> Session:
     """A session of the C API.
 
     Raises:
@@ -62,7 +65,7 @@ def open_session(library: Path, path: Path, config: ModelConfig) -> Session:
         return Session(
             str(library),
             str(path),
-            intra_op_threads=config.onnx.intra_op_threads or default_threads(path),
+            intra_op_threads=config.onnx.intra_op_threads or default_threads(path, workers),
             inter_op_threads=config.onnx.inter_op_threads or 1,
             optimisation=OPTIMISATIONS[config.onnx.graph_optimization],
             entries=ENTRIES,
@@ -80,9 +83,9 @@ def shared_object() -> Path | None:
     return found[-1] if found else None
 
 
-def default_threads(path: Path) -> int:
-    """One thread for a small model, else as many as this process may use."""
-    return 1 if path.stat().st_size <= SMALL_FILE else usable_cpus()
+def default_threads(path: Path, workers: int = 1) -> int:
+    """One thread for a small model, else this process's share of the CPUs that it may use."""
+    return 1 if path.stat().st_size <= SMALL_FILE else max(1, usable_cpus() // workers)
 
 
 def usable_cpus() -> int:

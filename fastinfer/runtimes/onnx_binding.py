@@ -90,7 +90,7 @@ def array_of(value: ort.OrtValue) -> np.ndarray[Any, Any]:
     return np.frombuffer(bits, dtype=np.uint16).reshape(value.shape())
 
 
-def load(path: Path, config: ModelConfig) -> BindingRuntime:
+def load(path: Path, config: ModelConfig, workers: int = 1) -> BindingRuntime:
     """Load an ONNX file.
 
     Raises:
@@ -99,7 +99,7 @@ def load(path: Path, config: ModelConfig) -> BindingRuntime:
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, and said once
-    options.intra_op_num_threads = config.onnx.intra_op_threads or default_threads(path)
+    options.intra_op_num_threads = config.onnx.intra_op_threads or default_threads(path, workers)
     options.inter_op_num_threads = config.onnx.inter_op_threads or 1
     options.graph_optimization_level = ort.GraphOptimizationLevel(OPTIMISATIONS[config.onnx.graph_optimization])
     for key, value in ENTRIES.items():

@@ -1,0 +1,409 @@
+"""Several server processes under a supervisor, which starts them, replaces the dead and ends them.
+
+The supervisor binds what the workers listen on and keeps it open: the connections that wait for a dead worker are
+served by its replacement. Workers are forked from the supervisor, which has imported the server but loaded no model
+and started no thread, so that a replacement starts with warm modules and runs the same code. The memory in which they
+count is shared, and outlives any of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fastinfer import logs, sockets
+from fastinfer.errors import ConfigurationError, NotReadyError
+from fastinfer.metrics import Counters, scoreboard
+from fastinfer.server import SIGNALS, Server, announce, leave
+
+if TYPE_CHECKING:
+    from fastinfer._core import Scoreboard
+    from fastinfer.settings import Settings
+    from fastinfer.sockets import Listeners
+
+logger = logging.getLogger("fastinfer.workers")
+
+STABLE = 10.0  # seconds of serving after which a death is no longer one of a row
+FIRST_WAIT = 0.5  # seconds before the second replacement in a row; the first comes at once, each next waits doubly
+LONGEST_WAIT = 30.0
+PATIENCE = 5.0  # seconds in which the clients of a dead worker wait for its replacement's models
+KILL_AFTER = 5.0  # seconds past shutdown_timeout in which a worker may end by itself
+USAGE = 2  # exit code of a worker that cannot serve, and of the server then
+PR_SET_PDEATHSIG = 1
+PREPARED = ("uvloop", "uvicorn.lifespan.on", "fastinfer.app", "fastinfer.pages", "fastinfer.protocols.connection")
+HANDLED = (*SIGNALS, signal.SIGCHLD)
+
+
+def supervise(settings: Settings) -> int:
+    """Serve with `settings.workers` processes until SIGTERM or SIGINT.
+
+    Returns:
+        0 after a drain in which every admitted request was answered, 1 when any worker cut some off or died.
+
+    Raises:
+        ConfigurationError: the address is taken, or no model under the path can be served.
+    """
+    logs.configure(settings)
+    listeners = sockets.bind(settings)
+    try:
+        return Supervisor(settings, listeners).run()
+    finally:
+        listeners.release()
+
+
+class Channel:
+    """One end of the socket between the supervisor and a worker: a JSON value a line."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+        self._received = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.end.sendall(json.dumps(message).encode() + b"\n")
+
+    def messages(self) -> list[dict[str, Any]] | None:
+        """Those that have arrived, waiting for none; None when the other end is closed and all are read."""
+        try:
+            data = self.end.recv(1 << 16)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            return None
+        *lines, self._received = (self._received + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def close(self) -> None:
+        self.end.close()
+
+
+class Requests:
+    """A worker's questions to the supervisor; one at a time, from any thread."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()
+
+    def tell(self, **message: Any) -> None:
+        with self._lock:
+            self._channel.send(message)
+
+    def add_row(self, name: str, version: str, max_batch_size: int) -> int:
+        """A row of the scoreboard for a model version; blocks until the supervisor has made it.
+
+        Raises:
+            NotReadyError: there is no supervisor any more.
+        """
+        with self._lock:
+            try:
+                self._channel.send({"add": [name, version, max_batch_size]})
+                while not (answers := self._channel.messages()):
+                    if answers is None:
+                        raise ConnectionResetError
+            except OSError as error:
+                raise NotReadyError("the supervisor is gone") from error
+        return int(answers[0]["row"])
+
+
+class Worker:
+    """One place of the server, and the process that fills it at the moment.
+
+    Attributes:
+        number: of the place, and of its slot in the scoreboard.
+        pid: of the process; 0 where there is none.
+        served_at: monotonic time when the process had its models loaded, or None.
+        failure: why the process could not serve, as it told.
+        deaths: in a row, none of which had served for long.
+        due: monotonic time of the next start, where there is no process.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid = 0
+        self.channel: Channel | None = None
+        self.served_at: float | None = None
+        self.failure: str | None = None
+        self.deaths = 0
+        self.due = 0.0
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next start, after a death now."""
+        if self.served_at is not None and now - self.served_at >= STABLE:
+            self.deaths = 0
+        self.deaths += 1
+        return 0.0 if self.deaths == 1 else min(FIRST_WAIT * 2.0 ** min(self.deaths - 2, 16), LONGEST_WAIT)
+
+
+class Supervisor:
+    """Starts workers, replaces those that die, and ends them all."""
+
+    def __init__(self, settings: Settings, listeners: Listeners) -> None:
+        self.settings = settings
+        self.listeners = listeners
+        self.board: Scoreboard = scoreboard(settings.workers)
+        self.workers = [Worker(number) for number in range(settings.workers)]
+        self.description: dict[str, Any] | None = None  # of what is served, from the first worker that serves
+        self.announced = False
+        self.ending: float | None = None  # monotonic time after which workers that drain are killed
+        self.code = 0
+        self.fatal: ConfigurationError | None = None
+        self._signals: list[int] = []
+        self._selector = selectors.PollSelector()  # no epoll: a fork would share it
+        self._waker: tuple[socket.socket, socket.socket] = socket.socketpair()
+
+    def run(self) -> int:
+        """Until a signal has ended all workers. Returns the exit code.
+
+        Raises:
+            ConfigurationError: nothing can be served.
+        """
+        self._prepare()
+        try:
+            while self.ending is None or any(worker.pid for worker in self.workers):
+                now = time.monotonic()
+                for worker in self.workers:
+                    if self.ending is None and not worker.pid and now >= worker.due:
+                        self._start(worker)
+                if self.ending is not None and now >= self.ending:
+                    self._kill()
+                    break
+                for key, _ in self._selector.select(self._idle_time()):
+                    key.data()
+                self._reap()
+                self._obey()
+        finally:
+            self._kill()
+        if self.fatal is not None:
+            raise self.fatal
+        return self.code
+
+    def _prepare(self) -> None:
+        """Import what workers need, once for all of them, and take over the signals."""
+        for name in PREPARED:
+            import_module(name)
+        for end in self._waker:
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._waker[1].fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _: self._signals.append(number))
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wake-up is all
+        self._selector.register(self._waker[0], selectors.EVENT_READ, self._drain_waker)
+        # What exists now is never collected: the collector would write to its pages, and unshare them.
+        gc.collect()
+        gc.freeze()
+
+    def _drain_waker(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._waker[0].recv(4096):
+                pass
+
+    def _idle_time(self) -> float | None:
+        """Seconds until the clock has something to do."""
+        if self.ending is not None:
+            return max(0.0, self.ending - time.monotonic())
+        due = [worker.due for worker in self.workers if not worker.pid]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    # ---- starting -------------------------------------------------------------------------------------------------
+    def _start(self, worker: Worker) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        worker.served_at = worker.failure = None
+        parent = os.getpid()
+        sys.stdout.flush()
+        # Blocked until the worker handles them: one that came now would be lost to it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+            ours.close()
+            theirs.close()
+            wait = worker.wait(time.monotonic())
+            worker.due = time.monotonic() + max(wait, FIRST_WAIT)
+            logger.error("worker %d cannot be started: %s", worker.number, error.strerror)
+            return
+        if pid == 0:
+            ours.close()
+            self._become(worker, parent, Channel(theirs))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        theirs.close()
+        worker.pid = pid
+        worker.channel = Channel(ours)
+        self.board.set_gauge(worker.number, "pid", pid)
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._read(worker))
+
+    def _become(self, worker: Worker, parent: int, channel: Channel) -> NoReturn:
+        """Be the worker, in the forked process, to its end."""
+        code = 1
+        try:
+            die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            for number in HANDLED:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            self._selector.close()
+            for end in self._waker:
+                end.close()
+            for other in self.workers:
+                if other.channel is not None:
+                    other.channel.close()
+            self.listeners.close(keep=worker.number)
+            code = self._work(worker.number, Requests(channel))
+        except BaseException:
+            logger.exception("worker %d failed", worker.number)
+        leave(code)
+
+    def _work(self, number: int, requests: Requests) -> int:
+        """Serve until SIGTERM. Returns the process's exit code."""
+        logs.configure(self.settings, number)
+        server = Server(
+            self.settings,
+            self.listeners.sockets[number],
+            self.listeners.url,
+            lambda description: requests.tell(serving=description),
+            counters=Counters(self.board, number, requests.add_row),
+            supervised=True,
+            patience=PATIENCE if self.announced else 0.0,
+        )
+        try:
+            return 0 if server.run() else 1
+        except ConfigurationError as error:
+            requests.tell(failed=str(error))
+            return USAGE
+
+    # ---- what workers say -----------------------------------------------------------------------------------------
+    def _read(self, worker: Worker) -> bool:
+        """Take a worker's messages, and whether there were any; the channel ends when it has closed its end."""
+        assert worker.channel is not None
+        messages = worker.channel.messages()
+        if messages is None:
+            self._close(worker.channel)
+            worker.channel = None
+            return False
+        for message in messages:
+            if "add" in message:
+                row = self.board.add(*message["add"])
+                with contextlib.suppress(OSError):  # it has died meanwhile
+                    worker.channel.send({"row": row})
+            elif "failed" in message:
+                worker.failure = message["failed"]
+            elif "serving" in message:
+                worker.served_at = time.monotonic()
+                self.description = self.description or message["serving"]
+                self._announce()
+        return bool(messages)
+
+    def _close(self, channel: Channel) -> None:
+        self._selector.unregister(channel.end)
+        channel.close()
+
+    def _announce(self) -> None:
+        """Say what is served when every worker does."""
+        if not self.announced and all(worker.served_at is not None for worker in self.workers):
+            self.announced = True
+            assert self.description is not None
+            announce(self.description, self.settings, self.listeners.url)
+
+    # ---- deaths ---------------------------------------------------------------------------------------------------
+    def _reap(self) -> None:
+        """Take the exit codes of the processes that have ended; also of those that only became ours, as init's do."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for worker in self.workers:
+                if worker.pid == pid:
+                    self._buried(worker, os.waitstatus_to_exitcode(status))
+
+    def _buried(self, worker: Worker, code: int) -> None:
+        pid, worker.pid = worker.pid, 0
+        while worker.channel is not None and self._read(worker):
+            pass  # its last words
+        if worker.channel is not None:  # something that it has started holds the other end
+            self._close(worker.channel)
+            worker.channel = None
+        self.board.reset_gauges(worker.number)
+        self.board.set_gauge(worker.number, "pid", 0)
+        if self.ending is not None:
+            self.code = self.code or (1 if code else 0)
+            return
+        if not self.announced and code >= 0:
+            self._refuse(worker, code)
+            return
+        now = time.monotonic()
+        wait = worker.wait(now)
+        worker.due = now + wait
+        self.board.set_gauge(worker.number, "restarts", self.board.gauge(worker.number, "restarts") + 1)
+        why = worker.failure or (f"ended with code {code}" if code >= 0 else f"was killed by {name_of(-code)}")
+        then = "now" if not wait else f"in {wait:g} s, after {worker.deaths} deaths in a row"
+        logger.error("worker %d (pid %d): %s; it is replaced %s", worker.number, pid, why, then)
+
+    def _refuse(self, worker: Worker, code: int) -> None:
+        """A worker ended by itself before the server served: another one would do the same."""
+        if worker.failure is not None:
+            self.fatal = ConfigurationError(worker.failure)
+        self.code = code
+        self.ending = time.monotonic()
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+    def _obey(self) -> None:
+        """The first signal drains all workers; the next one ends everything now, as its default action does."""
+        while self._signals:
+            number = self._signals.pop(0)
+            if self.ending is None:
+                self._drain()
+                continue
+            self._kill()
+            self.listeners.release()
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def _drain(self) -> None:
+        logger.info("draining %d workers", sum(worker.pid > 0 for worker in self.workers))
+        self.ending = time.monotonic() + self.settings.shutdown_timeout + KILL_AFTER
+        for worker in self.workers:
+            if worker.pid:
+                os.kill(worker.pid, signal.SIGTERM)
+        # They go on accepting for drain_delay; then nobody must hold the sockets, or clients would wait in vain.
+        self.listeners.close()
+
+    def _kill(self) -> None:
+        """End all workers now."""
+        self.ending = self.ending or time.monotonic()
+        living = [worker for worker in self.workers if worker.pid]
+        for worker in living:
+            os.kill(worker.pid, signal.SIGKILL)
+        for worker in living:
+            _, status = os.waitpid(worker.pid, 0)
+            self._buried(worker, os.waitstatus_to_exitcode(status))
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the supervisor ends, however it does."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before that
+        os._exit(1)
+
+
+def name_of(number: int) -> str:
+    """SIGKILL, or the number where it has no name."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
