@@ -7,9 +7,9 @@ import errno
 import itertools
 import socket
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastinfer.errors import ConfigurationError
 
@@ -29,12 +29,14 @@ class Listeners:
         sockets: of each worker, bound and listening. A TCP address has a socket a worker, among which the kernel
             shares out new connections; a Unix socket is one that all workers accept from.
         url: where a client on this machine asks.
+        addresses: of the TCP sockets of each worker.
         file: the Unix socket's path, or None.
         inode: of that file as it was made.
     """
 
     sockets: list[list[socket.socket]]
     url: str
+    addresses: list[Any] = field(default_factory=list)
     file: Path | None = None
     inode: int = 0
 
@@ -44,6 +46,24 @@ class Listeners:
         for each in itertools.chain(*self.sockets):
             if each not in kept:
                 each.close()
+
+    def rest(self, worker: int) -> None:
+        """Let new connections go to the other workers. What waits in this one's queues is reset."""
+        if self.file is None:  # a Unix socket's queue is everybody's
+            for each in self.sockets[worker]:
+                each.shutdown(socket.SHUT_RD)
+
+    def resume(self, worker: int) -> None:
+        """Undo `rest`.
+
+        Raises:
+            OSError: somebody else has taken the address meanwhile.
+        """
+        if self.file is None:
+            for each, address in zip(self.sockets[worker], self.addresses, strict=True):
+                if each.getsockname() != address:  # the kernel drew the port, and took it back
+                    each.bind(address)
+                each.listen(BACKLOG)
 
     def release(self) -> None:
         """Close the sockets, and remove the Unix socket's file unless a successor has put its own there."""
@@ -62,12 +82,13 @@ def bind(settings: Settings) -> Listeners:
     """
     if settings.uds is not None:
         listener = _bind_unix(settings.uds)
-        return Listeners([[listener]] * settings.workers, "http://localhost", settings.uds, settings.uds.stat().st_ino)
+        inode = settings.uds.stat().st_ino
+        return Listeners([[listener]] * settings.workers, "http://localhost", file=settings.uds, inode=inode)
     first = _bind_tcp(settings.host, settings.port)
     host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "localhost"  # noqa: S104 - compared
     port = first[0].getsockname()[1]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    listeners = Listeners([first], url)
+    listeners = Listeners([first], url, [each.getsockname() for each in first])
     try:
         for _ in range(1, settings.workers):
             listeners.sockets.append([_bind_beside(each) for each in first])

@@ -38,6 +38,7 @@ logger = logging.getLogger("fastinfer.workers")
 STABLE = 10.0  # seconds of serving after which a death is no longer one of a row
 FIRST_WAIT = 0.5  # seconds before the second replacement in a row; the first comes at once, each next waits doubly
 LONGEST_WAIT = 30.0
+LONGEST_QUEUE = 1.0  # seconds in which clients wait for a replacement, where another worker could serve them
 PATIENCE = 5.0  # seconds in which the clients of a dead worker wait for its replacement's models
 KILL_AFTER = 5.0  # seconds past shutdown_timeout in which a worker may end by itself
 USAGE = 2  # exit code of a worker that cannot serve, and of the server then
@@ -128,6 +129,7 @@ class Worker:
         failure: why the process could not serve, as it told.
         deaths: in a row, none of which had served for long.
         due: monotonic time of the next start, where there is no process.
+        resting: whether its sockets take no connections until then.
     """
 
     def __init__(self, number: int) -> None:
@@ -138,6 +140,7 @@ class Worker:
         self.failure: str | None = None
         self.deaths = 0
         self.due = 0.0
+        self.resting = False
 
     def wait(self, now: float) -> float:
         """Seconds until the next start, after a death now."""
@@ -227,6 +230,9 @@ class Supervisor:
         # Blocked until the worker handles them: one that came now would be lost to it.
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
+            if worker.resting:
+                self.listeners.resume(worker.number)
+                worker.resting = False
             pid = os.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
@@ -352,6 +358,9 @@ class Supervisor:
         worker.due = now + wait
         self.board.set_gauge(worker.number, "restarts", self.board.gauge(worker.number, "restarts") + 1)
         why = worker.failure or (f"ended with code {code}" if code >= 0 else f"was killed by {name_of(-code)}")
+        if wait > LONGEST_QUEUE and any(other.served_at is not None for other in self.workers if other.pid):
+            worker.resting = True
+            self.listeners.rest(worker.number)
         then = "now" if not wait else f"in {wait:g} s, after {worker.deaths} deaths in a row"
         logger.error("worker %d (pid %d): %s; it is replaced %s", worker.number, pid, why, then)
 
