@@ -81,7 +81,7 @@ class Server:
         announce: Callable[[Description], None],
         *,
         counters: Counters | None = None,
-        supervised: bool = False,
+        worker: int | None = None,
         patience: float = 0.0,
     ) -> None:
         """Nothing happens yet.
@@ -91,8 +91,8 @@ class Server:
             url: where a client on this machine asks.
             announce: told once what is served.
             counters: of this worker; by default its own alone.
-            supervised: whether a second signal goes on with the drain: it is the supervisor that ends a worker at
-                once, while a worker may be sent the same signal by a service manager and by its supervisor.
+            worker: which of several this is, under a supervisor. A second signal then goes on with the drain: a service
+                manager and the supervisor may both send one, and it is the supervisor that ends a worker at once.
             patience: seconds in which clients wait for the models unanswered, before they are told that they load.
         """
         from uvicorn.config import Config
@@ -105,14 +105,17 @@ class Server:
         self.listeners = listeners
         self.url = url
         self.announce = announce
-        self.supervised = supervised
+        self.worker = worker
         self.patience = patience
         self.app: Application = Application(Registry(settings), settings, wait=False, counters=counters)
         self.state = ServerState()
         self.access = logs.access_writer(settings, worker)
         access = self.app.journal.access = None if self.access is None else self.access.log
         self.lane = _core.Lane(
-            exchange.prefix.encode() + b"-f-", settings.max_body_bytes, server_timing=settings.server_timing, access=access
+            exchange.prefix.encode() + b"-f-",
+            settings.max_body_bytes,
+            server_timing=settings.server_timing,
+            access=access,
         )
         self.stop = asyncio.Event()
         self.config = Config(
@@ -188,7 +191,7 @@ class Server:
         ]
 
     def _on_signal(self) -> None:
-        if not self.supervised:
+        if self.worker is None:
             # The next signal does what it does by default: end the process, now.
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)

@@ -282,7 +282,7 @@ class Supervisor:
             self.listeners.url,
             lambda description: requests.tell(serving=description),
             counters=Counters(self.board, number, requests.add_row),
-            supervised=True,
+            worker=number,
             patience=PATIENCE if self.announced else 0.0,
         )
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -128,6 +129,8 @@ def test_workers_share_out_connections_and_count_together(affine: Path, start_se
         connection.sendall(post("/v2/models/none/infer", b"{"))
         assert read_answer(connection).status == 404
     assert len(ids) == 60
+    # The standard lane counts an answer once it is sent.
+    wait_for(lambda: metric(server, "fastinfer_requests_total", lane="standard") == 6)
 
     seen = []
     for connection in connections.values():
@@ -361,6 +364,34 @@ def test_waits_grow_to_a_bound_and_end_with_a_stable_worker() -> None:
     for _ in range(5000):
         worker.wait(101.0)
     assert worker.wait(101.0) == 30
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_every_record_tells_its_worker(affine: Path, start_server: Start, form: str) -> None:
+    server = start_server(affine, "--workers", "2", "--access-log", "--log-format", form, wait=False)
+    wait_for(lambda: len(workers(server)) == 2 and ("serving" in server.log() or server.out), 60)
+    pids = workers(server)
+    if form == "json":
+        server.port = int(server.records()[0]["url"].rpartition(":")[2])
+    for connection in connect_to_all(server, 2).values():
+        for body in (GOOD, b"{"):
+            connection.sendall(post(INFER, body, "X-Request-ID: mine"))
+            read_answer(connection)
+        connection.close()
+    assert server.stop() == 0
+    if form == "json":
+        told = {
+            (record.get("worker"), record.get("pid"))
+            for record in server.records()
+            if record.get("request_id") == "mine"
+        }
+        assert {record.get("worker") for record in server.records() if record["message"] == "serving"} == {None}
+    else:
+        lines = [line for line in server.log().splitlines() if "mine" in line]
+        told = {(int(number), int(pid)) for number, pid in re.findall(r" \[(\d+):(\d+)\] ", "\n".join(lines))}
+        assert all(re.search(r"\[\d+:\d+\] \w", line) for line in lines)
+    assert {number for number, _ in told} == {0, 1}
+    assert {pid for _, pid in told} == set(pids)
 
 
 def test_a_worker_told_to_end_is_replaced(affine: Path, start_server: Start) -> None:
