@@ -69,18 +69,20 @@ def pip(python: Path, *arguments: str) -> None:
         raise InstallError("\n".join((finished.stdout + finished.stderr).strip().splitlines()[-8:]))
 
 
-def ensure(name: str, requirements: tuple[str, ...], base: str, *, unpacked: tuple[str, ...] = ()) -> str:
+def ensure(name: str, requirements: tuple[str, ...], base: str, *, unpacked: tuple[str, ...] = (),
+           made_of: str = "") -> str:
     """The interpreter of an environment, which is made first where it is missing or was made of something else.
 
     Args:
         unpacked: packages that are only programs: put without what they depend on in the folder ``unpacked``.
+        made_of: what tells one environment from another; by default the requirements.
 
     Raises:
         InstallError: pip failed; the next call tries again.
     """
     home = VENVS / name
     python, stamp = home / "bin" / "python", home / "made-of.txt"
-    wanted = "\n".join([base, *sorted(requirements), *unpacked])
+    wanted = "\n".join([base, made_of or "\n".join(sorted(requirements)), *unpacked])
     if stamp.exists() and stamp.read_text() == wanted:
         return str(python)
     print(f"installing {name}: {', '.join((*requirements, *unpacked))}", file=sys.stderr, flush=True)
@@ -113,7 +115,13 @@ def fastinfer(base: str) -> str:
         if finished.returncode:
             raise InstallError("\n".join((finished.stdout + finished.stderr).strip().splitlines()[-8:]))
     wheel = next(wheels.glob("*.whl"))
-    return ensure("fastinfer", (f"fastinfer[sklearn] @ {wheel.as_uri()}",), base)  # the extra makes the models
+    needs = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    python = Path(ensure("fastinfer", (f"fastinfer[sklearn] @ {wheel.as_uri()}",), base, made_of=needs))
+    stamp = VENVS / "fastinfer" / "wheel.txt"  # the extra makes the models
+    if not stamp.exists() or stamp.read_text() != str(wheel):
+        pip(python, "--force-reinstall", "--no-deps", str(wheel))
+        stamp.write_text(str(wheel))
+    return str(python)
 
 
 def source_files() -> list[Path]:

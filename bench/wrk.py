@@ -41,16 +41,16 @@ function done(summary, latency, rates)
 end
 """
 # A common timetable for all connections: each takes the next free moment. wrk's timers have a grain of 1 ms, so that
-# single requests leave up to that late, and the rate over a window is kept. A client that fell behind a second ago
-# does not catch up with a burst.
+# single requests leave up to that late, and the rate over a window is kept. A client that fell more than a second
+# behind does not catch up.
 PACING = """
 local ffi = require("ffi")
 ffi.cdef("struct moment { long seconds, nanoseconds; }; int clock_gettime(int, struct moment *);")
-local moment, due, interval = ffi.new("struct moment"), 0, %(interval)r
+local moment, due, interval = ffi.new("struct moment"), math.huge, %(interval)r
 function delay()
   ffi.C.clock_gettime(1, moment)
   local now = tonumber(moment.seconds) * 1e3 + tonumber(moment.nanoseconds) / 1e6
-  due = math.max(due + interval, now - 1000)
+  due = due == math.huge and now or math.max(due + interval, now - 1000)
   return math.max(0, math.floor(due - now + 0.5))
 end
 """
