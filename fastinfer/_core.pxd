@@ -186,7 +186,7 @@ cdef class CompiledProgram:
     cdef list owned                     # what the operations' tables point into
 
     cdef bint run(self, Rows columns, Py_ssize_t start, Py_ssize_t rows, char* out, Failure* failure) noexcept nogil
-    cdef object error(self, Failure* failure)
+    cdef object error(self, Failure* failure, Request request)
 # ---- json.pyx -------------------------------------------------------------------------------------------------
 cdef struct Key:
     const char* data                # text, escapes resolved: in the body, or in Json.scratch
@@ -513,6 +513,7 @@ cdef class Ticket:
     cdef Outputs empty_outputs          # of a request without rows
     cdef readonly object error
     cdef readonly Py_ssize_t rows
+    cdef readonly int64_t identity      # who asks; 0 is anonymous, and the standard lane's
     cdef readonly int64_t started_ns, queued_ns, finished_ns, preprocess_ns, queue_ns, run_ns
     cdef int piece_done(self, Slot slot, int64_t now) except -1
     cdef int finish(self, int64_t now) except -1
@@ -539,6 +540,7 @@ cdef class Endpoint:
     cdef Py_ssize_t row                 # of the scoreboard
 
     cdef int total(self, Row* total) except -1
+    cdef void count_refused(self, error)
     cdef Ticket new_ticket(self, done)
     cdef Ticket submit_fast(self, int kind, const char* body, size_t size, Py_ssize_t header_length, int64_t now)
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
@@ -572,6 +574,9 @@ cdef struct Head:
     int64_t header_length               # Inference-Header-Content-Length, -1 absent
     const char* request_id
     Py_ssize_t request_id_size
+    const char* credential              # of Authorization or X-API-Key, the last of them
+    Py_ssize_t credential_size
+    int credentials                     # how many of them there are
     bint chunked
     bint close
     bint keep_alive
@@ -588,6 +593,12 @@ cdef struct Chunks:
     int digits
     int64_t count, extensions, trailers
 
+# ---- credentials.pyx ------------------------------------------------------------------------------------------
+cdef class Credentials:
+    cdef dict identities                # by digest; empty: off
+    cdef object sha256
+    cdef int64_t identify(self, const Head* head) except -2
+
 # ---- http.pyx -------------------------------------------------------------------------------------------------
 cdef class Route:
     cdef Endpoint endpoint
@@ -601,6 +612,7 @@ cdef class Lane:
     cdef list routes                    # in the order of paths
     cdef bint server_timing             # every answer tells its durations
     cdef AccessLog access               # None where there is none
+    cdef readonly Credentials credentials
     cdef list dirty                     # connections with answers to write
     cdef Writer answer, body            # reused
     cdef bytes date                     # the Date field's line
@@ -622,6 +634,9 @@ cdef class Connection:
     cdef bint last                      # the answer that is due last says that the connection closes
     cdef bint waiting                   # the next message is the standard lane's, which begins when nothing is due
     cdef object fault                   # why the connection is given up
+    cdef readonly bint for_head         # the message that the standard lane has, or that is at fault, is a HEAD
+    cdef bint ended                     # the client sends no more
+    cdef int64_t identity               # of the message that is looked at
     cdef int empty_lines                # before the next message
     # the message that the standard lane has
     cdef bint answer_due, in_body, chunked
@@ -640,7 +655,7 @@ cdef class Connection:
     cdef Py_ssize_t begin_message(self, const char* p, const char* end) except -1
     cdef Py_ssize_t skip_empty_lines(self, const char* p, const char* end) except -1
     cdef Py_ssize_t head_incomplete(self, const char* p, const char* end) except -1
-    cdef Py_ssize_t fail_head(self, HeadFault fault, Py_ssize_t used) except -1
+    cdef Py_ssize_t fail_head(self, HeadFault fault, const char* p, Py_ssize_t used) except -1
     cdef int body_wanted(self, const char* body, const char* end) except -1
     cdef int hand_over(self, Head* head, const char* p, const char* body) except -1
     cdef const char* pass_body(self, const char* p, const char* end) except NULL

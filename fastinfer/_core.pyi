@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
@@ -175,6 +175,7 @@ class Ticket:
     preprocess_ns: int
     queue_ns: int
     run_ns: int
+    identity: int
     started_ns: int
     queued_ns: int
     finished_ns: int
@@ -212,7 +213,13 @@ class Endpoint:
 def prefers_server_timing(value: bytes) -> bool: ...
 
 @final
+class Credentials:
+    def __init__(self) -> None: ...
+    def set(self, entries: Mapping[bytes, int]) -> None: ...
+
+@final
 class Lane:
+    credentials: Credentials
     def __init__(
         self, prefix: bytes, max_body: int, *, server_timing: bool = False, access: AccessLog | None = None
     ) -> None: ...
@@ -223,6 +230,7 @@ class Lane:
 @final
 class Connection:
     body_bytes: int
+    for_head: bool
     @property
     def head_since(self) -> int: ...
     @property
@@ -235,6 +243,7 @@ class Connection:
     def data_received(self, data: bytes) -> None: ...
     def answered(self) -> None: ...
     def writable(self, yes: bool) -> None: ...
+    def eof(self) -> bool: ...
     def drain(self) -> bool: ...
     def rendered(
         self, ticket: Ticket, answer: tuple[bytes, int] | None, error: Exception | None

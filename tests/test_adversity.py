@@ -208,6 +208,19 @@ def test_malformed_json_names_the_byte(server: ServerProcess, body: bytes, offse
     assert str(offset) in error["error"]
 
 
+PEOPLE_INFER = "/v2/models/people/infer"
+
+
+def people(ages: list[Any], jobs: list[Any], *, swapped: bool = False) -> bytes:
+    """Columns for the model with a feature program, as tensors."""
+    shape = [len(ages), 1] if isinstance(ages[0], list) else [len(ages)]
+    columns = [
+        {"name": "age", "shape": shape, "datatype": "FP64", "data": ages},
+        {"name": "job", "shape": shape, "datatype": "BYTES", "data": jobs},
+    ]
+    return json.dumps({"inputs": columns[::-1] if swapped else columns}).encode()
+
+
 @pytest.mark.parametrize(
     ("path", "body", "at"),
     [
@@ -217,6 +230,11 @@ def test_malformed_json_names_the_byte(server: ServerProcess, body: bytes, offse
         (PEOPLE, records('{"age":1,"job":"clerk"},{"job":"clerk"}'), "$.records[1].age"),
         (PEOPLE, records('{"age":1}'), "$.records[0].job"),
         (PEOPLE, records('{"age":1,"job":"clerk"},{"age":1,"job":"king"}'), "$.records[1].job"),
+        (PEOPLE_INFER, people([1, None], ["clerk", "clerk"]), "$.inputs[0].data[1]"),
+        (PEOPLE_INFER, people([1, 2], ["clerk", "king"]), "$.inputs[1].data[1]"),
+        (PEOPLE_INFER, people([[1], [2]], [["king"], ["clerk"]]), "$.inputs[1].data[0][0]"),
+        (PEOPLE_INFER, people([1, 2], ["clerk", "king"], swapped=True), "$.inputs[0].data[1]"),
+        (PEOPLE_INFER, people([1] * 200, ["clerk"] * 199 + ["king"]), "$.inputs[1].data[199]"),
     ],
 )
 def test_the_place_is_named(server: ServerProcess, path: str, body: bytes, at: str) -> None:

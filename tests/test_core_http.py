@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from wire import chunked, message, parse_replies
 
 from fastinfer import _core
-from fastinfer.errors import CancelledError, FastinferError, RuntimeFailedError
+from fastinfer.errors import CancelledError, FastinferError, QueueFullError, RuntimeFailedError
 
 WIDE = _core.Signature([_core.Tensor("x", "FP32", (-1, -1))], [_core.Tensor("y", "FP32", (-1, -1))])
 INFER = "/v2/models/m/infer"
@@ -47,6 +48,7 @@ class Server:
         self,
         run: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] = np.copy,
         signature: _core.Signature = WIDE,
+        queue_rows: int = 4096,
         **options: Any,
     ) -> None:
         self.loop = Loop()
@@ -56,7 +58,9 @@ class Server:
             self.sizes.append(len(arrays["x"]))
             return {"y": run(arrays["x"])}
 
-        batcher = _core.Batcher(signature, counting, inline_budget_us=1_000_000)  # on the loop, whatever it costs
+        batcher = _core.Batcher(
+            signature, counting, inline_budget_us=1_000_000, queue_rows=queue_rows
+        )  # on the loop, whatever it costs
         batcher.attach(
             call_soon=self.loop.call_soon, call_later=None, call_soon_threadsafe=self.loop.call_soon, submit=None
         )
@@ -349,6 +353,126 @@ def test_an_output_of_another_type_fails_the_run() -> None:
     peer.send(FAST)
     server.loop.turn()
     assert peer.events == ["failed RuntimeFailedError"]
+
+
+# ---- a client that sends no more ----------------------------------------------------------------------------------
+def test_who_waits_behind_his_end_gets_what_he_asked_for() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(FAST * 40 + STANDARD + FAST + CHUNKED)
+    assert peer.wire.eof()
+    server.loop.turn()
+    server.loop.turn()
+    assert (peer.fed, peer.events) == ([STANDARD], [])
+    peer.wire.answered()
+    server.loop.turn()
+    assert (peer.fed, peer.events) == ([STANDARD, CHUNKED], [])
+    peer.wire.answered()
+    assert peer.events == ["close"]
+    assert peer.statuses() == [200] * 41
+
+
+@pytest.mark.parametrize("rest", [FAST[:-1], STANDARD[:-1], CHUNKED[:-1], message("/v2", bytes(9))[:-1], b"\r\n", b"G"])
+def test_what_his_end_cuts_off_is_no_request(rest: bytes) -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(rest)
+    assert not peer.wire.eof()
+    behind = Peer(server)
+    behind.send(FAST + rest)
+    assert behind.wire.eof()
+    server.loop.turn()
+    assert behind.statuses() == [200]
+    assert behind.events == ["close"]
+
+
+def test_nobody_waits_behind_the_end_of_an_idle_or_lost_connection() -> None:
+    server = Server()
+    peer = Peer(server)
+    assert not peer.wire.eof()
+    other = Peer(server)
+    other.send(FAST)
+    other.wire.lost()
+    assert not other.wire.eof()
+
+
+def test_who_does_not_read_yet_is_not_cut_off_by_his_end() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.wire.writable(False)
+    peer.send(FAST)
+    assert peer.wire.eof()
+    assert peer.events == []
+    peer.wire.writable(True)
+    server.loop.turn()
+    assert peer.statuses() == [200]
+    assert peer.events == ["close"]
+
+
+# ---- credentials --------------------------------------------------------------------------------------------------
+KNOWN = {sha256(b"Bearer secret").digest(): 7, sha256(b"a key").digest(): 9}
+
+
+def test_who_is_known_is_served_here_under_his_identity() -> None:
+    server = Server()
+    server.lane.credentials.set(KNOWN)
+    peer = Peer(server)
+    for field in ("AUTHORIZATION: \tBearer secret ", "X-API-Key: a key", "x-api-key:a key"):
+        peer.send(message(INFER, tensor(100_000), field))
+        server.loop.turn()
+        ticket = peer.large.pop()
+        assert ticket.identity == (7 if "secret" in field else 9)
+        peer.wire.rendered(ticket, ticket.encode(), None)
+    assert (peer.statuses(), peer.fed) == ([200] * 3, [])
+
+
+@pytest.mark.parametrize("fields", [
+    (), ("Authorization: Bearer other",), ("X-API-Key:",), ("Authorization: bearer secret",),
+    ("Authorization: Bearer secret", "X-API-Key: a key"), ("X-API-Key: a key", "X-API-Key: a key"),
+    ("Authorization: Bearer  secret",), ("X-API-Keys: a key",),
+])  # fmt: skip
+def test_who_is_not_known_is_for_the_standard_lane(fields: tuple[str, ...]) -> None:
+    server = Server()
+    server.lane.credentials.set(KNOWN)
+    peer = Peer(server)
+    request = message(INFER, tensor(), *fields)
+    peer.send(request)
+    assert peer.fed == [request]
+
+
+def test_credentials_come_and_go() -> None:
+    server = Server()
+    peer = Peer(server)
+    request = message(INFER, tensor(), "X-API-Key: a key")
+    for known, fast in (({}, True), ({sha256(b"b").digest(): 1}, False), (KNOWN, True), ({}, True)):
+        server.lane.credentials.set(known)
+        before = len(peer.statuses())
+        peer.send(request)
+        server.loop.turn()
+        assert (len(peer.statuses()) > before) == fast
+        if not fast:
+            assert peer.fed.pop() == request
+            peer.wire.answered()
+    for wrong in ({b"short": 1}, {sha256(b"b").digest(): 0}, {sha256(b"b").digest(): "1"}, {"x" * 32: 1}):
+        with pytest.raises(ValueError, match="identities by SHA-256"):
+            server.lane.credentials.set(wrong)  # type: ignore[arg-type]
+
+
+# ---- what is counted ----------------------------------------------------------------------------------------------
+def test_a_request_that_a_full_queue_refuses_is_counted_once() -> None:
+    server = Server(queue_rows=1)
+    peer, other = Peer(server), Peer(server)
+    peer.send(FAST)
+    other.send(FAST)
+    assert other.fed == [FAST]
+    assert server.endpoint.counters()["refused"] == 0
+    with pytest.raises(QueueFullError):
+        server.endpoint.submit(0, tensor(), -1, lambda ticket: None)
+    with pytest.raises(QueueFullError):
+        server.endpoint.submit_decoded(server.endpoint.decode(0, tensor(), -1), lambda ticket: None)
+    assert server.endpoint.counters()["refused"] == 2
+    server.loop.turn()
+    assert peer.statuses() == [200]
 
 
 # ---- order --------------------------------------------------------------------------------------------------------

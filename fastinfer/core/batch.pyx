@@ -226,7 +226,6 @@ cdef class Batcher:
             raise NotReadyError("the model hangs: its last run has not come back")
         if self.waiting_rows and (self.waiting_rows + rows > self.queue_rows
                                   or self.waiting_bytes + nbytes > <size_t>self.queue_bytes):
-            self.counts.refused += 1
             raise QueueFullError(f"the model's queue is full: {self.waiting_rows} rows wait, "
                                  f"at most {self.queue_rows} may")
         return 0

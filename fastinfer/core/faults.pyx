@@ -272,8 +272,26 @@ cdef str record_place(Request self, Failure* failure):
     if failure.input < 0:
         return f"$.records[{failure.index}]"
     name = self.signature.inputs[failure.input].name
+    return f"{field_place(name, failure.index)}{nested_path(self, failure.input, self.blame.element)}"
+
+
+cdef str field_place(str name, Py_ssize_t row):
+    """Of a record."""
     field = f".{name}" if name.isidentifier() else f"[{json.dumps(name, ensure_ascii=False)}]"
-    return f"$.records[{failure.index}]{field}{nested_path(self, failure.input, self.blame.element)}"
+    return f"$.records[{row}]{field}"
+
+
+cdef tuple column_place(Request self, str name, Failure* failure):
+    """Where a tensor has a column's value, in words and as a JSON path; while the request's body is there."""
+    cdef Part* part = &self.parts[failure.input]
+    cdef const char* p = part.begin + 1
+    if part.binary_size >= 0 or self.raw:
+        return (f"input '{name}', element {failure.index}: ",
+                None if self.raw else f"$.inputs[{part.position}].data")
+    while p < part.end and p[0] in (c' ', c'\t', c'\n', c'\r'):
+        p += 1
+    path = f"data[{failure.index}]" + ("[0]" if p < part.end and p[0] == c'[' else "")
+    return f"input '{name}', {path}: ", f"$.inputs[{part.position}].{path}"
 
 
 cdef str element(Request self, Failure* failure):

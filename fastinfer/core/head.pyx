@@ -54,6 +54,7 @@ cdef HeadFault parse_head(Head* head, const char* begin, const char* end) noexce
     head.hosts = head.fields = 0
     head.chunked = head.close = head.keep_alive = head.plain = False
     head.timing = False
+    head.credentials = 0
     head.request_id_size = 0
     head.plain = True
     fault = parse_request_line(head, &p, end)
@@ -169,6 +170,11 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
         head.request_id_size = size
     elif name_size == 6 and same_name(name, b"prefer", 6):
         head.timing = head.timing or prefers_timing(value, size)
+    elif (name_size == 13 and same_name(name, b"authorization", 13)
+            or name_size == 9 and same_name(name, b"x-api-key", 9)):
+        head.credentials += 1
+        head.credential = value
+        head.credential_size = size
     elif name_size == 31 and same_name(name, b"inference-header-content-length", 31):
         number = parse_digits(value, size)
         if number < 0 or head.header_length >= 0:

@@ -73,6 +73,7 @@ cdef class Lane:
         self.max_body = min(max_body, <int64_t>MAX_FAST_BODY)
         self.server_timing = server_timing
         self.access = access
+        self.credentials = Credentials()
         self.paths = NameTable([])
         self.routes = []
         self.dirty = []
@@ -205,6 +206,12 @@ cdef class Connection:
             else:
                 self.consume_stash()
 
+    def eof(self):
+        """The client sends no more. Returns whether it may still wait for an answer; else the connection may close."""
+        self.ended = True
+        return not (self.gone or self.in_body) and (
+            bool(self.pending) or self.answer_due or self.stalled and self.stash_start < self.stash_end)
+
     def drain(self):
         """The server leaves: the last answer that is due says so. Returns whether nothing is due."""
         self.leaving = True
@@ -260,6 +267,9 @@ cdef class Connection:
         cdef bint hold
         if self.gone:
             return 0
+        if self.ended and (self.in_body or not (self.pending or self.answer_due or self.stalled)):
+            self.transport.close()  # what is left of its bytes will never be a request
+            return 0
         hold = not self.can_begin() and self.stash_end - self.stash_start >= MAX_STASH and not self.in_body
         if hold != self.holding:
             self.holding = hold
@@ -304,7 +314,7 @@ cdef class Connection:
         if body - p > MAX_HEAD and fault != HEAD_URL:
             fault = HEAD_TOO_LARGE
         if fault != HEAD_OK:
-            return self.fail_head(fault, end - p)
+            return self.fail_head(fault, p, end - p)
         if not self.waiting and self.is_fast(&head):
             if end - body < head.content_length:
                 self.body_wanted(body, end)
@@ -327,9 +337,9 @@ cdef class Connection:
         cdef const char* start = p
         while p < end and (p[0] == c'\r' or p[0] == c'\n'):
             if p[0] == c'\n' or p + 1 < end and p[1] != c'\n':
-                return self.fail_head(HEAD_BARE, end - start)
+                return self.fail_head(HEAD_BARE, start, end - start)
             if self.empty_lines == MAX_EMPTY_LINES:
-                return self.fail_head(HEAD_LINE, end - start)
+                return self.fail_head(HEAD_LINE, start, end - start)
             if p + 1 == end:
                 return p - start
             p += 2
@@ -345,22 +355,23 @@ cdef class Connection:
         if fault == HEAD_OK and end - p > MAX_HEAD:
             fault = HEAD_TOO_LARGE
         if fault != HEAD_OK:
-            return self.fail_head(fault, end - p)
+            return self.fail_head(fault, p, end - p)
         while q < end:
             q = <const char*>memchr(q, c'\n', end - q)
             if q == NULL:
                 break
             if q == p or (q - 1)[0] != c'\r':
-                return self.fail_head(HEAD_BARE, end - p)
+                return self.fail_head(HEAD_BARE, p, end - p)
             q += 1
         if <const char*>memchr(p, 0, end - p) != NULL:
-            return self.fail_head(HEAD_VALUE, end - p)
+            return self.fail_head(HEAD_VALUE, p, end - p)
         return 0
 
-    cdef Py_ssize_t fail_head(self, HeadFault fault, Py_ssize_t used) except -1:
+    cdef Py_ssize_t fail_head(self, HeadFault fault, const char* p, Py_ssize_t used) except -1:
         """Refuse the message and give the connection up, after the answers that are due."""
         kind, message = FAULTS[fault]
         self.fault = kind(message)
+        self.for_head = used >= 5 and memcmp(p, b"HEAD ", 5) == 0
         self.head_ns = self.body_ns = 0
         if not self.pending:
             self.protocol.refuse(self.fault)
@@ -377,6 +388,7 @@ cdef class Connection:
     cdef int hand_over(self, Head* head, const char* p, const char* body) except -1:
         self.answer_due = True
         self.chunked = head.chunked
+        self.for_head = head.method_size == 4 and memcmp(head.method, b"HEAD", 4) == 0
         self.body_left = max(head.content_length, <int64_t>0)
         self.body_bytes = 0
         self.in_body = head.chunked or self.body_left > 0
@@ -423,6 +435,9 @@ cdef class Connection:
         if index < 0:
             return False
         self.route = <Route>self.lane.routes[index]
+        self.identity = self.lane.credentials.identify(head)
+        if self.identity < 0:
+            return False
         return head.request_id_size == 0 or is_request_id(head.request_id, head.request_id_size)
 
     cdef bint serve(self, Head* head, const char* body) except -1:
@@ -437,6 +452,7 @@ cdef class Connection:
             return False
         ticket.connection = self
         ticket.closes = head.close
+        ticket.identity = self.identity
         ticket.timed = head.timing or self.lane.server_timing
         if self.lane.access is not None:
             ticket.route = self.route

@@ -9,7 +9,7 @@ cdef extern from "<time.h>" nogil:
 
 import numpy as np
 
-from fastinfer.errors import BodyTooLargeError, CancelledError, FastinferError, InvalidShapeError
+from fastinfer.errors import BodyTooLargeError, CancelledError, FastinferError, InvalidShapeError, QueueFullError
 
 cdef int MAX_SPARE_REQUESTS = 256
 cdef size_t MAX_REQUEST_BYTES = 512 << 20
@@ -284,8 +284,8 @@ cdef class Endpoint:
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             self.submit_bytes(ticket, kind, <const char*>view.buf, <size_t>view.len, header_length)
-        except FastinferError:
-            self.counts.failed += 1
+        except FastinferError as error:
+            self.count_refused(error)
             self.counts.failed_ns += monotonic_ns() - ticket.started_ns
             raise
         finally:
@@ -334,11 +334,17 @@ cdef class Endpoint:
         try:
             self.batcher.admit(ticket.rows, decoded.rows.nbytes())
             self.enqueue(decoded, ticket)
-        except FastinferError:
-            self.counts.failed += 1
+        except FastinferError as error:
+            self.count_refused(error)
             raise
         ticket.enter()
         return ticket
+
+    cdef void count_refused(self, error):
+        """A request that is told its error; the fast lane tells none, and asks the standard one instead."""
+        self.counts.failed += 1
+        if isinstance(error, QueueFullError):
+            self.counts.refused += 1
 
     cdef Ticket new_ticket(self, done):
         cdef Ticket ticket = Ticket.__new__(Ticket)
@@ -376,7 +382,7 @@ cdef class Endpoint:
             self.fill_columns(self.columns, request)
             batch = self.batcher.open(request.rows, self.inner_ranks, self.inner_dims)
             if not self.program.run(self.columns, 0, request.rows, rows_at(batch.rows, 0, batch.rows.rows), &failure):
-                raise self.program.error(&failure)
+                raise self.program.error(&failure, request)
         else:
             batch = self.batcher.open(request.rows, request.ranks, request.dims)
             arena = batch.rows.arena_size
@@ -451,7 +457,7 @@ cdef class Endpoint:
             with nogil:
                 good = request.rows == 0 or self.program.run(columns, 0, request.rows, rows_at(rows, 0, 0), &failure)
             if not good:
-                raise self.program.error(&failure)
+                raise self.program.error(&failure, request)
         rows.rows = request.rows
         return 0
 

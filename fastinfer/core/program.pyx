@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastinfer.errors import ConfigurationError, InvalidRecordError, UnknownCategoryError
+from fastinfer.errors import ConfigurationError, InvalidRecordError, InvalidValueError, UnknownCategoryError
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -219,14 +219,16 @@ cdef class CompiledProgram:
         free(scratch)
         return True
 
-    cdef object error(self, Failure* failure):
-        """The error of a run that failed: names the row and the field."""
-        cdef str name, place, says
+    cdef object error(self, Failure* failure, Request request):
+        """The error of a run that failed: names the row and the field, or where ``request`` has them, if there is one.
+        """
+        cdef str name, says, place
         if failure.fault == NO_MEMORY:
             return MemoryError()
         name = self.columns.inputs[failure.input].name
-        place = f"$.records[{failure.index}].{name}"
-        says = f"row {failure.index}, field {name!r}: "
+        says, place = f"row {failure.index}, field {name!r}: ", field_place(name, failure.index)
+        if request is not None and request.kind == KIND_INFER:
+            says, place = column_place(request, name, failure)
         if failure.fault == UNKNOWN_CATEGORY:
             return UnknownCategoryError(says + "a category that the feature program does not know", place)
         if failure.reason == SAYS_MISSING:
@@ -237,6 +239,8 @@ cdef class CompiledProgram:
             says += "too large for float32"
         else:
             says += "outside what the feature program takes"
+        if request is not None and request.kind == KIND_INFER:
+            return InvalidValueError(says, place)
         return InvalidRecordError(says, place)
 
     def transform(self, dict columns not None):
@@ -261,7 +265,7 @@ cdef class CompiledProgram:
         with nogil:
             done = self.run(rows, 0, rows.rows, data, &failure)
         if not done:
-            raise self.error(&failure)
+            raise self.error(&failure, None)
         return out
 
     def refusals(self, dict columns not None):

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 BODY_GRACE = 10.0  # seconds before a body's rate is looked at
 BODY_RATE = 1024  # bytes a second
 WRITE_STALL = 30.0  # seconds in which a client reads nothing of its answer
+# Seconds in which a client that has closed its sending side gets what it has asked for. One that left altogether looks
+# the same, so that it counts as gone after them, and what it asked for and waits is not run.
+HALF_CLOSED = 0.5
 LINGER = 2.0  # seconds in which a client may read why it was refused
 
 logger = logging.getLogger("fastinfer.request")
@@ -117,6 +120,13 @@ class Connection(HttpToolsProtocol):
         self.wire.lost()
         del self.data_received  # a reference cycle
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # what asyncio takes: whether the transport stays open
+        """The client has closed its side: it left, or it has sent all that it had to send and waits."""
+        waits = self.wire.eof()
+        if waits:
+            self.loop.call_later(HALF_CLOSED, self.transport.close)
+        return waits
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self.wire.writable(False)
@@ -149,7 +159,7 @@ class Connection(HttpToolsProtocol):
         # What it goes on sending is read and dropped: closing with unread bytes would reset the connection.
         self.flow.hold(False)  # type: ignore[attr-defined]  # ours, set in connection_made
         self.flow.resume_reading()
-        told = refusal(error, self.server_state.default_headers)
+        told = refusal(error, self.server_state.default_headers, bodiless=self.wire.for_head)
         if self.journal.access is not None:
             size = len(told) - told.index(b"\r\n\r\n") - 4
             self.journal.access.record(error.status, size, client=self._address(), code=error.code.encode())
@@ -268,8 +278,8 @@ def answer(status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes, *, c
     return b"".join([STATUS_LINE[status], *lines, b"connection: close\r\n\r\n" if close else b"\r\n", body])
 
 
-def refusal(error: FastinferError, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The bytes of an answer to what never became a request."""
+def refusal(error: FastinferError, headers: Iterable[tuple[bytes, bytes]], *, bodiless: bool) -> bytes:
+    """The bytes of an answer to what never became a request; without its body where that was to be a HEAD."""
     body = dump({"error": str(error), "code": error.code})
     fields: list[tuple[bytes, Any]] = [
         *headers,
@@ -279,7 +289,7 @@ def refusal(error: FastinferError, headers: Iterable[tuple[bytes, bytes]]) -> by
     ]
     if error.retry_after is not None:
         fields.append((b"retry-after", b"1"))
-    return answer(error.status, fields, body, close=False)
+    return answer(error.status, fields, b"" if bodiless else body, close=False)
 
 
 def without_upgrade(head: bytes) -> bytes:
