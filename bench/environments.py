@@ -116,8 +116,10 @@ def fastinfer(base: str) -> str:
             raise InstallError("\n".join((finished.stdout + finished.stderr).strip().splitlines()[-8:]))
     wheel = next(wheels.glob("*.whl"))
     needs = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    python = Path(ensure("fastinfer", (f"fastinfer[sklearn] @ {wheel.as_uri()}",), base, made_of=needs))
-    stamp = VENVS / "fastinfer" / "wheel.txt"  # the extra makes the models
+    # The extra makes the models, and decoding is held against orjson.
+    wanted = (f"fastinfer[sklearn] @ {wheel.as_uri()}", "orjson")
+    python = Path(ensure("fastinfer", wanted, base, made_of=f"orjson {needs}"))
+    stamp = VENVS / "fastinfer" / "wheel.txt"
     if not stamp.exists() or stamp.read_text() != str(wheel):
         pip(python, "--force-reinstall", "--no-deps", str(wheel))
         stamp.write_text(str(wheel))

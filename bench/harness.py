@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import shutil
 import statistics
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def post(port: int, path: str, body: bytes, headers: dict[str, str] | None = Non
 def answers(port: int, path: str, body: bytes) -> bool:
     try:
         post(port, path, body)
-    except (OSError, urllib.error.URLError):
+    except (OSError, http.client.HTTPException):
         return False
     return True
 
@@ -124,7 +124,7 @@ def serving(name: str, arguments: Sequence[str], options: argparse.Namespace, co
 def ready(port: int) -> bool:
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=10).close()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     return True
 

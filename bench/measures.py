@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ import harness
 import models
 import wrk
 from harness import Side
-from process import Cores, Server, ServerError, memory
+from process import Cores, Server, ServerError, clean_environment, memory, pinned
 
 CONNECTIONS = 64
 MODEL = "logistic"  # the fastest one hides least
@@ -231,10 +232,25 @@ def endurance(options: argparse.Namespace, cores: Cores) -> Found:
                  {"rss": sizes, "requests": done})
 
 
+def decode(options: argparse.Namespace, cores: Cores) -> Found:
+    """Decoding a large JSON body in process, in MB/s, and over orjson + numpy; decode.py's own figures.
+
+    Raises:
+        ServerError: it failed.
+    """
+    script = Path(__file__).resolve().parent / "decode.py"
+    with pinned(cores.server):
+        finished = subprocess.run([options.python, script, "--json"], capture_output=True, text=True, timeout=300,
+                                  env=clean_environment(harness.pass_on(options)))
+    if finished.returncode:
+        raise ServerError(f"decode.py ended with {finished.returncode}: {finished.stderr}")
+    told = json.loads(finished.stdout.splitlines()[-1])
+    return Found(told["rate"], told["detail"], {"rate": told["rate"], "ratio": told["ratio"]})
+
+
 def in_process(options: argparse.Namespace, cores: Cores) -> Found:
     """onnxruntime alone, microseconds a row of the MLP in batches of 64; no target, a floor."""
     import limits
-    from process import pinned
 
     harness.ensure_models(models.BUILDERS, options)
     with pinned(cores.server):
@@ -245,5 +261,5 @@ def in_process(options: argparse.Namespace, cores: Cores) -> Found:
 
 MEASURES = {
     "records": records, "binary": binary, "models": many_models, "idle": idle, "workers": workers,
-    "memory": endurance, "in-process": in_process,
+    "decode": decode, "memory": endurance, "in-process": in_process,
 }

@@ -53,7 +53,8 @@ def circumstances(found: dict[str, Any]) -> str:
             f"{machine['kernel']}, "
             + ", ".join(f"{name} {versions[name]}" for name in NAMED if name in versions)
             + f"; {found['rounds']} rounds of {found['seconds']} s{took}. Load before: {machine['load']}; time that "
-            f"the host took away: {machine.get('stolen', 'unknown')}{foreign(found)}. `{found['command']}`")
+            f"the host took away: {machine.get('stolen', 'unknown')}{foreign(found)}. `{found['command']}`"
+            + "".join(f", and again `{run['command']}` on {run['date']}" for run in found.get("again", ())))
 
 
 def foreign(found: dict[str, Any]) -> str:
@@ -77,12 +78,12 @@ def picture(found: dict[str, Any]) -> str:
     bars = [chart.Bar(verdicts.title(found, row["server"]), row["cpu_us"], row["rate"], kind(found, row["server"]))
             for row in rows]
     machine, versions = found["machine"], found["servers"]["fastinfer"].get("versions", {})
-    heading = "CPU time of the server a request: an MLP, one row of 32 features as JSON, 64 connections"
+    heading = "CPU time of the server a request: MLP, one row of 32 features as JSON, 64 connections"
     return chart.svg(bars, heading, [
         "Shorter is better. One process on one core, client on the other, one onnxruntime thread. Near the limit",
         "requests/s measure the client. Dashed: a limit, a fixed answer without HTTP parsing or a model.",
         f"{found['date']}, {machine['cores']} virtual cores of {machine['cpu']}, {machine['system']}, Python "
-        f"{versions.get('python', '?')}, onnxruntime {versions.get('onnxruntime', '?')}. {found['command']}",
+        f"{versions.get('python', '?')}, onnxruntime {versions.get('onnxruntime', '?')}.", found["command"],
     ])
 
 

@@ -42,7 +42,7 @@ PLAN: dict[str, dict[str, tuple[int, ...]]] = {
     "trees": {"starlette": (64,), "mosec-batch": (64,), "triton": (64,)},
 }
 ON_REQUEST = (64,)  # for peers that are only measured when they are named
-FAILURES = (ServerError, environments.InstallError, OSError, KeyError, ValueError)
+TOLD = (ServerError, environments.InstallError)  # what says itself what happened
 
 
 class Results:
@@ -78,7 +78,7 @@ def pairs(options: argparse.Namespace, cores: Cores, results: Results) -> None:
                 results.found["pairs"].append(asdict(row))
                 results.save()
                 print(compare.table([row]).split("\n", 1)[1], file=sys.stderr, flush=True)
-        except FAILURES as error:
+        except Exception as error:  # whatever a strange server did, the others are measured
             results.found["gaps"].append({"model": model, "server": name, "reason": reason(error)})
             print(f"  ! {name}, {model}: {error}", file=sys.stderr, flush=True)
             results.save()
@@ -94,7 +94,8 @@ def planned(options: argparse.Namespace) -> Iterator[tuple[str, str, tuple[int, 
 
 def reason(error: Exception) -> str:
     """In one line: what happened, and the last line of the server's log, which is the likeliest to say why."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = str(error) if isinstance(error, TOLD) else f"{type(error).__name__}: {error}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return " ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
@@ -106,8 +107,12 @@ def measure(options: argparse.Namespace, results: Results) -> None:
     """
     cores = harness.settle(options)
     began = time.monotonic()
-    results.found |= {"command": shlex.join(["python", "bench/table.py", *sys.argv[1:]]), "machine": compare.machine(),
-                      "date": time.strftime("%Y-%m-%d"), "rounds": options.rounds, "seconds": options.seconds}
+    run = {"command": shlex.join(["python", "bench/table.py", *sys.argv[1:]]), "machine": compare.machine(),
+           "date": time.strftime("%Y-%m-%d"), "rounds": options.rounds, "seconds": options.seconds}
+    if "command" in results.found:  # parts that are measured again beside what an earlier run found
+        results.found.setdefault("again", []).append(run)
+    else:
+        results.found |= run
     results.found["servers"]["fastinfer"] = compare.setting("fastinfer", options)
     steal = stolen()
     for part in options.only:
@@ -118,12 +123,13 @@ def measure(options: argparse.Namespace, results: Results) -> None:
         try:
             results.found["measures"][part] = MEASURES[part](options, cores).as_dict()
             print(f"{part}: {results.found['measures'][part]['detail']}", file=sys.stderr, flush=True)
-        except FAILURES as error:
+        except Exception as error:
             results.found["measures"][part] = {"reason": reason(error)}
             print(f"  ! {part}: {error}", file=sys.stderr, flush=True)
         results.save()
-    results.found["took_s"] = round(time.monotonic() - began)
-    results.found["machine"]["stolen"] = f"{stolen(steal):.2%}"
+    run["took_s"] = round(time.monotonic() - began)
+    run["machine"]["stolen"] = f"{stolen(steal):.2%}"
+    results.found["took_s"] = results.found.get("took_s", run["took_s"])
     results.save()
 
 
@@ -169,7 +175,7 @@ def main() -> int:
     try:
         if not options.render:
             measure(options, results)
-    except (ServerError, environments.InstallError) as error:
+    except TOLD as error:
         print(error, file=sys.stderr)
         return 1
     if options.publish:
