@@ -162,6 +162,10 @@ cdef struct Operation:
     Kernel kernel
     int32_t source          # register, or raw column of a load
     int32_t target          # register, or output column of a store
+    int32_t* sources        # registers of a kernel that reads several, or writes several; owned by the program
+    int32_t* targets
+    int32_t n_sources
+    int32_t n_targets
     int32_t column          # raw column that is named when it fails
     int32_t count           # entries of `table`, where it has several
     bint single             # the result is rounded to float32

@@ -40,6 +40,8 @@ class Instruction(NamedTuple):
     b: float = 0.0
     flags: int = 0
     table: Any = None
+    sources: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
 
 @final
 class CompiledProgram:

@@ -16,9 +16,14 @@ from sklearn.preprocessing import (
     KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
+    Normalizer,
     OneHotEncoder,
     OrdinalEncoder,
+    PolynomialFeatures,
+    PowerTransformer,
+    QuantileTransformer,
     RobustScaler,
+    SplineTransformer,
     StandardScaler,
 )
 
@@ -100,6 +105,21 @@ scalers = st.one_of(
     st.builds(FunctionTransformer, st.sampled_from([None, *FUNCTIONS]), validate=st.booleans()),
     st.builds(MissingIndicator, features=st.sampled_from(["all", "missing-only"]), error_on_new=st.booleans()),
 )
+shapers = st.one_of(
+    st.builds(Normalizer, norm=st.sampled_from(["l1", "l2", "max"])),
+    st.builds(PowerTransformer, method=st.sampled_from(["yeo-johnson", "yeo-johnson", "box-cox"]),
+              standardize=st.booleans()),
+    st.builds(QuantileTransformer, n_quantiles=st.integers(1, 9),
+              output_distribution=st.sampled_from(["uniform", "normal"])),
+    st.builds(PolynomialFeatures, degree=st.sampled_from([0, 1, 2, 3, 4, (2, 3), (3, 3)]),
+              interaction_only=st.booleans(), include_bias=st.booleans(), order=st.sampled_from("CF")),
+    st.builds(SplineTransformer, n_knots=st.integers(2, 5), degree=st.integers(0, 4),
+              knots=st.sampled_from(["uniform", "quantile"]),
+              extrapolation=st.sampled_from(["error", "constant", "linear", "continue", "periodic"]),
+              include_bias=st.booleans(), sparse_output=st.booleans(), order=st.sampled_from("CF"),
+              handle_missing=st.sampled_from(["error", "zeros"])),
+)
+scalers |= shapers
 text_imputers = st.one_of(
     st.builds(SimpleImputer, strategy=st.just("most_frequent"), missing_values=st.sampled_from([np.nan, None, "a"]),
               add_indicator=st.booleans(), keep_empty_features=st.booleans()),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, make_column_selector
-from sklearn.decomposition import PCA
+from sklearn.decomposition import KernelPCA
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.feature_selection import (
@@ -340,10 +340,10 @@ REFUSED: list[tuple[Any, str]] = [
     (FunctionTransformer(lambda x: x + 1), r"pipeline: the function '<lambda>' cannot be read"),
     (FunctionTransformer(np.log1p, kw_args={"where": True}), r"pipeline: the function 'log1p' cannot be read"),
     (FunctionTransformer(np.cumsum), r"pipeline: the function 'cumsum' cannot be read"),
-    (make_pipeline(SimpleImputer(), PCA(1)), r"pipeline\.steps\[1\]: PCA cannot be imported"),
-    (ColumnTransformer([("n", StandardScaler(), ["age"]), ("own", make_pipeline(PCA(1)), ["income"])]),
-     r"pipeline\.transformers\['own'\]\.steps\[0\]: PCA cannot be imported"),
-    (FeatureUnion([("a", StandardScaler()), ("b", PCA(1))]), r"pipeline\.transformer_list\['b'\]: PCA"),
+    (make_pipeline(SimpleImputer(), KernelPCA(1)), r"pipeline\.steps\[1\]: KernelPCA cannot be imported"),
+    (ColumnTransformer([("n", StandardScaler(), ["age"]), ("own", make_pipeline(KernelPCA(1)), ["income"])]),
+     r"pipeline\.transformers\['own'\]\.steps\[0\]: KernelPCA cannot be imported"),
+    (FeatureUnion([("a", StandardScaler()), ("b", KernelPCA(1))]), r"pipeline\.transformer_list\['b'\]: KernelPCA"),
     (ColumnTransformer([("none", "drop", ["age"])]), r"pipeline: it gives 0 features"),
 ]
 

@@ -31,6 +31,7 @@ class Instruction(NamedTuple):
         a, b: the kernel's constants.
         flags: what counts as missing, 1 NaN, 2 None.
         table: the kernel's table, see `compile_table`.
+        sources, targets: registers of a kernel that reads several, or writes several.
     """
 
     kernel: str
@@ -42,6 +43,8 @@ class Instruction(NamedTuple):
     b: float = 0.0
     flags: int = 0
     table: Any = None
+    sources: tuple = ()
+    targets: tuple = ()
 
 
 @cython.final
@@ -60,7 +63,7 @@ cdef class Memory:
 
 
 cdef enum Place:
-    NOWHERE, NUMBER, TEXT, FP64_COLUMN, INT64_COLUMN, BOOL_COLUMN, BYTES_COLUMN, OUTPUT_FLOAT32, OUTPUT_FLOAT64
+    NOWHERE, NUMBER, NUMBERS, TEXT, FP64_COLUMN, INT64_COLUMN, BOOL_COLUMN, BYTES_COLUMN, OUTPUT_FLOAT32, OUTPUT_FLOAT64
 
 cdef struct KernelEntry:
     Kernel kernel
@@ -129,6 +132,30 @@ cdef KernelEntry kernel_entry(str name) except *:
         return KernelEntry(fill_text, TEXT, TEXT)
     if name == "is_text":
         return KernelEntry(is_text, TEXT, NUMBER)
+    if name == "row_norm":
+        return KernelEntry(row_norm, NUMBERS, NUMBER)
+    if name == "divide_values":
+        return KernelEntry(divide_values, NUMBERS, NUMBER)
+    if name == "multiply_values":
+        return KernelEntry(multiply_values, NUMBERS, NUMBER)
+    if name == "constant":
+        return KernelEntry(constant, NOWHERE, NUMBER)
+    if name == "project":
+        return KernelEntry(project, NUMBERS, NUMBERS)
+    if name == "check_positive":
+        return KernelEntry(check_positive, NUMBER, NOWHERE)
+    if name == "box_cox":
+        return KernelEntry(box_cox, NUMBER, NUMBER)
+    if name == "yeo_johnson":
+        return KernelEntry(yeo_johnson, NUMBER, NUMBER)
+    if name == "logistic":
+        return KernelEntry(logistic, NUMBER, NUMBER)
+    if name == "log_odds":
+        return KernelEntry(log_odds, NUMBER, NUMBER)
+    if name == "quantile":
+        return KernelEntry(quantile, NUMBER, NUMBER)
+    if name == "spline":
+        return KernelEntry(spline, NUMBER, NUMBERS)
     if name == "store_float32":
         return KernelEntry(store_float32, NUMBER, OUTPUT_FLOAT32)
     if name == "store_float64":
@@ -297,7 +324,7 @@ cdef class CompiledProgram:
 
 
 cdef int place_limit(CompiledProgram program, Place place) except -1:
-    if place == NUMBER:
+    if place == NUMBER or place == NUMBERS:
         return <int>program.n_numbers
     if place == TEXT:
         return <int>program.n_texts
@@ -309,9 +336,11 @@ cdef int place_limit(CompiledProgram program, Place place) except -1:
 cdef int compile_operation(CompiledProgram program, Operation* operation, instruction) except -1:
     cdef KernelEntry entry = kernel_entry(instruction.kernel)
     cdef Datatype wanted
-    if not 0 <= instruction.source < place_limit(program, entry.source):
+    if (entry.source not in (NOWHERE, NUMBERS)
+            and not 0 <= instruction.source < place_limit(program, entry.source)):
         raise ConfigurationError(f"{instruction.kernel}: source {instruction.source} is out of range")
-    if entry.target != NOWHERE and not 0 <= instruction.target < place_limit(program, entry.target):
+    if (entry.target not in (NOWHERE, NUMBERS)
+            and not 0 <= instruction.target < place_limit(program, entry.target)):
         raise ConfigurationError(f"{instruction.kernel}: target {instruction.target} is out of range")
     if not 0 <= instruction.column < program.columns.n_inputs:
         raise ConfigurationError(f"{instruction.kernel}: column {instruction.column} is out of range")
@@ -331,6 +360,12 @@ cdef int compile_operation(CompiledProgram program, Operation* operation, instru
     operation.a = instruction.a
     operation.b = instruction.b
     operation.flags = instruction.flags
+    if entry.source == NUMBERS:
+        operation.n_sources = <int32_t>len(instruction.sources)
+        operation.sources = compile_registers(program, instruction.kernel, instruction.sources)
+    if entry.target == NUMBERS:
+        operation.n_targets = <int32_t>len(instruction.targets)
+        operation.targets = compile_registers(program, instruction.kernel, instruction.targets)
     compile_table(program, operation, instruction.kernel, instruction.table)
     return 0
 
@@ -340,7 +375,23 @@ cdef int compile_table(CompiledProgram program, Operation* operation, str kernel
     if kernel == "bucketize":                            # edges, ascending
         compile_numbers(program, operation, table)
     elif kernel == "apply_function":                     # a ufunc of one argument
-        compile_function(program, operation, table)
+        operation.table = own(program, sizeof(UfuncLoop))
+        compile_function(program, operation, table, <UfuncLoop*>operation.table)
+    elif kernel == "yeo_johnson":                        # (numpy.log1p, numpy.expm1)
+        operation.table = own(program, 2 * sizeof(UfuncLoop))
+        compile_function(program, operation, table[0], <UfuncLoop*>operation.table)
+        compile_function(program, operation, table[1], <UfuncLoop*>operation.table + 1)
+    elif kernel in ("divide_values", "multiply_values"):
+        if operation.n_sources != 2:
+            raise ConfigurationError(f"{kernel} takes two values")
+    elif kernel == "project":                            # weights, row by row
+        compile_numbers(program, operation, table)
+        if operation.count != <int64_t>operation.n_sources * operation.n_targets:
+            raise ConfigurationError("a projection has a weight for each source and target")
+    elif kernel == "quantile":                           # (quantiles, references, threshold, lowest, highest)
+        compile_quantiles(program, operation, table)
+    elif kernel == "spline":                             # a mapping, see `compile_spline`
+        compile_spline(program, operation, table)
     elif kernel in ("lookup_number", "lookup_integer", "lookup_text"):
         categories, codes, nan, none, unknown = table    # codes; None where refused
         compile_lookup(program, operation, kernel, categories, codes, nan, none, unknown)
@@ -358,13 +409,29 @@ cdef void* own(CompiledProgram program, size_t size) except NULL:
     return memory.data
 
 
-cdef int compile_numbers(CompiledProgram program, Operation* operation, table) except -1:
+cdef int32_t* compile_registers(CompiledProgram program, str kernel, tuple registers) except NULL:
+    cdef Py_ssize_t count = len(registers), i
+    cdef int32_t* found = <int32_t*>own(program, count * sizeof(int32_t))
+    if not count:
+        raise ConfigurationError(f"{kernel}: no registers")
+    for i in range(count):
+        if not 0 <= registers[i] < program.n_numbers:
+            raise ConfigurationError(f"{kernel}: register {registers[i]} is out of range")
+        found[i] = registers[i]
+    return found
+
+
+cdef double* own_numbers(CompiledProgram program, table) except NULL:
     cdef Py_ssize_t count = len(table), i
     cdef double* numbers = <double*>own(program, count * sizeof(double))
     for i in range(count):
         numbers[i] = table[i]
-    operation.table = numbers
-    operation.count = <int32_t>count
+    return numbers
+
+
+cdef int compile_numbers(CompiledProgram program, Operation* operation, table) except -1:
+    operation.table = own_numbers(program, table)
+    operation.count = <int32_t>len(table)
     return 0
 
 
@@ -381,10 +448,9 @@ cdef int compile_columns(CompiledProgram program, Operation* operation, table) e
     return 0
 
 
-cdef int compile_function(CompiledProgram program, Operation* operation, cnp.ufunc ufunc) except -1:
+cdef int compile_function(CompiledProgram program, Operation* operation, cnp.ufunc ufunc, UfuncLoop* loop) except -1:
     """Find the ufunc's loop from float64 to float64, or from float32 to float32."""
     cdef char wanted = <char>(cnp.NPY_FLOAT if operation.single else cnp.NPY_DOUBLE)
-    cdef UfuncLoop* loop = <UfuncLoop*>own(program, sizeof(UfuncLoop))
     cdef int i
     if ufunc.nin != 1 or ufunc.nout != 1:
         raise ConfigurationError(f"numpy.{ufunc.__name__} is not a function of one value")
@@ -392,7 +458,6 @@ cdef int compile_function(CompiledProgram program, Operation* operation, cnp.ufu
         if ufunc.types[2 * i] == wanted and ufunc.types[2 * i + 1] == wanted:
             loop.function = <UfuncFunction><void*>ufunc.functions[i]  # float loops need no GIL
             loop.data = ufunc.data[i]
-            operation.table = loop
             program.owned.append(ufunc)
             return 0
     raise ConfigurationError(f"numpy.{ufunc.__name__} does not map floats to floats of the same width")

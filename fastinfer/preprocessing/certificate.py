@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,8 @@ import numpy.typing as npt
 
 from fastinfer._core import CompiledProgram
 from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError
+from fastinfer.preprocessing.conditioning import well_conditioned
+from fastinfer.preprocessing.lowering import Precision
 from fastinfer.preprocessing.spec import Column, Place, Spec, Step, document, plain
 
 MAX_CELLS: Final = 1 << 20  # rows * features that an import is proven on
@@ -25,18 +28,26 @@ KEPT_CELLS: Final = 1 << 16  # rows * (columns + features) that are kept for eac
 MAX_ROWS: Final = 512
 MIN_ROWS: Final = 16
 MAX_VALUES: Final = 400  # tried for each column
+Changes = tuple[tuple[str, float], ...]  # arithmetic on the way from a raw column: the operation and its constant
+UNDO: Final[Mapping[str, Any]] = {"subtract": np.add, "add": np.subtract, "multiply": np.divide, "divide": np.multiply}
+SINGLE_ULP: Final = 2.0**-23  # of float32, relative
 UNKNOWN_TEXT: Final = "\u2047 not a category"
 
 
-def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any], exact: Sequence[bool]) -> tuple[int, int] | None:
-    """The first cell (row, feature) that differs: in any bit, or by over 1 ulp where the feature is not exact.
+def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any],
+               precision: Sequence[Precision]) -> tuple[int, int] | None:
+    """The first cell (row, feature) that differs by more than the feature's precision allows.
 
     A NaN equals any other NaN: its payload says nothing.
     """
     ordered = [ordinals(array) for array in (expected, got)]
     distance = np.maximum(*ordered) - np.minimum(*ordered)
-    allowed = np.array([0 if flag else 1 for flag in exact], dtype=np.uint64)
+    allowed = np.array([0 if feature == "exact" else 1 for feature in precision], dtype=np.uint64)
     same = (distance <= allowed) | (np.isnan(expected) & np.isnan(got))
+    if expected.dtype == np.float64:
+        with np.errstate(invalid="ignore", over="ignore"):
+            near = np.abs(expected - got) <= SINGLE_ULP * np.maximum(np.abs(expected), np.abs(got))
+        same |= near & np.array([feature == "single" for feature in precision])
     cells = np.argwhere(~same)
     return (int(cells[0][0]), int(cells[0][1])) if len(cells) else None
 
@@ -77,7 +88,7 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def check(compiled: CompiledProgram, spec: Spec, exact: Sequence[bool]) -> None:
+def check(compiled: CompiledProgram, spec: Spec, precision: Sequence[Precision]) -> None:
     """Run the golden rows.
 
     Raises:
@@ -93,7 +104,7 @@ def check(compiled: CompiledProgram, spec: Spec, exact: Sequence[bool]) -> None:
         got = compiled.transform(columns)
     except FastinferError as error:
         raise ModelLoadError(f"the certificate's rows are refused: {error}", "$.certificate.rows") from None
-    found = difference(expected, got, exact)
+    found = difference(expected, got, precision)
     if found is not None:
         row, feature = found
         raise ModelLoadError(
@@ -164,10 +175,11 @@ def candidates(spec: Spec) -> dict[str, list[Any]]:
     kinds = {column.name: column for column in spec.columns}
     for step in spec.steps:
         for i, source in enumerate(step.sources):
-            name = origin.get(source)
-            if name is not None:
-                for value in telling(step, i, kinds[name]):
-                    found[name].setdefault(repr(value), value)
+            if source not in origin:
+                continue
+            name, changes = origin[source]
+            for value in telling(step, i, kinds[name], changes):
+                found[name].setdefault(repr(value), value)
     return {name: basics(kinds[name]) + spread(list(values.values())) for name, values in found.items()}
 
 
@@ -178,14 +190,26 @@ def spread(values: list[Any]) -> list[Any]:
     return [values[i * len(values) // MAX_VALUES] for i in range(MAX_VALUES)]
 
 
-def origins(steps: Sequence[Step], columns: Sequence[str]) -> dict[str, str]:
-    """Values that hold a raw column's own values still (filled or rounded at most), and which column."""
-    found = {name: name for name in columns}
+def origins(steps: Sequence[Step], columns: Sequence[str]) -> dict[str, tuple[str, Changes]]:
+    """Values that come from a raw column alone (filled, rounded, shifted and scaled at most): which, and how."""
+    found: dict[str, tuple[str, Changes]] = {name: (name, ()) for name in columns}
     for step in steps:
-        if step.op in ("impute", "cast"):
-            found.update({target: found[source] for source, target in zip(step.sources, step.targets, strict=True)
-                          if source in found})
+        if step.op not in ("impute", "cast", *UNDO):
+            continue
+        for i, (source, target) in enumerate(zip(step.sources, step.targets, strict=True)):
+            if source in found:
+                name, changes = found[source]
+                change = ((step.op, float(step.parameters["by"][i])),) if step.op in UNDO else ()
+                found[target] = name, changes + change
     return found
+
+
+def undone(value: float, changes: Changes) -> float:
+    """The raw value, within rounding."""
+    with np.errstate(all="ignore"):
+        for op, by in reversed(changes):
+            value = float(UNDO[op](np.float64(value), by))
+    return value
 
 
 def basics(column: Column) -> list[Any]:
@@ -200,8 +224,8 @@ def basics(column: Column) -> list[Any]:
             -math.inf]
 
 
-def telling(step: Step, i: int, column: Column) -> list[Any]:
-    """The values of its source number ``i`` at which a step's result changes."""
+def telling(step: Step, i: int, column: Column, changes: Changes = ()) -> list[Any]:
+    """The values of a raw column at which a step's result changes, through its source number ``i``."""
     parameters = step.parameters
     if column.datatype == "BOOL":
         return []
@@ -214,12 +238,20 @@ def telling(step: Step, i: int, column: Column) -> list[Any]:
         return [missing["text"]] if isinstance(missing, Mapping) else []
     numbers = {"bucketize": parameters.get("edges"), "binarize": [parameters.get("threshold")],
                "subtract": parameters.get("by", ())[i : i + 1], "indicate": [parameters.get("missing")],
-               "impute": [parameters.get("missing"), *parameters.get("fill", ())[i : i + 1]]}.get(step.op)
-    found = [float(value) for value in numbers or () if isinstance(value, (int, float)) and math.isfinite(value)]
+               "impute": [parameters.get("missing"), *parameters.get("fill", ())[i : i + 1]],
+               "clip": [parameters.get("low"), parameters.get("high")], "quantile": parameters.get("quantiles"),
+               "spline": halfway(parameters.get("knots", ())), "power": [0.0, 1.0, 0.25, -0.25]}.get(step.op)
+    found = [undone(float(value), changes) for value in numbers or () if isinstance(value, (int, float))]
+    found = [value for value in found if math.isfinite(value)]
     if column.datatype == "INT64":
         return [int(value) for value in found if value.is_integer() and abs(value) < 2**63]
     return [near for value in found
             for near in (value, math.nextafter(value, math.inf), math.nextafter(value, -math.inf))]
+
+
+def halfway(numbers: Sequence[float]) -> list[float]:
+    """The numbers, and one between each pair of neighbours."""
+    return [*numbers, *[(first + second) / 2 for first, second in pairwise(numbers)]]
 
 
 def golden_rows(compiled: CompiledProgram, spec: Spec) -> tuple[dict[str, list[Any]], dict[str, bool]]:
@@ -245,6 +277,10 @@ def golden_rows(compiled: CompiledProgram, spec: Spec) -> tuple[dict[str, list[A
     rows = {name: [value for i, value in enumerate(values) if i not in refused] for name, values in rows.items()}
     if len(refused) == count:
         raise ConfigurationError("the program takes no row that could be thought of")
+    telling_rows = well_conditioned(spec, as_columns(rows, spec))
+    if telling_rows.any():  # otherwise the proof has to do with rows at which digits are lost
+        rows = {name: [value for value, tells in zip(values, telling_rows, strict=True) if tells]
+                for name, values in rows.items()}
     nullable = {column.name: column.datatype in ("FP64", "BYTES") and any(map(is_missing, accepted[column.name]))
                 for column in spec.columns}
     return rows, nullable

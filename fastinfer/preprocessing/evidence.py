@@ -15,7 +15,9 @@ from fastinfer.preprocessing.spec import Column
 from fastinfer.preprocessing.tracing import FLOAT32, is_nan, refuse
 
 Origins = Sequence["Origin | None"] | None  # None: a transformer that is not known gave these columns
-SAME_COLUMNS = ("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "Binarizer")
+SAME_COLUMNS = ("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "Binarizer", "Normalizer",
+                "PowerTransformer", "QuantileTransformer")
+SINGLE = ("data_min_", "max_abs_", "lambdas_", "quantiles_", "components_")  # float32 where they were fitted on float32
 MAX_SHOWN = 100  # categories that features.json repeats for documentation
 
 
@@ -120,7 +122,7 @@ def observe_function(transformer: Any, origins: Origins) -> Origins:
 
 def note_floats(transformer: Any, origins: Origins) -> None:
     """A scaler whose own arrays are float32 was fitted on float32."""
-    arrays = [getattr(transformer, name, None) for name in ("data_min_", "max_abs_")]
+    arrays = [getattr(transformer, name, None) for name in SINGLE]
     example = next((getattr(transformer, name) for name in ("mean_", "center_", "data_min_")
                     if getattr(transformer, name, None) is not None), None)
     for i, origin in enumerate(origins or ()):

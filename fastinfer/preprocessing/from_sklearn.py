@@ -10,7 +10,15 @@ from typing import Any, Final
 import numpy as np
 
 from fastinfer.errors import ImportRefusedError
-from fastinfer.preprocessing import sklearn_categories, sklearn_imputation, sklearn_numeric, sklearn_selection
+from fastinfer.preprocessing import (
+    sklearn_categories,
+    sklearn_distribution,
+    sklearn_imputation,
+    sklearn_numeric,
+    sklearn_rows,
+    sklearn_selection,
+    sklearn_splines,
+)
 from fastinfer.preprocessing.evidence import Sampled, columns_of
 from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Output, Spec
 from fastinfer.preprocessing.tracing import (
@@ -154,11 +162,16 @@ def sparsified(trace: Trace, part: Matrix, path: str) -> Matrix:
         return part
     dtype = FLOAT64 if part.dtype == OBJECT else part.dtype
     part = trace.numbers(part.as_array(dtype), path)
-    signed = [feature for feature in part.features if not feature.unsigned and dtype.kind == "f"]
+    return Matrix(unsigned(trace, part, path).features, "sparse")
+
+
+def unsigned(trace: Trace, matrix: Matrix, path: str) -> Matrix:
+    """-0.0 becomes 0.0, as it does on the way from a sparse matrix to a dense one."""
+    signed = [feature for feature in matrix.features if not feature.unsigned and feature.dtype.kind == "f"]
     values = trace.write("add", path, signed, by=(0.0,) * len(signed))
     plus = dict(zip(signed, values, strict=True))
-    return Matrix(tuple([replace(feature, value=plus.get(feature, feature.value), unsigned=True)
-                         for feature in part.features]), "sparse")
+    return replace(matrix, features=tuple([replace(feature, value=plus.get(feature, feature.value), unsigned=True)
+                                           for feature in matrix.features]))
 
 
 CONVERTERS: Final[Mapping[str, Converter]] = {
@@ -174,6 +187,14 @@ CONVERTERS: Final[Mapping[str, Converter]] = {
     "RobustScaler": sklearn_numeric.robust_scaler,
     "Binarizer": sklearn_numeric.binarizer,
     "KBinsDiscretizer": sklearn_numeric.k_bins_discretizer,
+    "Normalizer": sklearn_rows.normalizer,
+    "PolynomialFeatures": sklearn_rows.polynomial_features,
+    "SplineTransformer": sklearn_splines.spline_transformer,
+    "PowerTransformer": sklearn_distribution.power_transformer,
+    "QuantileTransformer": sklearn_distribution.quantile_transformer,
+    "PCA": sklearn_rows.pca,
+    "IncrementalPCA": sklearn_rows.pca,
+    "TruncatedSVD": sklearn_rows.truncated_svd,
     "OneHotEncoder": sklearn_categories.one_hot_encoder,
     "OrdinalEncoder": sklearn_categories.ordinal_encoder,
     "TargetEncoder": sklearn_categories.target_encoder,
@@ -267,9 +288,10 @@ def finished(trace: Trace, matrix: Matrix, dtype: str, path: str) -> Matrix:
     straight = dtype == "float32" and matrix.dtype.kind in "iu"
     values = trace.write("cast", path, integers, **(single(np.dtype(np.float32)) if straight else {"dtype": "float64"}))
     plain = dict(zip(integers, values, strict=True))
-    return replace(matrix, features=tuple([
+    matrix = replace(matrix, features=tuple([
         replace(feature, value=plain.get(feature, feature.value), kind="number") for feature in matrix.features
     ]))
+    return unsigned(trace, matrix, path) if matrix.container == "sparse" else matrix
 
 
 def feature_names(transformer: Any, matrix: Matrix) -> list[str]:

@@ -26,7 +26,7 @@ def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: st
     spec = trace_sklearn(fitted, dtype=dtype, allow=allow, names=names, framed=framed, samples=samples,
                          missing=missing, path=path)
     try:
-        compiled, exact = compile_spec(spec)
+        compiled, precision = compile_spec(spec)
         rows, nullable = certificate.golden_rows(compiled, spec)
     except ConfigurationError as error:
         raise refuse(path, str(error)) from None
@@ -35,7 +35,7 @@ def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: st
     expected = transformed(fitted, raw_frame(spec, rows, names, framed), dtype, path)
     if expected.shape != got.shape:
         raise refuse(path, f"scikit-learn gives {expected.shape[1]} features, the program {got.shape[1]}")
-    found = certificate.difference(expected, got, exact)
+    found = certificate.difference(expected, got, precision)
     if found is not None:
         row, feature = found
         shown = certificate.shown_row(rows, row)

@@ -7,33 +7,47 @@ reused as soon as their value has been read for the last time.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from fastinfer._core import CompiledProgram, Instruction, Signature, Tensor
 from fastinfer.errors import ConfigurationError
-from fastinfer.preprocessing.spec import FUNCTIONS, KINDS, Column, Spec, Step
+from fastinfer.preprocessing.spec import FUNCTIONS, KINDS, SCIPY_FUNCTIONS, Column, Spec, Step
 
 LOADS: Final = {"FP64": "load_float64", "INT64": "load_int64", "BOOL": "load_bool", "BYTES": "load_text"}
+DENSE_L1, DENSE_L2, LARGEST, SPARSE_L1, SPARSE_L2 = range(5)  # how rows.pyx takes a norm
+NORMS: Final = {("l1", False): DENSE_L1, ("l2", False): DENSE_L2, ("max", False): LARGEST, ("max", True): LARGEST,
+                ("l1", True): SPARSE_L1, ("l2", True): SPARSE_L2}
+# scikit-learn's BOUNDS_THRESHOLD, and scipy.stats.norm.ppf of it and of 1 minus it, less one spacing of 1.
+NEAR_END: Final = 1e-7
+NORMAL_ENDS: Final = (-5.199337582605575, 5.19933758270342)
 FLAGS: Final = {"nan": 1, "none": 2, "any": 3}
 NO_CODE: Final = -1.0  # a category that leaves all columns of a one-hot encoding at zero
+# How near a value is to scikit-learn's: the same bits on every machine; 1 ulp, behind a function that the machine's
+# mathematical library rounds; 1 ulp of float32, behind several of them or a sum whose order the machine chooses.
+Precision = Literal["exact", "ulp", "single"]
+PRECISIONS: Final[tuple[Precision, ...]] = ("exact", "ulp", "single")
+GATHERING: Final = ("row_norm", "divide_values", "multiply_values", "project")  # kernels that read several registers
+SCATTERING: Final = ("project", "spline")  # and that write several
+OVERWRITING: Final = ("project",)  # and that write before they have read all
+REFUSING: Final = ("lookup_number", "lookup_integer", "lookup_text", "spline")  # and that may refuse a row
 
 
 @dataclass(slots=True)
 class Atom:
-    """One operation on one value.
+    """One operation.
 
     Attributes:
-        reads: values it reads (none: a load).
-        writes: the value it writes, or None (a check).
+        reads: values it reads (none: a load, or a constant).
+        writes: values it writes (none: a check).
         text: whether it writes text.
         column: raw column that an error names.
     """
 
     instruction: Instruction
     reads: tuple[str, ...]
-    writes: str | None
+    writes: tuple[str, ...]
     column: int
     text: bool = False
 
@@ -54,7 +68,7 @@ class Program:
     atoms: dict[str, Atom] = field(default_factory=dict)
     checks: dict[str, list[Atom]] = field(default_factory=dict)
     hot: dict[str, Hot] = field(default_factory=dict)
-    inexact: set[str] = field(default_factory=set)  # values whose bits depend on the machine's libm
+    precision: dict[str, Precision] = field(default_factory=dict)  # of values that are not exact
 
     def column_of(self, value: str) -> int:
         return self.atoms[self.hot[value].code if value in self.hot else value].column
@@ -65,16 +79,24 @@ class Program:
         atom = self.atoms[value]
         return "text" if atom.text else "integer" if atom.instruction.kernel == "load_int64" else "number"
 
-    def add(self, kernel: str, source: str, target: str | None, *, text: bool = False, **fields: Any) -> None:
-        column = self.column_of(source)
-        atom = Atom(Instruction(kernel, 0, 0, column, **fields), (source,), target, column, text)
-        if target is None:
-            self.checks.setdefault(source, []).append(atom)
-            return
-        self.atoms[target] = atom
-        rough = kernel == "apply_function" and not FUNCTIONS[fields["table"].__name__]
-        if rough or source in self.inexact:
-            self.inexact.add(target)
+    def add(self, kernel: str, sources: str | tuple[str, ...], targets: str | tuple[str, ...] | None, *,
+            text: bool = False, precision: Precision = "exact", **fields: Any) -> None:
+        """An operation. ``precision``: of its result, where what it reads is exact."""
+        sources = (sources,) if isinstance(sources, str) else sources
+        targets = () if targets is None else (targets,) if isinstance(targets, str) else targets
+        column = self.column_of(sources[0])
+        atom = Atom(Instruction(kernel, 0, 0, column, **fields), sources, targets, column, text)
+        if not targets:
+            self.checks.setdefault(sources[0], []).append(atom)
+        found = max([precision, *(self.precision.get(source, "exact") for source in sources)], key=PRECISIONS.index)
+        for target in targets:
+            self.atoms[target] = atom
+            if found != "exact":
+                self.precision[target] = found
+
+    def constant(self, value: float, target: str, column: int) -> None:
+        """A value that no column decides."""
+        self.atoms[target] = Atom(Instruction("constant", 0, 0, column, a=value), (), (target,), column)
 
 
 def signature_of(columns: tuple[Column, ...]) -> Signature:
@@ -97,7 +119,8 @@ def lower_cast(program: Program, step: Step, i: int) -> None:
 
 def lower_check(program: Program, step: Step, i: int) -> None:
     source = step.sources[i]
-    kernel = "check_finite" if step.parameters["allow"] == "finite" else "check_not_infinite"
+    kernel = {"finite": "check_finite", "nan": "check_not_infinite", "positive": "check_positive"}[
+        step.parameters["allow"]]
     program.add("check_text" if program.kind_of(source) == "text" else kernel, source, None)
 
 
@@ -141,9 +164,15 @@ def lower_binarize(program: Program, step: Step, i: int) -> None:
 
 
 def lower_function(program: Program, step: Step, i: int) -> None:
-    function = getattr(np, step.parameters["function"])
+    name = step.parameters["function"]
     single = step.parameters.get("dtype") == "float32"
-    program.add("apply_function", step.sources[i], step.targets[i], single=single, table=function)
+    if name in SCIPY_FUNCTIONS:
+        kernel = {"expit": "logistic", "logit": "log_odds"}[name]
+        program.add(kernel, step.sources[i], step.targets[i], single=single, precision="single")
+        return
+    precision: Precision = "exact" if FUNCTIONS[name] else "ulp"
+    program.add("apply_function", step.sources[i], step.targets[i], single=single, table=getattr(np, name),
+                precision=precision)
 
 
 def lower_bucketize(program: Program, step: Step, i: int) -> None:
@@ -174,6 +203,83 @@ def lower_onehot(program: Program, step: Step, i: int) -> None:
         program.hot[target] = Hot(code, position)
 
 
+def lower_power(program: Program, step: Step, i: int) -> None:
+    single = step.parameters.get("dtype") == "float32"
+    power: float = step.parameters["lambdas"][i]
+    if step.parameters["method"] == "box-cox":
+        program.add("box_cox", step.sources[i], step.targets[i], a=power, single=single, precision="single")
+        return
+    tiny = float(np.finfo(np.float32 if single else np.float64).eps)
+    below = float(np.float32(2) - np.float32(power)) if single else 2 - power
+    program.add("yeo_johnson", step.sources[i], step.targets[i], a=0.0 if abs(power) < tiny else power,
+                b=0.0 if abs(below) <= tiny else below, single=single, table=(np.log1p, np.expm1), precision="single")
+
+
+def lower_quantile(program: Program, step: Step, i: int) -> None:
+    single = step.parameters.get("dtype") == "float32"
+    normal = step.parameters["distribution"] == "normal"
+    quantiles = list(step.parameters["quantiles"])
+    references = [float(value) for value in np.linspace(0, 1, len(quantiles))]
+    threshold = float(np.float32(NEAR_END)) if single else NEAR_END
+    program.add("quantile", step.sources[i], step.targets[i], flags=int(normal), single=single,
+                table=(quantiles, references, threshold, *NORMAL_ENDS), precision="single" if normal else "exact")
+
+
+def lower_spline(program: Program, step: Step, i: int) -> None:
+    given = step.parameters
+    width = len(given["knots"]) - given["degree"] - 1
+    periodic = given["extrapolation"] == "periodic"
+    table = {"knots": given["knots"], "degree": given["degree"], "mode": given["extrapolation"],
+             "splines": width - given["degree"] if periodic else width,
+             **{name: given.get(name) for name in ("low", "high", "reach", "low_values", "high_values", "low_slopes",
+                                                   "high_slopes")}}
+    single = given.get("dtype") == "float32"
+    program.add("spline", step.sources[0], step.targets, table=table, single=single,
+                flags=int(given.get("sparse", False)))
+
+
+def lower_normalize(program: Program, step: Step) -> None:
+    norm, sparse = step.parameters["norm"], step.parameters.get("sparse", False)
+    single = step.parameters.get("dtype") == "float32"
+    tiny = 10 * float(np.finfo(np.float32 if single else np.float64).eps)
+    least = float(np.finfo(np.float64).smallest_subnormal) if sparse else tiny  # sparse: only 0 is left as it is
+    kind = NORMS[norm, sparse]
+    summed = kind == DENSE_L2 or (kind == DENSE_L1 and len(step.sources) >= 8)
+    target = f"\0norm of {step.targets[0]}"
+    program.add("row_norm", step.sources, target, a=least, flags=kind, single=single,
+                precision="single" if summed else "exact")
+    for source, divided in zip(step.sources, step.targets, strict=True):
+        program.add("divide_values", (source, target), divided, single=single)
+
+
+def lower_polynomial(program: Program, step: Step) -> None:
+    """Products from the first factor to the last; terms that begin alike share what they have in common."""
+    single = step.parameters.get("dtype") == "float32"
+    sparse = int(step.parameters.get("sparse", False))
+    known: dict[tuple[int, ...], str] = {(j,): source for j, source in enumerate(step.sources)}
+    for term, target in zip(step.parameters["terms"], step.targets, strict=True):
+        if not term:
+            program.constant(1.0, target, program.column_of(step.sources[0]))
+        elif len(term) == 1:
+            program.add("fill_missing", step.sources[term[0]], target, b=np.nan)  # a copy
+        else:
+            known[term] = target
+    for term, target in zip(step.parameters["terms"], step.targets, strict=True):
+        for size in range(2, len(term) + 1):
+            part = term[:size]
+            value = target if size == len(term) else known.setdefault(part, f"\0{part} of {step.targets[0]}")
+            if value not in program.atoms:
+                program.add("multiply_values", (known[part[:-1]], step.sources[part[-1]]), value, single=single,
+                            flags=sparse)
+
+
+def lower_project(program: Program, step: Step) -> None:
+    single = step.parameters.get("dtype") == "float32"
+    weights = [weight for row in step.parameters["matrix"] for weight in row]
+    program.add("project", step.sources, step.targets, single=single, table=weights,
+                precision="exact" if step.parameters.get("sparse", False) else "single")
+
+
 LOWERINGS: Final[Mapping[str, Callable[[Program, Step, int], None]]] = {
     "cast": lower_cast,
     "check": lower_check,
@@ -186,6 +292,14 @@ LOWERINGS: Final[Mapping[str, Callable[[Program, Step, int], None]]] = {
     "bucketize": lower_bucketize,
     "ordinal": lower_ordinal,
     "onehot": lower_onehot,
+    "power": lower_power,
+    "quantile": lower_quantile,
+    "spline": lower_spline,
+}
+WHOLE_LOWERINGS: Final[Mapping[str, Callable[[Program, Step], None]]] = {
+    "normalize": lower_normalize,
+    "polynomial": lower_polynomial,
+    "project": lower_project,
 }
 
 
@@ -196,11 +310,15 @@ def build(spec: Spec) -> Program:
         kernel = "load_float32" if column.dtype == "float32" else LOADS[column.datatype]
         flags = FLAGS[column.missing] if column.datatype == "BYTES" else 0
         instruction = Instruction(kernel, i, 0, i, flags=flags)
-        program.atoms[column.name] = Atom(instruction, (), column.name, i, KINDS[column.datatype] == "text")
+        program.atoms[column.name] = Atom(instruction, (), (column.name,), i, KINDS[column.datatype] == "text")
     for step in spec.steps:
-        for i, source in enumerate(step.sources):
+        for source in step.sources:
             if source in program.hot:
                 materialise(program, source)
+        if step.op in WHOLE_LOWERINGS:
+            WHOLE_LOWERINGS[step.op](program, step)
+            continue
+        for i in range(len(step.sources)):
             LOWERINGS[step.op](program, step, i)
     return program
 
@@ -231,14 +349,15 @@ class Emission:
                 stack.pop() if value in self.done else stack.extend(waiting)
                 continue
             stack.pop()
-            self.done.add(value)
+            self.done.update(atom.writes)
             self.order.append(atom)
-            self.order.extend(self.program.checks.get(value, ()))
+            for written in atom.writes:
+                self.order.extend(self.program.checks.get(written, ()))
 
     def store(self, kernel: str, value: str, target: int, table: list[int] | None = None) -> None:
         self.value(value)
         column = self.program.column_of(value)
-        self.order.append(Atom(Instruction(kernel, 0, target, column, table=table), (value,), None, column))
+        self.order.append(Atom(Instruction(kernel, 0, target, column, table=table), (value,), (), column))
 
 
 def emit(program: Program) -> list[Atom]:
@@ -261,7 +380,7 @@ def emit(program: Program) -> list[Atom]:
         table = [columns.get(position, -1) for position in range(max(columns) + 1)]
         emission.store(f"scatter_{output.dtype}", code, 0, table)
     for value, atom in list(program.atoms.items()):  # what may refuse a row must run, whether or not it is read
-        if value in program.checks or atom.instruction.kernel.startswith("lookup_"):
+        if value in program.checks or atom.instruction.kernel in REFUSING:
             emission.value(value)
     return emission.order
 
@@ -280,42 +399,60 @@ def allocate(order: list[Atom]) -> tuple[list[Instruction], int, int]:
     free: dict[bool, list[int]] = {False: [], True: []}
     used = {False: 0, True: 0}
     register: dict[str, tuple[bool, int]] = {}
-    instructions = []
-    for i, atom in enumerate(order):
-        changes: dict[str, Any] = {}
-        if atom.reads:
-            changes["source"] = register[atom.reads[0]][1]
-        for value in atom.reads:
-            if last[value] == i:  # the target may take its place: every kernel reads a row before it writes it
+
+    def release(atom: Atom, i: int) -> None:
+        for value in dict.fromkeys(atom.reads):
+            if last[value] == i:
                 text, index = register.pop(value)
                 free[text].append(index)
-        if atom.writes is not None:
-            if free[atom.text]:
-                index = free[atom.text].pop()
-            else:
-                index, used[atom.text] = used[atom.text], used[atom.text] + 1
-            changes["target"] = index
-            if atom.writes in last:
-                register[atom.writes] = (atom.text, index)
+
+    def take(text: bool) -> int:
+        if free[text]:
+            return free[text].pop()
+        used[text] += 1
+        return used[text] - 1
+
+    instructions = []
+    for i, atom in enumerate(order):
+        kernel = atom.instruction.kernel
+        reads = [register[value][1] for value in atom.reads]
+        changes: dict[str, Any] = {}
+        if kernel in GATHERING:
+            changes["sources"] = tuple(reads)
+        elif reads:
+            changes["source"] = reads[0]
+        if kernel not in OVERWRITING:
+            release(atom, i)  # the target may take a source's place: the kernel reads a row before it writes it
+        writes = [take(atom.text) for _ in atom.writes]
+        if kernel in OVERWRITING:
+            release(atom, i)
+        if kernel in SCATTERING:
+            changes["targets"] = tuple(writes)
+        elif writes:
+            changes["target"] = writes[0]
+        for value, index in zip(atom.writes, writes, strict=True):
+            if value in last:
+                register[value] = (atom.text, index)
             else:
                 free[atom.text].append(index)
         instructions.append(atom.instruction._replace(**changes))
     return instructions, used[False], used[True]
 
 
-def compile_spec(spec: Spec) -> tuple[CompiledProgram, tuple[bool, ...]]:
-    """The compiled program, and for each output whether its bits are the same on every machine.
+def compile_spec(spec: Spec) -> tuple[CompiledProgram, tuple[Precision, ...]]:
+    """The compiled program, and each output's precision.
 
     Raises:
         ConfigurationError: the compiled core refuses the program.
     """
     program = build(spec)
     order = emit(program)
-    exact = tuple([(program.hot[value].code if value in program.hot else value) not in program.inexact
-                   for _, value in spec.output.features])
+    precision = tuple([program.precision.get(program.hot[value].code if value in program.hot else value, "exact")
+                       for _, value in spec.output.features])
     instructions, numbers, texts = allocate(order)
     width = len(spec.output.features)
-    return CompiledProgram(signature_of(spec.columns), instructions, numbers, texts, width, spec.output.dtype), exact
+    compiled = CompiledProgram(signature_of(spec.columns), instructions, numbers, texts, width, spec.output.dtype)
+    return compiled, precision
 
 
 def with_nullable(spec: Spec, nullable: Mapping[str, bool]) -> Spec:

@@ -13,7 +13,7 @@ from fastinfer._core import CompiledProgram, Signature, Task
 from fastinfer.errors import ConfigurationError, ModelLoadError
 from fastinfer.preprocessing import certificate
 from fastinfer.preprocessing.frames import columns_from
-from fastinfer.preprocessing.lowering import compile_spec
+from fastinfer.preprocessing.lowering import Precision, compile_spec
 from fastinfer.preprocessing.spec import Column, Place, Spec, document, parse, parse_task
 
 
@@ -23,7 +23,8 @@ class Program:
 
     Attributes:
         compiled: what the server runs.
-        exact: for each feature, whether its bits are the same on every machine (False behind log, exp, …).
+        precision: how near each feature is to scikit-learn's on every machine: "exact" (bit for bit), "ulp" (1 ulp,
+            behind log, exp, …) or "single" (1 ulp of float32, behind several of these or a matrix product).
 
     Raises:
         ConfigurationError: (constructor) the compiled core refuses the spec.
@@ -32,8 +33,8 @@ class Program:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.compiled: CompiledProgram
-        self.exact: tuple[bool, ...]
-        self.compiled, self.exact = compile_spec(spec)
+        self.precision: tuple[Precision, ...]
+        self.compiled, self.precision = compile_spec(spec)
 
     @classmethod
     def from_sklearn(
@@ -77,7 +78,7 @@ class Program:
         spec = parse(parsed)
         program = cls(spec)
         if spec.certificate is not None:
-            certificate.check(program.compiled, spec, program.exact)
+            certificate.check(program.compiled, spec, program.precision)
         return program
 
     @classmethod

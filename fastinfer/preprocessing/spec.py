@@ -31,6 +31,8 @@ FUNCTIONS: Final[Mapping[str, bool]] = {
                      "degrees", "exp", "exp2", "expm1", "log", "log10", "log1p", "log2", "rad2deg", "radians", "sin",
                      "sinh", "tan", "tanh"), False),
 }
+SCIPY_FUNCTIONS: Final = ("expit", "logit")  # of scipy.special
+MAX_DEGREE: Final = 64  # of a spline
 SPECIAL: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -230,6 +232,15 @@ def read_unknown_number(place: Place) -> float | str:
     return "refuse" if place.value == "refuse" else place.number()
 
 
+def read_terms(place: Place) -> tuple[tuple[int, ...], ...]:
+    """Products of sources by their positions, in the order of multiplication."""
+    return tuple([tuple([factor.integer() for factor in term.items()]) for term in place.items()])
+
+
+def read_matrix(place: Place) -> tuple[tuple[float, ...], ...]:
+    return tuple([row.numbers() for row in place.items()])
+
+
 def read_dtype(place: Place) -> str:
     return place.choice("float64", "float32")
 
@@ -241,14 +252,14 @@ class Operation:
     Attributes:
         kinds: the kinds of value it reads.
         result: the kind it writes; "same" as it read; None where it writes nothing.
-        shape: "each" (from and to pair up), "one" (one to one) or "many" (one to many).
+        shape: "each" (from and to pair up), "one" (one to one), "many" (one to many) or "all" (many to many).
         required, optional: its parameters and how each is read.
         vectors: parameters with one entry for each value it reads.
     """
 
     kinds: tuple[Kind, ...]
     result: Kind | Literal["same"] | None
-    shape: Literal["each", "one", "many"]
+    shape: Literal["each", "one", "many", "all"]
     required: Mapping[str, Callable[[Place], Any]] = field(default_factory=dict)
     optional: Mapping[str, Callable[[Place], Any]] = field(default_factory=dict)
     vectors: tuple[str, ...] = ()
@@ -259,7 +270,9 @@ ARITHMETIC: Final = Operation(
 )
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "cast": Operation(("number", "integer"), "number", "each", {"dtype": read_dtype}),
-    "check": Operation(("number", "text"), None, "each", {"allow": lambda place: place.choice("finite", "nan")}),
+    "check": Operation(
+        ("number", "text"), None, "each", {"allow": lambda place: place.choice("finite", "nan", "positive")}
+    ),
     "impute": Operation(
         ("number", "text"), "same", "each", {"missing": read_missing, "fill": read_fills}, vectors=("fill",)
     ),
@@ -281,6 +294,34 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         ("number", "integer", "text"), "number", "many",
         {"categories": read_categories, "positions": lambda place: tuple([read_position(p) for p in place.items()])},
         {"nan": read_position, "none": read_position, "unknown": read_unknown_position},
+    ),
+    "power": Operation(
+        ("number",), "number", "each",
+        {"method": lambda place: place.choice("box-cox", "yeo-johnson"), "lambdas": Place.numbers},
+        {"dtype": read_dtype}, vectors=("lambdas",),
+    ),
+    "quantile": Operation(
+        ("number",), "number", "one",
+        {"quantiles": Place.numbers, "distribution": lambda place: place.choice("uniform", "normal")},
+        {"dtype": read_dtype},
+    ),
+    "spline": Operation(
+        ("number",), "number", "many",
+        {"degree": Place.integer, "knots": Place.numbers,
+         "extrapolation": lambda place: place.choice("error", "continue", "periodic", "edges")},
+        {"low": Place.number, "high": Place.number, "reach": Place.integer, "low_values": Place.numbers,
+         "high_values": Place.numbers, "low_slopes": Place.numbers, "high_slopes": Place.numbers, "sparse": Place.flag,
+         "dtype": read_dtype},
+    ),
+    "normalize": Operation(
+        ("number",), "number", "all", {"norm": lambda place: place.choice("l1", "l2", "max")},
+        {"sparse": Place.flag, "dtype": read_dtype},
+    ),
+    "polynomial": Operation(
+        ("number",), "number", "all", {"terms": read_terms}, {"sparse": Place.flag, "dtype": read_dtype}
+    ),
+    "project": Operation(
+        ("number",), "number", "all", {"matrix": read_matrix}, {"sparse": Place.flag, "dtype": read_dtype}
     ),
 }
 
@@ -371,8 +412,9 @@ def parse_step(place: Place, kinds: dict[str, Kind]) -> Step:
 def check_values(members: Mapping[str, Place], operation: Operation, kinds: Mapping[str, Kind]) -> None:
     """What a step reads exists and is of a kind it takes; what it writes is new."""
     sources = members["from"].items()
-    if not sources or (operation.shape != "each" and len(sources) != 1):
-        raise members["from"].wrong("one value" if operation.shape != "each" else "one value or more")
+    several = operation.shape in ("each", "all")
+    if not sources or (not several and len(sources) != 1):
+        raise members["from"].wrong("one value or more" if several else "one value")
     first = kinds.get(sources[0].value)
     for source in sources:
         if source.value not in kinds:
@@ -383,7 +425,7 @@ def check_values(members: Mapping[str, Place], operation: Operation, kinds: Mapp
     if operation.result is None:
         return
     targets = members["to"].items()
-    if operation.shape != "many" and len(targets) != len(sources):
+    if operation.shape in ("each", "one") and len(targets) != len(sources):
         raise members["to"].fault(f"{len(targets)} values for {len(sources)}")
     seen: set[str] = set()
     for target in targets:
@@ -422,8 +464,66 @@ def checked_parameters(
     elif op in ("ordinal", "onehot"):
         check_encoding(op, members, parameters, kind)
     elif op == "function":
-        members["function"].choice(*FUNCTIONS)
+        members["function"].choice(*FUNCTIONS, *SCIPY_FUNCTIONS)
+    elif op == "quantile":
+        check_ascending(members["quantiles"])
+    elif op == "spline":
+        check_spline(members, parameters)
+    elif op in ("normalize", "polynomial", "project"):
+        check_whole(op, members, parameters)
     return parameters
+
+
+def check_ascending(place: Place) -> None:
+    numbers = place.numbers()
+    if not numbers or any(math.isnan(number) for number in numbers) or list(numbers) != sorted(numbers):
+        raise place.fault("the numbers must ascend")
+
+
+def check_spline(members: Mapping[str, Place], parameters: Mapping[str, Any]) -> None:
+    """Knots for the degree, a basis function for each value (the last may be left out), and both ends of "edges"."""
+    degree, knots = parameters["degree"], parameters["knots"]
+    if not 0 <= degree <= MAX_DEGREE:
+        raise members["degree"].wrong(f"a degree from 0 to {MAX_DEGREE}")
+    check_ascending(members["knots"])
+    if len(knots) < 2 * degree + 2:
+        raise members["knots"].fault(f"{len(knots)} knots for splines of degree {degree}")
+    splines = len(knots) - degree - 1 - (degree if parameters["extrapolation"] == "periodic" else 0)
+    width = len(members["to"].items())
+    if not 0 < width <= splines <= width + 1:
+        raise members["to"].fault(f"{width} values for {splines} splines")
+    ends = ("low", "high", "reach", "low_values")
+    given = (*ends, "high_values", "low_slopes", "high_slopes")
+    if parameters["extrapolation"] != "edges":
+        for key in given:
+            if key in members:
+                raise members[key].fault('goes with the extrapolation "edges" only')
+        return
+    for key in ends:
+        if key not in members:
+            raise members["extrapolation"].fault(f'"edges" needs the member {key!r}')
+    for key in given[3:]:
+        if key in members and len(parameters[key]) != splines:
+            raise members[key].fault(f"{len(parameters[key])} entries for {splines} splines")
+    if ("low_slopes" in members) != ("high_slopes" in members):
+        raise members["extrapolation"].fault("the slopes of one end are missing")
+    if not 0 <= parameters["reach"] <= splines:
+        raise members["reach"].wrong(f"a number from 0 to {splines}")
+
+
+def check_whole(op: str, members: Mapping[str, Place], parameters: Mapping[str, Any]) -> None:
+    """As many values as the operation makes of those it reads."""
+    sources, targets = len(members["from"].value), len(members["to"].value)
+    made = {"normalize": sources, "polynomial": len(parameters.get("terms", ())),
+            "project": len(parameters.get("matrix", ()))}[op]
+    if targets != made or not targets:
+        raise members["to"].fault(f"{targets} values, and the operation makes {made}")
+    for i, term in enumerate(parameters.get("terms", ())):
+        if any(not 0 <= factor < sources for factor in term):
+            raise members["terms"].items()[i].wrong(f"positions from 0 to {sources - 1}")
+    for i, row in enumerate(parameters.get("matrix", ())):
+        if len(row) != sources:
+            raise members["matrix"].items()[i].fault(f"{len(row)} weights for {sources} values")
 
 
 def check_missing(members: Mapping[str, Place], parameters: Mapping[str, Any], kind: Kind) -> None:

@@ -162,8 +162,11 @@ class Trace:
                                    "which is checked for NaN but not for infinity")
 
     def floats(self, matrix: Matrix, path: str, *, allow_nan: bool, sparse: bool = False,
-               numeric: bool = False) -> Matrix:
-        """scikit-learn's `check_array(X, dtype=FLOAT_DTYPES)`, or with ``numeric`` its `dtype="numeric"`."""
+               numeric: bool = False, infinite: bool = False) -> Matrix:
+        """scikit-learn's `check_array(X, dtype=FLOAT_DTYPES)`, or with ``numeric`` its `dtype="numeric"`.
+
+        With ``infinite`` it is not checked at all.
+        """
         if matrix.container == "sparse" and not sparse:
             raise refuse(path, "it gets a sparse matrix, which it does not take")
         dtype = check_dtype(matrix)
@@ -171,7 +174,8 @@ class Trace:
             raise refuse(path, "it computes in float16")
         if dtype == OBJECT or (not numeric and dtype not in (FLOAT64, FLOAT32)):
             dtype = FLOAT64
-        matrix = self.checked(self.numbers(matrix.as_array(dtype), path), path, allow_nan=allow_nan)
+        matrix = self.numbers(matrix.as_array(dtype), path)
+        matrix = matrix if infinite else self.checked(matrix, path, allow_nan=allow_nan)
         return matrix if numeric else matrix.known_floats()
 
 

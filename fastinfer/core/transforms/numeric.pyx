@@ -224,21 +224,18 @@ cdef struct UfuncLoop:
     void* data
 
 
-cdef bint apply_function(const Operation* operation, const Block* block) noexcept nogil:
+cdef void run_loop(const UfuncLoop* loop, double* source, double* target, cnp.npy_intp size,
+                   bint single) noexcept nogil:
     """numpy's own inner loop, so that the bits are numpy's, whatever vector code it chose for this machine."""
-    cdef const UfuncLoop* loop = <const UfuncLoop*>operation.table
-    cdef double* source = numbers_of(block, operation.source)
-    cdef double* target = numbers_of(block, operation.target)
-    cdef cnp.npy_intp size = block.rows
+    cdef float singles[BLOCK_ROWS]
     cdef cnp.npy_intp steps[2]
     cdef char* arguments[2]
-    cdef float singles[BLOCK_ROWS]
     cdef Py_ssize_t i
-    if not operation.single:
+    if not single:
         steps[0] = steps[1] = sizeof(double)
         arguments[0], arguments[1] = <char*>source, <char*>target
         loop.function(arguments, &size, steps, loop.data)
-        return True
+        return
     for i in range(size):
         singles[i] = <float>source[i]
     steps[0] = steps[1] = sizeof(float)
@@ -246,6 +243,12 @@ cdef bint apply_function(const Operation* operation, const Block* block) noexcep
     loop.function(arguments, &size, steps, loop.data)
     for i in range(size):
         target[i] = singles[i]
+
+
+cdef bint apply_function(const Operation* operation, const Block* block) noexcept nogil:
+    """A numpy function. `table`: its loop."""
+    run_loop(<const UfuncLoop*>operation.table, numbers_of(block, operation.source),
+             numbers_of(block, operation.target), block.rows, operation.single)
     return True
 
 
