@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastinfer.server")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVED_FILES = 0.2  # of the open-file limit, for models, logs and the process itself
+YOUNG = 10_000  # objects made and not yet freed, at which the garbage collector looks at them
 POLL = 0.01  # seconds between looks at the connections that a drain waits for
 
 
@@ -171,16 +173,36 @@ class Server:
             await asyncio.wait([announcing, stopped], timeout=self.patience, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
 
-    async def _listen(self) -> list[asyncio.Server]:
-        from fastinfer.protocols.connection import Connection, Limits
+    def _protocol(self) -> Callable[[], asyncio.Protocol]:
+        """Makes connections: ours, or uvicorn's own where this uvicorn is not the one that ours was made for."""
+        from fastinfer.protocols import compatibility
 
         loop = asyncio.get_running_loop()
+        settings, config = self.settings, self.config
+        allowed = settings.max_connections or allowed_connections()
+        faults = compatibility.faults(config, loop)
+        if faults:
+            from uvicorn import __version__ as version
+
+            logger.warning(
+                "uvicorn %s is not one that fastinfer was made for: %s is missing or of another kind. All requests "
+                "take the standard lane, and uvicorn's own, laxer rules for heads, time-outs and bounds hold",
+                version,
+                ", ".join(faults),
+            )
+            base: Any = compatibility.plain(config, settings.idle_timeout, allowed)
+            return lambda: base(config=config, server_state=self.state, app_state={}, _loop=loop)
+
+        from fastinfer.protocols.connection import Connection, Limits
+
+        limits = Limits(allowed, settings.head_timeout, settings.idle_timeout)
+        service, journal = self.app.service, self.app.journal
+        return lambda: Connection(service, journal, self.lane, limits, config, self.state, loop)
+
+    async def _listen(self) -> list[asyncio.Server]:
+        loop = asyncio.get_running_loop()
         settings = self.settings
-        limits = Limits(settings.max_connections or allowed_connections(), settings.head_timeout, settings.idle_timeout)
-
-        def connection() -> Connection:
-            return Connection(self.app.service, self.app.journal, self.lane, limits, self.config, self.state, loop)
-
+        connection = self._protocol()
         return [
             await (
                 loop.create_unix_server(connection, sock=each, backlog=sockets.BACKLOG)
@@ -219,6 +241,7 @@ class Server:
         if not service.registry.models() and service.registry.failures:
             raise ConfigurationError(next(iter(service.registry.failures.values())))
         settings = self.settings
+        settle()
         service.counters.tell_ready(service.ready)
         if settings.fast_lane and not settings.compress_responses:
             self.lane.open(service.registry.endpoints())
@@ -266,6 +289,18 @@ class Server:
             await asyncio.sleep(POLL)
         logger.info("drained")
         return True
+
+
+def settle() -> None:
+    """Take what start-up has made out of the garbage collector's sight: it stays for as long as the process does.
+
+    Then a full collection looks at what requests left, not at every module and model. The young generation takes more
+    objects than by default (700 to 2,000): one turn of the loop may have that many requests in flight, none of them
+    garbage, and each turn would end in a collection.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 
 def allowed_connections() -> int:

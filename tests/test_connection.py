@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import select
 import signal
 import socket
 import struct
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -18,8 +21,10 @@ import onnx_models
 import pytest
 from conftest import ServerProcess, Start, read_answer
 from test_server import gauge, in_flight, slow_request, wait_for
+from uvicorn.config import Config
 from wire import chunked, message, parse_replies
 
+from fastinfer.protocols import compatibility
 from fastinfer.protocols import connection as module
 from fastinfer.protocols.connection import Connection
 from fastinfer.protocols.journal import Journal
@@ -343,6 +348,49 @@ def test_an_error_that_nobody_foresaw_shows_nothing_of_itself() -> None:
     assert json.loads(reply.body)["code"] == "internal"
     assert b"secret" not in data
     assert counts == [("m", "1", 500, "fast")]
+
+
+# ---- another uvicorn ----------------------------------------------------------------------------------------------
+OTHERS = {
+    "HttpToolsProtocol._unset_keepalive_if_required": """
+        private = module.HttpToolsProtocol._unset_keepalive_if_required
+        del module.HttpToolsProtocol._unset_keepalive_if_required
+        module.HttpToolsProtocol.__getattr__ = lambda self, name: private.__get__(self)
+    """,
+    "httptools_impl.STATUS_LINE": "module.STATUS_LINE = collections.UserDict(module.STATUS_LINE)",
+    "RequestResponseCycle.keep_alive": """
+        module.RequestResponseCycle.keep_alive = property(
+            lambda self: self.__dict__["keep"], lambda self, value: self.__dict__.update(keep=int(value))
+        )
+    """,
+}
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_with_another_uvicorn_all_is_served_on_the_standard_lane_and_said(
+    part: str, models: Path, start_server: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import collections\nimport uvicorn.protocols.http.httptools_impl as module\n"
+    (tmp_path / "sitecustomize.py").write_text(source + textwrap.dedent(OTHERS[part]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    server = start_server(models)
+    (warning,) = [record for record in server.records() if record["level"] == "warning"]
+    assert part in warning["message"]
+    assert "standard lane" in warning["message"]
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.sendall(message(INFER, GOOD))
+            answered = read_answer(connection)
+            assert (answered.status, answered.json()["model_name"]) == (200, "affine")
+    assert (counted(server, 200, "standard"), counted(server, 200, "fast")) == (2, 0)
+    assert server.stop() == 0
+
+
+def test_this_uvicorn_is_the_one_that_the_connection_was_made_for(server: ServerProcess) -> None:
+    async def look() -> list[str]:
+        return compatibility.faults(Config(server), asyncio.get_running_loop())  # type: ignore[arg-type]
+
+    assert asyncio.run(look()) == []
 
 
 def test_a_gauge_comes_back_to_nothing(server: ServerProcess) -> None:
