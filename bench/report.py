@@ -106,7 +106,7 @@ def summary(found: dict[str, Any]) -> str:
     met, missed, absent = (sum(each.met is verdict for each in outcomes) for verdict in (True, False, None))
     told = f"Of {len(outcomes)} targets {met} are met and {missed} missed"
     told += f"; {absent} have no figure." if absent else "."
-    return f"{drawing(found, 'docs/benchmark.svg')}\n\n{circumstances(found)} {told}"
+    return f"{drawing(found, 'docs/benchmark.svg')}\n\n{circumstances(found)}. {told}"
 
 
 def drawing(found: dict[str, Any], path: str) -> str:
