@@ -505,6 +505,7 @@ cdef class Ticket:
     cdef list pieces                    # the other slots, where it was split; else None
     cdef Connection connection          # on the fast lane, in place of `done`
     cdef Route route                    # on the fast lane with an access log
+    cdef Ticket next                    # of the connection's requests whose answers are due
     cdef bytes request_id               # as the client gave it
     cdef tuple answer                   # rendered on a worker thread
     cdef bint closes                    # the connection, after this answer
@@ -586,6 +587,16 @@ cdef struct Head:
     bint keep_alive
     bint timing                         # Prefer: server-timing
     bint plain                          # nothing in it needs the standard lane
+    const char* length_text             # where Content-Length's value stands
+    Py_ssize_t length_size
+
+# A head that was read before: a client sends the same one again and again, but for the body's length.
+cdef struct KnownHead:
+    char* data                          # without the length's digits; NULL where nothing is known
+    Py_ssize_t before                   # bytes that stand before the digits
+    Py_ssize_t after                    # and behind them
+    Head head
+    int route
 
 cdef enum ChunkState:
     CHUNK_SIZE, CHUNK_EXTENSION, CHUNK_SIZE_LF, CHUNK_DATA, CHUNK_DATA_CR, CHUNK_DATA_LF
@@ -607,7 +618,11 @@ cdef class Credentials:
 cdef class Route:
     cdef Endpoint endpoint
     cdef int kind
+    cdef int index                      # among the lane's routes
     cdef bytes path, model, version     # as the access log has them
+
+cdef enum:
+    MAX_KNOWN = 16                      # heads that a lane keeps
 
 cdef class Lane:
     cdef bytes prefix
@@ -621,6 +636,10 @@ cdef class Lane:
     cdef Writer answer, body            # reused
     cdef bytes date                     # the Date field's line
     cdef uint64_t sequence
+    cdef KnownHead[MAX_KNOWN] known
+    cdef int next_known                 # which of them makes room
+    cdef void forget_heads(self) noexcept
+    cdef int know(self, const Head* head, int route, const char* begin, const char* end) noexcept
     cdef bytes next_id(self)
     cdef int flush(self) except -1
 
@@ -628,7 +647,10 @@ cdef class Connection:
     cdef object protocol, transport, write
     cdef Lane lane
     cdef bytes client                   # its address, as the access log has it
-    cdef object pending                 # deque of fast Tickets whose answers are due, in order
+    cdef Ticket first, latest           # fast requests whose answers are due, in order
+    cdef int n_pending
+    cdef int known                      # which head of the lane's this client sent before
+    cdef int unlike                     # heads of it that were kept
     cdef Route route
     cdef Slab stash                     # received and not used yet
     cdef Py_ssize_t stash_start, stash_end
@@ -663,6 +685,9 @@ cdef class Connection:
     cdef int body_wanted(self, const char* body, const char* end) except -1
     cdef int hand_over(self, Head* head, const char* p, const char* body) except -1
     cdef const char* pass_body(self, const char* p, const char* end) except NULL
+    cdef const char* known_message(self, const char* p, const char* end) noexcept
+    cdef Py_ssize_t served(self, const char* p, const char* end) noexcept
+    cdef Ticket take_first(self)
     cdef bint is_fast(self, Head* head) except -1
     cdef bint serve(self, Head* head, const char* body) except -1
     cdef int ready(self) except -1

@@ -474,6 +474,115 @@ def test_a_request_that_a_full_queue_refuses_is_counted_once() -> None:
     server.loop.turn()
     assert peer.statuses() == [200]
 
+# ---- heads that were read before ----------------------------------------------------------------------------------
+def body_of(size: int) -> bytes:
+    body = tensor()
+    return body + b" " * (size - len(body))
+
+
+def with_length(length: bytes, body: bytes, *, more: bytes = b"") -> bytes:
+    head = b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: a\r\nContent-Length: " + length + b"\r\n" + more + b"\r\n"
+    return head + body
+
+
+def test_a_head_that_differs_in_its_length_only_is_served_alike() -> None:
+    server = Server()
+    peer = Peer(server)
+    for size in (100, 120, 999, 1000, 99_999, 100):
+        peer.send(with_length(b"%d" % size, body_of(size)) + with_length(b"%05d" % size, body_of(size)))
+    peer.send(with_length(b"100", body_of(100)), 60, 170)  # in pieces
+    server.loop.turn()
+    assert peer.statuses() == [200] * 13
+    assert peer.fed == []
+
+
+@pytest.mark.parametrize(
+    "length",
+    [b"100x", b"+100", b"1 00", b"", b"0x64", b"100, 100", b"99999999999999999999", b"100\r\nContent-Length: 100",
+     b"100\r\nTransfer-Encoding: chunked", b"100\n", b"100\r", b"\x00100", b"100\r\nHost: b", b"100\r\nX: \x01"],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("more", [b"", b"Accept: */*\r\n"], ids=["last", "not last"])
+def test_a_head_that_was_good_does_not_excuse_the_next(length: bytes, more: bytes) -> None:
+    fresh, used = Peer(Server()), Peer(Server())
+    for _ in range(3):
+        used.send(with_length(b"100", body_of(100), more=more))
+        used.server.loop.turn()
+    used.writes.clear()
+    for peer in (fresh, used):
+        peer.send(with_length(length, body_of(100), more=more))
+        peer.server.loop.turn()
+    assert used.events == fresh.events == ["refused 400"]
+    assert used.writes == fresh.writes == []
+
+
+def test_what_a_head_said_is_remembered_with_it() -> None:
+    server = Server()
+    for _ in range(2):  # the second time from the first client's head
+        peer = Peer(server)
+        peer.send(with_length(b"100", body_of(100), more=b"Connection: close\r\nPrefer: server-timing\r\n"))
+        server.loop.turn()
+        replies, _ = parse_replies(b"".join(peer.writes))
+        assert replies[0].field(b"connection") == b"close"
+        assert replies[0].field(b"server-timing") is not None
+        assert peer.events == ["close"]
+
+
+def test_a_body_of_no_length_goes_to_the_standard_lane_whatever_came_before() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(with_length(b"100", body_of(100)))
+    server.loop.turn()
+    peer.send(with_length(b"0", b""))
+    assert peer.fed == [with_length(b"0", b"")]
+
+
+def test_a_bad_body_under_a_known_head_is_told_by_the_standard_lane() -> None:
+    server = Server()
+    peer = Peer(server)
+    peer.send(with_length(b"100", body_of(100)))
+    server.loop.turn()
+    bad = with_length(b"100", b"{" * 100)
+    peer.send(bad)
+    assert peer.fed == [bad]
+
+
+def test_a_known_head_leads_to_what_is_served_now() -> None:
+    server, other = Server(), Server(lambda x: x + 1)
+    peer = Peer(server)
+    for _ in range(2):
+        peer.send(FAST)
+        server.loop.turn()
+    server.lane.open([(other.endpoint, True)])
+    peer.send(FAST)
+    server.loop.turn()
+    other.loop.turn()
+    assert b'"data":[2.0]' in peer.writes[-1]
+    server.lane.close()
+    peer.send(FAST)
+    assert peer.fed == [FAST]
+
+
+def test_a_known_head_is_anonymous_only_while_everybody_is() -> None:
+    server = Server()
+    peer = Peer(server)
+    for _ in range(2):
+        peer.send(FAST)
+        server.loop.turn()
+    server.lane.credentials.set(KNOWN)
+    peer.send(FAST)
+    assert peer.fed == [FAST]
+
+
+def test_many_clients_with_heads_of_their_own_are_served() -> None:
+    server = Server()
+    peers = [Peer(server) for _ in range(40)]
+    for turn in range(3):
+        for number, peer in enumerate(peers):
+            peer.send(with_length(b"100", body_of(100), more=b"X-Client: %d\r\n" % (number * (turn + 1))))
+        server.loop.turn()
+    assert all(peer.statuses() == [200] * 3 for peer in peers)
+
 
 # ---- order --------------------------------------------------------------------------------------------------------
 def test_nothing_is_served_after_a_fault() -> None:

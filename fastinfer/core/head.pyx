@@ -5,7 +5,8 @@
 # them twice.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
-from libc.string cimport memchr
+from libc.stdlib cimport free, malloc
+from libc.string cimport memchr, memcmp, memcpy
 
 cdef enum:
     MAX_HEADERS = 100
@@ -16,13 +17,30 @@ cdef enum:
     MAX_TRAILERS = 8 * 1024             # bytes
 
 
+cdef extern from *:
+    """
+    namespace fastinfer {
+        // What a byte may stand in: 1 a token (RFC 9110, 5.6.2), 2 a field's value (5.5), 4 a request's target.
+        struct HeadBytes {
+            unsigned char kind[256];
+            constexpr HeadBytes() : kind() {
+                for (int c = 0; c < 256; c++) {
+                    bool letter = (c | 0x20) >= 'a' && (c | 0x20) <= 'z', token = letter || (c >= '0' && c <= '9');
+                    for (const char* p = "!#$%&'*+-.^_`|~"; *p; p++)
+                        token = token || c == *p;
+                    kind[c] = (token ? 1 : 0) | ((c >= 0x20 || c == '\\t') && c != 0x7F ? 2 : 0)
+                        | (c > 0x20 && c != 0x7F ? 4 : 0);
+                }
+            }
+        };
+        static constexpr HeadBytes HEAD_BYTES;
+    }
+    """
+    const unsigned char* HEAD_BYTES "fastinfer::HEAD_BYTES.kind"
+
+
 cdef inline bint is_token_char(unsigned char c) noexcept nogil:
-    """RFC 9110, 5.6.2."""
-    if (c | 0x20) >= c'a' and (c | 0x20) <= c'z':
-        return True
-    if c >= c'0' and c <= c'9':
-        return True
-    return c in (c'!', c'#', c'$', c'%', c'&', c"'", c'*', c'+', c'-', c'.', c'^', c'_', c'`', c'|', c'~')
+    return HEAD_BYTES[c] & 1
 
 
 cdef inline bint same_name(const char* p, const char* lower, Py_ssize_t size) noexcept nogil:
@@ -71,6 +89,40 @@ cdef HeadFault parse_head(Head* head, const char* begin, const char* end) noexce
     return HEAD_OK
 
 
+cdef bint know_head(KnownHead* known, const Head* head, int route, const char* begin, const char* end) noexcept nogil:
+    """Keep a head that has a Content-Length; False when there is no memory, and then nothing is known."""
+    cdef Py_ssize_t before = head.length_text - begin
+    cdef Py_ssize_t after = end - head.length_text - head.length_size
+    free(known.data)
+    known.data = <char*>malloc(before + after)
+    if known.data == NULL:
+        return False
+    memcpy(known.data, begin, before)
+    memcpy(known.data + before, end - after, after)
+    known.before = before
+    known.after = after
+    known.head = head[0]
+    known.route = route
+    return True
+
+
+cdef const char* same_head(const KnownHead* known, const char* p, const char* end,
+                           int64_t* content_length) noexcept nogil:
+    """Past a head at ``p`` that is the known one but for its Content-Length, or NULL."""
+    cdef const char* digits
+    if known.data == NULL or end - p < known.before + known.after + 1 or memcmp(p, known.data, known.before) != 0:
+        return NULL
+    p += known.before
+    digits = p
+    end -= known.after  # what follows the digits is there too
+    while p < end and p[0] >= c'0' and p[0] <= c'9':
+        p += 1
+    content_length[0] = parse_digits(digits, p - digits)
+    if content_length[0] < 0 or memcmp(p, known.data + known.before, known.after) != 0:
+        return NULL
+    return p + known.after
+
+
 cdef HeadFault parse_request_line(Head* head, const char** cursor, const char* end) noexcept nogil:
     cdef const char* p = cursor[0]
     cdef const char* start = p
@@ -82,7 +134,7 @@ cdef HeadFault parse_request_line(Head* head, const char** cursor, const char* e
         return HEAD_LINE
     p += 1
     start = p
-    while p < end and <unsigned char>p[0] > 0x20 and <unsigned char>p[0] != 0x7F:
+    while p < end and HEAD_BYTES[<unsigned char>p[0]] & 4:
         p += 1
     head.target = start
     head.target_size = p - start
@@ -117,17 +169,13 @@ cdef HeadFault parse_field(Head* head, const char** cursor, const char* end) noe
     cdef const char* p = name
     cdef const char* value
     cdef const char* last
-    cdef unsigned char c
     while p < end and is_token_char(<unsigned char>p[0]):
         p += 1
     if p == name or p >= end or p[0] != c':':
         return HEAD_NAME
     value = p + 1
     last = value
-    while last < end:
-        c = <unsigned char>last[0]
-        if c < 0x20 and c != c'\t' or c == 0x7F:
-            break
+    while last < end and HEAD_BYTES[<unsigned char>last[0]] & 2:
         last += 1
     if end - last < 2:
         return HEAD_BARE
@@ -157,6 +205,8 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
         if number < 0 or head.content_length >= 0:
             return HEAD_LENGTH
         head.content_length = number
+        head.length_text = value
+        head.length_size = size
     elif name_size == 17 and same_name(name, b"transfer-encoding", 17):
         if head.chunked or size != 7 or not same_name(value, b"chunked", 7):
             return HEAD_CODING

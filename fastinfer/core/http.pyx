@@ -3,10 +3,10 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memchr, memcmp, memcpy, memmove
 
 import logging
-from collections import deque
 
 from fastinfer.errors import HeadTooLargeError, MalformedHeadError, UnsupportedError, UriTooLongError
 
@@ -21,6 +21,8 @@ cdef enum:
     WRITE_SIZE = 256 * 1024         # bytes of answers that leave in one write; more are not gathered first
     MAX_KEPT = 4 * 1024 * 1024      # bytes of a buffer that is kept for the next answers
     MAX_EMPTY_LINES = 4             # before a request
+    MAX_KNOWN_HEAD = 1024           # bytes of a head that is kept
+    MAX_UNLIKE = 4                  # heads of one client that are kept: who sends another each time gains nothing
 
 FAULTS = {
     HEAD_LINE: (MalformedHeadError, "the request line is not METHOD SP target SP HTTP/1.1"),
@@ -48,7 +50,8 @@ FAULTS = {
 cdef class Route:
     """What a path of the fast lane leads to."""
 
-    def __cinit__(self, Endpoint endpoint, int kind, str path):
+    def __cinit__(self, Endpoint endpoint, int kind, str path, int index):
+        self.index = index
         self.endpoint = endpoint
         self.kind = kind
         self.path = path.encode()
@@ -82,6 +85,7 @@ cdef class Lane:
     def __dealloc__(self):
         writer_free(&self.answer)
         writer_free(&self.body)
+        self.forget_heads()
 
     def open(self, endpoints):
         """Serve these here: pairs of an Endpoint and whether it also answers requests that name no version."""
@@ -92,14 +96,31 @@ cdef class Lane:
             for path in [f"{endpoint.name}/versions/{endpoint.version}"] + ([endpoint.name] if default else []):
                 infer, predict = f"/v2/models/{path}/infer", f"/v1/models/{path}:predict"
                 paths += [infer, predict]
-                routes += [Route(endpoint, KIND_INFER, infer), Route(endpoint, KIND_RECORDS, predict)]
+                routes.append(Route(endpoint, KIND_INFER, infer, len(routes)))
+                routes.append(Route(endpoint, KIND_RECORDS, predict, len(routes)))
             endpoint.batcher.lane = self
         self.paths = NameTable(paths)
         self.routes = routes
+        self.forget_heads()
 
     def close(self):
         """From now on the standard lane answers everything."""
         self.open([])
+
+    cdef void forget_heads(self) noexcept:
+        cdef int i
+        for i in range(MAX_KNOWN):
+            free(self.known[i].data)
+            self.known[i].data = NULL
+
+    cdef int know(self, const Head* head, int route, const char* begin, const char* end) noexcept:
+        """Keep a plain head, never one with credentials, for the next request that begins alike; where it is kept."""
+        cdef int i = self.next_known
+        if end - begin <= MAX_KNOWN_HEAD and head.request_id_size == 0 and head.header_length < 0 \
+                and head.credentials == 0:
+            self.next_known = (i + 1) % MAX_KNOWN
+            know_head(&self.known[i], head, route, begin, end)
+        return i
 
     cdef bytes next_id(self):
         self.sequence += 1
@@ -143,7 +164,6 @@ cdef class Connection:
     def __init__(self, protocol, Lane lane not None):
         self.protocol = protocol
         self.lane = lane
-        self.pending = deque()
 
     def __dealloc__(self):
         slab_free(&self.stash)
@@ -159,13 +179,13 @@ cdef class Connection:
         """The client is gone: its requests leave the queue, and the reference cycle with the protocol ends."""
         cdef Ticket ticket
         self.gone = True
-        for ticket in self.pending:
+        while self.first is not None:
+            ticket = self.take_first()
             if not ticket.finished:
                 self.protocol.left(ticket, ticket.request_id or self.lane.next_id())
             elif not ticket.elsewhere:
                 ticket.release()
             ticket.cancel()
-        self.pending.clear()
         self.protocol = self.transport = self.write = None
         slab_free(&self.stash)
         self.stash_start = self.stash_end = 0
@@ -200,7 +220,7 @@ cdef class Connection:
         self.stalled = not yes
         if yes and not self.gone:
             self.quiet_since = self.read_ns = monotonic_ns()
-            if self.pending:
+            if self.n_pending:
                 self.ready()  # its answers waited for the client; they go first
                 self.lane.flush()
             else:
@@ -210,28 +230,28 @@ cdef class Connection:
         """The client sends no more. Returns whether it may still wait for an answer; else the connection may close."""
         self.ended = True
         return not (self.gone or self.in_body) and (
-            bool(self.pending) or self.answer_due or self.stalled and self.stash_start < self.stash_end)
+            self.n_pending > 0 or self.answer_due or self.stalled and self.stash_start < self.stash_end)
 
     def drain(self):
         """The server leaves: the last answer that is due says so. Returns whether nothing is due."""
         self.leaving = True
-        return self.gone or not (self.pending or self.answer_due or self.in_body)
+        return self.gone or not (self.n_pending or self.answer_due or self.in_body)
 
     # Clocks, in monotonic nanoseconds; 0 where one does not run. None runs against a client whose answer is due.
     @property
     def head_since(self):
         """Since when a message has been arriving that is not begun."""
-        return 0 if self.pending or self.stalled else self.head_ns
+        return 0 if self.n_pending or self.stalled else self.head_ns
 
     @property
     def body_since(self):
         """Since when a body has been arriving."""
-        return 0 if self.pending or self.stalled and not self.in_body else self.body_ns
+        return 0 if self.n_pending or self.stalled and not self.in_body else self.body_ns
 
     @property
     def idle_since(self):
         """Since when nothing is due."""
-        if self.pending or self.answer_due or self.in_body or self.head_ns or self.stalled:
+        if self.n_pending or self.answer_due or self.in_body or self.head_ns or self.stalled:
             return 0
         return self.quiet_since
 
@@ -267,7 +287,7 @@ cdef class Connection:
         cdef bint hold
         if self.gone:
             return 0
-        if self.ended and (self.in_body or not (self.pending or self.answer_due or self.stalled)):
+        if self.ended and (self.in_body or not (self.n_pending or self.answer_due or self.stalled)):
             self.transport.close()  # what is left of its bytes will never be a request
             return 0
         hold = not self.can_begin() and self.stash_end - self.stash_start >= MAX_STASH and not self.in_body
@@ -278,8 +298,8 @@ cdef class Connection:
 
     cdef bint can_begin(self) noexcept:
         """Whether the next message may be looked at."""
-        return not (self.answer_due or self.in_body or self.stalled or len(self.pending) >= MAX_IN_FLIGHT
-                    or self.waiting and self.pending or self.last or self.gone) and self.fault is None
+        return not (self.answer_due or self.in_body or self.stalled or self.n_pending >= MAX_IN_FLIGHT
+                    or self.waiting and self.n_pending or self.last or self.gone) and self.fault is None
 
     cdef Py_ssize_t consume(self, const char* begin, Py_ssize_t size) except -1:
         """Go through received bytes; how many of them were used up."""
@@ -302,7 +322,14 @@ cdef class Connection:
         """Serve, hand over or refuse the message at ``p``; 0 when it has to wait, else the bytes used."""
         cdef const char* body
         cdef HeadFault fault
+        cdef bint refused = False
         cdef Head head
+        if not self.waiting:
+            body = self.known_message(p, end)
+            if body != NULL:
+                if self.serve(&self.lane.known[self.known].head, body):
+                    return self.served(p, body + self.lane.known[self.known].head.content_length)
+                refused = True
         if not self.head_ns:
             self.head_ns = self.read_ns
         if p[0] == c'\r' or p[0] == c'\n':
@@ -315,16 +342,17 @@ cdef class Connection:
             fault = HEAD_TOO_LARGE
         if fault != HEAD_OK:
             return self.fail_head(fault, p, end - p)
-        if not self.waiting and self.is_fast(&head):
+        if not self.waiting and not refused and self.is_fast(&head):
             if end - body < head.content_length:
                 self.body_wanted(body, end)
                 return 0
             if self.serve(&head, body):
-                self.head_ns = self.body_ns = 0
-                self.empty_lines = 0
-                return body + head.content_length - p
+                if self.unlike < MAX_UNLIKE:
+                    self.unlike += 1
+                    self.known = self.lane.know(&head, self.route.index, p, body)
+                return self.served(p, body + head.content_length)
         # Answers leave in order: the standard lane begins when the fast one has nothing due.
-        self.waiting = len(self.pending) > 0
+        self.waiting = self.n_pending > 0
         if self.waiting:
             return 0
         self.head_ns = 0
@@ -373,7 +401,7 @@ cdef class Connection:
         self.fault = kind(message)
         self.for_head = used >= 5 and memcmp(p, b"HEAD ", 5) == 0
         self.head_ns = self.body_ns = 0
-        if not self.pending:
+        if not self.n_pending:
             self.protocol.refuse(self.fault)
         return used
 
@@ -424,6 +452,25 @@ cdef class Connection:
         return q
 
     # ---- the fast lane ---------------------------------------------------------------------------------------------
+    cdef const char* known_message(self, const char* p, const char* end) noexcept:
+        """The body of a message that is all here, and whose head this client sent before; else NULL."""
+        cdef KnownHead* known = &self.lane.known[self.known]
+        cdef int64_t size = 0
+        cdef const char* body = same_head(known, p, end, &size)
+        if body == NULL or size == 0 or size > self.lane.max_body or end - body < size:
+            return NULL
+        if len(self.lane.credentials.identities):  # a head without any, which is what is kept, is not anonymous then
+            return NULL
+        self.identity = ANONYMOUS
+        known.head.content_length = size
+        self.route = <Route>self.lane.routes[known.route]
+        return body
+
+    cdef Py_ssize_t served(self, const char* p, const char* end) noexcept:
+        self.head_ns = self.body_ns = 0
+        self.empty_lines = 0
+        return end - p
+
     cdef bint is_fast(self, Head* head) except -1:
         """Whether the message is a plain request to a fast route."""
         cdef int index
@@ -460,8 +507,22 @@ cdef class Connection:
             ticket.request_id = head.request_id[:head.request_id_size]
         if head.close:
             self.last = True
-        self.pending.append(ticket)
+        if self.first is None:
+            self.first = ticket
+        else:
+            self.latest.next = ticket
+        self.latest = ticket
+        self.n_pending += 1
         return True
+
+    cdef Ticket take_first(self):
+        cdef Ticket ticket = self.first
+        self.first = ticket.next
+        ticket.next = None
+        self.n_pending -= 1
+        if self.first is None:
+            self.latest = None
+        return ticket
 
     cdef int ready(self) except -1:
         """One of the pending requests has its result."""
@@ -476,16 +537,16 @@ cdef class Connection:
         cdef Ticket ticket
         cdef bint close
         lane.answer.size = 0
-        while self.pending and not self.gone:
-            ticket = <Ticket>self.pending[0]
+        while self.first is not None and not self.gone:
+            ticket = self.first
             if not ticket.finished:
                 break
             if ticket.answer is None and ticket.is_large():
                 if not self.stalled:  # else it stays a tensor, which is smaller
                     self.encode_on_thread(ticket)
                 break
-            self.pending.popleft()
-            close = ticket.closes or self.leaving and not self.pending
+            self.take_first()
+            close = ticket.closes or self.leaving and not self.n_pending
             self.render(ticket, close)
             self.last = self.last or close
             if lane.answer.size >= WRITE_SIZE:
@@ -494,7 +555,7 @@ cdef class Connection:
         if self.gone:
             return 0
         self.read_ns = monotonic_ns()
-        if not self.pending:
+        if not self.n_pending:
             self.quiet_since = self.read_ns
             if self.last:
                 self.transport.close()
