@@ -614,7 +614,7 @@ cdef class Credentials:
     cdef object sha256
     cdef int64_t identify(self, const Head* head) except -2
 
-# ---- http.pyx -------------------------------------------------------------------------------------------------
+# ---- lane.pyx, http.pyx ---------------------------------------------------------------------------------------
 cdef class Route:
     cdef Endpoint endpoint
     cdef int kind

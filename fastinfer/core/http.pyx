@@ -3,25 +3,18 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memchr, memcmp, memcpy, memmove
-
-import logging
 
 from fastinfer.errors import HeadTooLargeError, MalformedHeadError, UnsupportedError, UriTooLongError
 
-connection_logger = logging.getLogger("fastinfer.connection")
-
 cdef enum:
     MAX_IN_FLIGHT = 32              # requests of one connection; past it reading waits
-    MAX_FAST_BODY = 256 * 1024      # a larger one is decoded on a thread, which is the standard lane's business
     MAX_STASH = 64 * 1024           # bytes that wait behind an answer before reading waits too
     MAX_REQUEST_ID = 128
     HEAD_ROOM = 1024                # bytes that an answer's head may take
     WRITE_SIZE = 256 * 1024         # bytes of answers that leave in one write; more are not gathered first
     MAX_KEPT = 4 * 1024 * 1024      # bytes of a buffer that is kept for the next answers
     MAX_EMPTY_LINES = 4             # before a request
-    MAX_KNOWN_HEAD = 1024           # bytes of a head that is kept
     MAX_UNLIKE = 4                  # heads of one client that are kept: who sends another each time gains nothing
 
 FAULTS = {
@@ -44,108 +37,6 @@ FAULTS = {
     BODY_EXTENSIONS: (MalformedHeadError, f"the body's chunk extensions are over {MAX_CHUNK_EXTENSIONS} bytes"),
     BODY_TRAILERS: (MalformedHeadError, "the body's trailer section is malformed or too large"),
 }
-
-
-@cython.final
-cdef class Route:
-    """What a path of the fast lane leads to."""
-
-    def __cinit__(self, Endpoint endpoint, int kind, str path, int index):
-        self.index = index
-        self.endpoint = endpoint
-        self.kind = kind
-        self.path = path.encode()
-        self.model = endpoint.name.encode()
-        self.version = endpoint.version.encode()
-
-
-@cython.final
-cdef class Lane:
-    """What the connections of one server share: the fast routes, and the buffers that answers are rendered into.
-
-    Args:
-        prefix: of the request ids made here.
-        max_body: bytes; a larger body is the standard lane's business, as is one over 256 KiB.
-        server_timing: whether every answer has a Server-Timing field, asked for or not.
-        access: where every answer is noted, or None.
-    """
-
-    def __init__(self, bytes prefix not None, int64_t max_body, *, bint server_timing=False,
-                 AccessLog access=None):
-        self.prefix = prefix
-        self.max_body = min(max_body, <int64_t>MAX_FAST_BODY)
-        self.server_timing = server_timing
-        self.access = access
-        self.credentials = Credentials()
-        self.paths = NameTable([])
-        self.routes = []
-        self.dirty = []
-        self.date = b""
-
-    def __dealloc__(self):
-        writer_free(&self.answer)
-        writer_free(&self.body)
-        self.forget_heads()
-
-    def open(self, endpoints):
-        """Serve these here: pairs of an Endpoint and whether it also answers requests that name no version."""
-        cdef Endpoint endpoint
-        paths = []
-        routes = []
-        for endpoint, default in endpoints:
-            for path in [f"{endpoint.name}/versions/{endpoint.version}"] + ([endpoint.name] if default else []):
-                infer, predict = f"/v2/models/{path}/infer", f"/v1/models/{path}:predict"
-                paths += [infer, predict]
-                routes.append(Route(endpoint, KIND_INFER, infer, len(routes)))
-                routes.append(Route(endpoint, KIND_RECORDS, predict, len(routes)))
-            endpoint.batcher.lane = self
-        self.paths = NameTable(paths)
-        self.routes = routes
-        self.forget_heads()
-
-    def close(self):
-        """From now on the standard lane answers everything."""
-        self.open([])
-
-    cdef void forget_heads(self) noexcept:
-        cdef int i
-        for i in range(MAX_KNOWN):
-            free(self.known[i].data)
-            self.known[i].data = NULL
-
-    cdef int know(self, const Head* head, int route, const char* begin, const char* end) noexcept:
-        """Keep a plain head, never one with credentials, for the next request that begins alike; where it is kept."""
-        cdef int i = self.next_known
-        if end - begin <= MAX_KNOWN_HEAD and head.request_id_size == 0 and head.header_length < 0 \
-                and head.credentials == 0:
-            self.next_known = (i + 1) % MAX_KNOWN
-            know_head(&self.known[i], head, route, begin, end)
-        return i
-
-    cdef bytes next_id(self):
-        self.sequence += 1
-        return b"%s%x" % (self.prefix, self.sequence)
-
-    def tick(self, bytes date not None):
-        """Set the Date field's line, once a second."""
-        self.date = date
-
-    cdef int flush(self) except -1:
-        """Write the answers that a batch left behind: one write a connection."""
-        cdef Connection connection
-        cdef list dirty = self.dirty
-        if not dirty:
-            return 0
-        self.dirty = []
-        for connection in dirty:
-            connection.is_dirty = False
-            try:
-                connection.write_answers()
-            except Exception:
-                # The other connections of this batch must have their answers all the same.
-                connection_logger.exception("a connection failed")
-                connection.abandon()
-        return 0
 
 
 @cython.final
