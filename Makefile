@@ -18,6 +18,7 @@ serve: .venv/ready .demo/models/credit/1/model.onnx  ## serve the demo model
 test: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx lint  ## everything that CI checks: lint, types, the core with bounds checks on, the whole suite
 	.venv-test/bin/python scripts/run_tests.py --build debug tests/test_core_*.py tests/test_batcher.py tests/test_heads.py
 	.venv-test/bin/python scripts/run_tests.py
+	.venv-test/bin/python scripts/run_tests.py --uvicorn
 
 test-debug: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx  ## the suite on the build with bounds checks
 	.venv-test/bin/python scripts/run_tests.py --build debug
