@@ -20,8 +20,9 @@ EDGES = (*map(str, BOUNDS), "+Inf")
 
 
 def scoreboard(workers: int) -> Scoreboard:
-    """An empty one, which processes forked from this one share."""
-    return Scoreboard(mmap.mmap(-1, Scoreboard.size(workers)), workers)
+    """An empty one. Processes that are forked share it where it is of several workers; else each has a copy."""
+    kind = mmap.MAP_SHARED if workers > 1 else mmap.MAP_PRIVATE
+    return Scoreboard(mmap.mmap(-1, Scoreboard.size(workers), kind | mmap.MAP_ANONYMOUS), workers)
 
 
 class Counters:

@@ -39,6 +39,7 @@ STABLE = 10.0  # seconds of serving after which a death is no longer one of a ro
 FIRST_WAIT = 0.5  # seconds before the second replacement in a row; the first comes at once, each next waits doubly
 LONGEST_WAIT = 30.0
 LONGEST_QUEUE = 1.0  # seconds in which clients wait for a replacement, where another worker could serve them
+TRIALS = 3  # starts of a worker that is killed before the server has served at all
 PATIENCE = 5.0  # seconds in which the clients of a dead worker wait for its replacement's models
 KILL_AFTER = 5.0  # seconds past shutdown_timeout in which a worker may end by itself
 USAGE = 2  # exit code of a worker that cannot serve, and of the server then
@@ -226,7 +227,8 @@ class Supervisor:
         ours.setblocking(False)
         worker.served_at = worker.failure = None
         parent = os.getpid()
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # nobody may be reading
+            sys.stdout.flush()
         # Blocked until the worker handles them: one that came now would be lost to it.
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
@@ -280,7 +282,7 @@ class Supervisor:
             self.settings,
             self.listeners.sockets[number],
             self.listeners.url,
-            lambda description: requests.tell(serving=description),
+            lambda description: requests.tell(serving=None if self.announced else description),
             counters=Counters(self.board, number, requests.add_row),
             worker=number,
             patience=PATIENCE if self.announced else 0.0,
@@ -350,25 +352,27 @@ class Supervisor:
         if self.ending is not None:
             self.code = self.code or (1 if code else 0)
             return
-        if not self.announced and code >= 0:
-            self._refuse(worker, code)
-            return
         now = time.monotonic()
         wait = worker.wait(now)
+        if not self.announced and (code >= 0 or worker.deaths >= TRIALS):
+            self._refuse(worker, pid, code)
+            return
         worker.due = now + wait
         self.board.set_gauge(worker.number, "restarts", self.board.gauge(worker.number, "restarts") + 1)
-        why = worker.failure or (f"ended with code {code}" if code >= 0 else f"was killed by {name_of(-code)}")
+        why = worker.failure or fate(code)
         if wait > LONGEST_QUEUE and any(other.served_at is not None for other in self.workers if other.pid):
             worker.resting = True
             self.listeners.rest(worker.number)
         then = "now" if not wait else f"in {wait:g} s, after {worker.deaths} deaths in a row"
         logger.error("worker %d (pid %d): %s; it is replaced %s", worker.number, pid, why, then)
 
-    def _refuse(self, worker: Worker, code: int) -> None:
-        """A worker ended by itself before the server served: another one would do the same."""
+    def _refuse(self, worker: Worker, pid: int, code: int) -> None:
+        """A worker ended before the server ever served, by itself or more than once: others would do the same."""
         if worker.failure is not None:
             self.fatal = ConfigurationError(worker.failure)
-        self.code = code
+        else:
+            logger.error("worker %d (pid %d): %s before it served; the server ends", worker.number, pid, fate(code))
+        self.code = code if code >= 0 else 1
         self.ending = time.monotonic()
 
     # ---- the end --------------------------------------------------------------------------------------------------
@@ -411,8 +415,10 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def name_of(number: int) -> str:
-    """SIGKILL, or the number where it has no name."""
+def fate(code: int) -> str:
+    """How a process ended, by its exit code, which is negative for a signal."""
+    if code >= 0:
+        return f"ended with code {code}"
     with contextlib.suppress(ValueError):
-        return signal.Signals(number).name
-    return f"signal {number}"
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_batch_sizes_have_a_bounded_room(file: Path) -> None:
     model.endpoint.count_in(board, 0, board.add("small", "1", 64))
     ask(model)
     assert [entry["batch_size"] for entry in model.statistics()["batch_stats"]] == [1]
+
+
+@pytest.mark.parametrize(("workers", "seen"), [(1, 0), (2, 1)])
+def test_forked_processes_share_what_is_of_several_workers(workers: int, seen: int) -> None:
+    """An application that somebody forks counts for each process alone: no cell has two writers."""
+    board = scoreboard(workers)
+    pid = os.fork()
+    if pid == 0:
+        board.count(0, Scoreboard.nobody, "standard", 404)
+        os._exit(0)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert sum(board.counters(Scoreboard.nobody)["answered"].values()) == seen
 
 
 def test_names_that_do_not_fit_are_not_cut(file: Path) -> None:

@@ -121,6 +121,7 @@ cdef class Scoreboard:
     nobody = MAX_ROWS + 1   # the row of requests that named no served model
 
     def __init__(self, memory, int workers):
+        PyBuffer_Release(&self.view)
         PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE)
         self.workers = workers
         if self.view.len < Scoreboard.size(workers) or <size_t>self.view.buf % PAGE:
