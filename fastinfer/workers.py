@@ -75,13 +75,15 @@ class Channel:
     def send(self, message: dict[str, Any]) -> None:
         self.end.sendall(json.dumps(message).encode() + b"\n")
 
-    def messages(self) -> list[dict[str, Any]] | None:
-        """Those that have arrived, waiting for none; None when the other end is closed and all are read."""
+    def receive(self) -> list[dict[str, Any]] | None:
+        """The messages that the next bytes complete, which may be none; None when the other end is closed.
+
+        Raises:
+            BlockingIOError: there are no bytes, and the end does not wait for any.
+        """
         try:
-            data = self.end.recv(1 << 16)
-        except BlockingIOError:
-            return []
-        except OSError:
+            data = self.end.recv(1 << 20)
+        except ConnectionResetError:
             data = b""
         if not data:
             return None
@@ -112,7 +114,7 @@ class Requests:
         with self._lock:
             try:
                 self._channel.send({"add": [name, version, max_batch_size]})
-                while not (answers := self._channel.messages()):
+                while not (answers := self._channel.receive()):
                     if answers is None:
                         raise ConnectionResetError
             except OSError as error:
@@ -223,8 +225,6 @@ class Supervisor:
 
     # ---- starting -------------------------------------------------------------------------------------------------
     def _start(self, worker: Worker) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         worker.served_at = worker.failure = None
         parent = os.getpid()
         with contextlib.suppress(OSError):  # nobody may be reading
@@ -235,20 +235,20 @@ class Supervisor:
             if worker.resting:
                 self.listeners.resume(worker.number)
                 worker.resting = False
+            ours, theirs = socket.socketpair()
             pid = os.fork()
+            if pid == 0:
+                ours.close()
+                self._become(worker, parent, Channel(theirs))
         except OSError as error:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-            ours.close()
-            theirs.close()
-            wait = worker.wait(time.monotonic())
-            worker.due = time.monotonic() + max(wait, FIRST_WAIT)
-            logger.error("worker %d cannot be started: %s", worker.number, error.strerror)
+            wait = max(worker.wait(time.monotonic()), FIRST_WAIT)
+            worker.due = time.monotonic() + wait
+            logger.error("worker %d cannot be started: %s; next in %g s", worker.number, error.strerror, wait)
             return
-        if pid == 0:
-            ours.close()
-            self._become(worker, parent, Channel(theirs))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        finally:  # not in the worker, which never comes here
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         theirs.close()
+        ours.setblocking(False)
         worker.pid = pid
         worker.channel = Channel(ours)
         self.board.set_gauge(worker.number, "pid", pid)
@@ -294,30 +294,34 @@ class Supervisor:
             return USAGE
 
     # ---- what workers say -----------------------------------------------------------------------------------------
-    def _read(self, worker: Worker) -> bool:
-        """Take a worker's messages, and whether there were any; the channel ends when it has closed its end."""
-        assert worker.channel is not None
-        messages = worker.channel.messages()
-        if messages is None:
-            self._close(worker.channel)
-            worker.channel = None
-            return False
-        for message in messages:
-            if "add" in message:
-                row = self.board.add(*message["add"])
-                with contextlib.suppress(OSError):  # it has died meanwhile
-                    worker.channel.send({"row": row})
-            elif "failed" in message:
-                worker.failure = message["failed"]
-            elif "serving" in message:
-                worker.served_at = time.monotonic()
-                self.description = self.description or message["serving"]
-                self._announce()
-        return bool(messages)
+    def _read(self, worker: Worker) -> None:
+        """Take the messages of a worker that have arrived."""
+        with contextlib.suppress(BlockingIOError):
+            while worker.channel is not None:
+                messages = worker.channel.receive()
+                if messages is None:
+                    self._hang_up(worker)
+                    return
+                for message in messages:
+                    self._take(worker, worker.channel, message)
 
-    def _close(self, channel: Channel) -> None:
-        self._selector.unregister(channel.end)
-        channel.close()
+    def _take(self, worker: Worker, channel: Channel, message: dict[str, Any]) -> None:
+        if "add" in message:
+            row = self.board.add(*message["add"])
+            with contextlib.suppress(OSError):  # it has died meanwhile
+                channel.send({"row": row})
+        elif "failed" in message:
+            worker.failure = message["failed"]
+        elif "serving" in message:
+            worker.served_at = time.monotonic()
+            self.description = self.description or message["serving"]
+            self._announce()
+
+    def _hang_up(self, worker: Worker) -> None:
+        if worker.channel is not None:
+            self._selector.unregister(worker.channel.end)
+            worker.channel.close()
+            worker.channel = None
 
     def _announce(self) -> None:
         """Say what is served when every worker does."""
@@ -342,11 +346,8 @@ class Supervisor:
 
     def _buried(self, worker: Worker, code: int) -> None:
         pid, worker.pid = worker.pid, 0
-        while worker.channel is not None and self._read(worker):
-            pass  # its last words
-        if worker.channel is not None:  # something that it has started holds the other end
-            self._close(worker.channel)
-            worker.channel = None
+        self._read(worker)  # its last words
+        self._hang_up(worker)  # something that it has started may hold the other end
         self.board.reset_gauges(worker.number)
         self.board.set_gauge(worker.number, "pid", 0)
         if self.ending is not None:

@@ -21,7 +21,7 @@ import pytest
 from conftest import PACKAGE, Answer, ServerProcess, Start, post, read_answer
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastinfer.workers import Worker
+from fastinfer.workers import Channel, Worker
 
 GOOD = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}).encode()
 INFER = "/v2/models/affine/infer"
@@ -367,6 +367,25 @@ def test_a_crash_loop_backs_off(affine: Path, start_server: Start) -> None:
     wait_for(lambda: metric(server, "fastinfer_workers_ready") == 2)
     for connection in connect_to_all(server, 2).values():  # it is listened to again
         connection.close()
+
+
+def test_messages_come_whole_whatever_their_size() -> None:
+    here, there = (Channel(end) for end in socket.socketpair())
+    sent = [{"a": 1}, {"serving": ["x" * 3_000_000]}, {"failed": "\n\u00e9"}]
+
+    def send() -> None:
+        for message in sent:
+            there.send(message)
+        there.close()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    received: list[object] = []
+    while (messages := here.receive()) is not None:
+        received += messages
+    thread.join()
+    here.close()
+    assert received == sent
 
 
 def test_waits_grow_to_a_bound_and_end_with_a_stable_worker() -> None:
