@@ -366,3 +366,51 @@ def answer(signature, identifier, arrays, parameters, outputs, raw, rows=None):
         "outputs": outputs,
         "arrays": arrays,
     }
+
+
+# ---- the feature program: operations over a row of plain floats -------------------------------------------------
+def normalized(row, norm):
+    size = {"l1": sum(map(abs, row)), "l2": math.sqrt(sum(x * x for x in row)), "max": max(map(abs, row))}[norm]
+    return [x / size for x in row] if size >= 10 * np.finfo(float).eps else list(row)
+
+
+def powered(x, method, power):
+    if method == "box-cox":
+        return math.log(x) if power == 0 else (x**power - 1) / power
+    if x < 0:
+        return -powered(1 - x, "box-cox", 2 - power)
+    return powered(1 + x, "box-cox", power)
+
+
+def stood(x, quantiles):
+    """Where x stands among the quantiles, from 0 to 1: the middle of what is possible where quantiles repeat."""
+    references = np.linspace(0, 1, len(quantiles))
+    if x <= quantiles[0] or x >= quantiles[-1]:
+        return 0.0 if x <= quantiles[0] else 1.0
+    equal = [reference for quantile, reference in zip(quantiles, references, strict=True) if quantile == x]
+    if equal:
+        return (equal[0] + equal[-1]) / 2
+    i = max(i for i, quantile in enumerate(quantiles) if quantile < x)
+    part = (x - quantiles[i]) / (quantiles[i + 1] - quantiles[i])
+    return references[i] + part * (references[i + 1] - references[i])
+
+
+def multiplied(row, term):
+    return math.prod(row[i] for i in term)
+
+
+def projected(row, matrix):
+    return [sum(weight * x for weight, x in zip(weights, row, strict=True)) for weights in matrix]
+
+
+def spline_value(x, knots, degree, i):
+    """Cox and de Boor's definition of the spline number i, within the base interval."""
+    if degree == 0:
+        return 1.0 if knots[i] <= x < knots[i + 1] else 0.0
+    total = 0.0
+    if knots[i + degree] > knots[i]:
+        total += (x - knots[i]) / (knots[i + degree] - knots[i]) * spline_value(x, knots, degree - 1, i)
+    if knots[i + degree + 1] > knots[i + 1]:
+        total += ((knots[i + degree + 1] - x) / (knots[i + degree + 1] - knots[i + 1])
+                  * spline_value(x, knots, degree - 1, i + 1))
+    return total

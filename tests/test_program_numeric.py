@@ -1,9 +1,12 @@
 """scikit-learn's numeric transformers with each of their options, row by row: the same bits, the same refusals."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA, IncrementalPCA, TruncatedSVD
@@ -24,6 +27,7 @@ from test_program_transforms import label, options_of
 
 from fastinfer.errors import ImportRefusedError, InvalidRecordError
 from fastinfer.preprocessing.certificate import difference
+from fastinfer.preprocessing.from_sklearn import CONVERTERS
 from fastinfer.preprocessing.program import Program
 
 NAN, INF = np.nan, np.inf
@@ -186,6 +190,18 @@ def test_sparse_matrices(after: Any, code: Any) -> None:
     check(make_pipeline(ColumnTransformer([("code", encoder, [0])]), after), CODES, OTHER_CODES, "float32")
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_columns_of_a_sparse_matrix(threshold: float) -> None:
+    """Stored -0.0 come back as 0.0 from whichever part was sparse."""
+    splines = SplineTransformer(n_knots=4, sparse_output=True, extrapolation="continue")
+    inner = ColumnTransformer([("scaled", MaxAbsScaler(), [0, 1, 2]), ("products", PolynomialFeatures(2), [2, 3]),
+                               ("svd", TruncatedSVD(1), slice(0, 4))], remainder="passthrough",
+                              sparse_threshold=threshold)
+    outer = ColumnTransformer([("code", OneHotEncoder(handle_unknown="ignore"), [0]), ("splines", splines, [1]),
+                               ("rest", "passthrough", [2])], sparse_threshold=1.0)
+    check(make_pipeline(outer, inner), CODES, OTHER_CODES)
+
+
 def test_a_sparse_matrix_that_is_not_taken() -> None:
     fitted = quietly(make_pipeline(OneHotEncoder(), QuantileTransformer(n_quantiles=3)).fit, CODES[:, :1])
     with pytest.raises(ImportRefusedError, match=r"^pipeline\.steps\[1\]: it gets a sparse matrix"):
@@ -214,6 +230,35 @@ def test_projections(transformer: Any, dtype: str) -> None:
     np.testing.assert_array_equal(again.transform(rows), program.transform(rows))
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_projections_anywhere(data: st.DataObject) -> None:
+    """Behind and before other steps, beside others, on random matrices."""
+    width = data.draw(st.integers(1, 8))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    fit = random.normal(size=(20, width)) * 10.0 ** random.integers(-3, 4, size=width) + random.normal(size=width)
+    before = data.draw(st.lists(st.sampled_from([StandardScaler(), Normalizer(), PolynomialFeatures(2),
+                                                 PowerTransformer()]), max_size=2))
+    product = data.draw(st.sampled_from([PCA(1, whiten=True), PCA(1), TruncatedSVD(1), IncrementalPCA(1)]))
+    after = data.draw(st.lists(st.sampled_from([StandardScaler(), Normalizer("l1"), SplineTransformer()]), max_size=1))
+    beside = [("product", make_pipeline(*map(clone, before), product, *map(clone, after))), ("same", "passthrough")]
+    fitted = FeatureUnion(beside)
+    try:
+        quietly(fitted.fit, fit)
+    except ValueError:  # one component of one constant column
+        return
+    dtype = data.draw(st.sampled_from(["float64", "float32"]))
+    try:
+        program = quietly(lambda: Program.from_sklearn(fitted, dtype=dtype))
+    except ImportRefusedError as error:
+        if "the component 0 is rounding only" in str(error):
+            return
+        raise
+    rows = random.normal(size=(10, width)) * fit.std(axis=0) + fit.mean(axis=0)
+    expected = dense(quietly(fitted.transform, rows), dtype)
+    assert difference(expected, program.transform(rows), program.precision) is None
+
+
 def test_a_projection_is_the_same_alone_and_in_a_batch() -> None:
     program = Program.from_sklearn(PCA(4).fit(WIDE))
     alone = np.concatenate([program.transform(row[None]) for row in WIDE])
@@ -227,6 +272,16 @@ def test_a_projection_refuses_what_scikit_learn_refuses() -> None:
         row[0, 3] = value
         with pytest.raises(InvalidRecordError, match="row 0, field 'x3'"):
             program.transform(row)
+
+
+def test_components_of_no_variance_are_refused() -> None:
+    """Their values are what rounding leaves, in scikit-learn as here."""
+    fit = np.concatenate([WIDE[:, :3], WIDE[:, :3] @ RANDOM.normal(size=(3, 2))], axis=1)
+    with pytest.raises(ImportRefusedError, match="pipeline: the component 3 is rounding only"):
+        Program.from_sklearn(PCA().fit(fit))
+    with pytest.raises(ImportRefusedError, match="pipeline: the component 3 is rounding only"):
+        Program.from_sklearn(TruncatedSVD(4, algorithm="arpack").fit(fit))
+    assert Program.from_sklearn(PCA(3).fit(fit)).width == 3
 
 
 def test_dense_float32_products_are_refused() -> None:
@@ -243,6 +298,11 @@ def test_the_tolerance_is_one_ulp_of_float32() -> None:
                                   (5e-16, "ulp", (0, 1)), (2.3e-16, "exact", (0, 1))]:
         got = expected + np.array([0.0, off, 0.0])
         assert difference(expected, got, ("exact", precision, "exact")) == found
+
+
+def test_the_manual_names_each_transformer() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "transforms.md").read_text()
+    assert [name for name in CONVERTERS if f"`{name}`" not in page] == []
 
 
 def test_too_wide() -> None:

@@ -278,9 +278,11 @@ def golden_rows(compiled: CompiledProgram, spec: Spec) -> tuple[dict[str, list[A
     if len(refused) == count:
         raise ConfigurationError("the program takes no row that could be thought of")
     telling_rows = well_conditioned(spec, as_columns(rows, spec))
-    if telling_rows.any():  # otherwise the proof has to do with rows at which digits are lost
-        rows = {name: [value for value, tells in zip(values, telling_rows, strict=True) if tells]
-                for name, values in rows.items()}
+    if not telling_rows.any():
+        raise ConfigurationError("the terms of a matrix product cancel out in every row that could be thought of: "
+                                 "what is left depends on the order in which BLAS adds them; ask for fewer components")
+    rows = {name: [value for value, tells in zip(values, telling_rows, strict=True) if tells]
+            for name, values in rows.items()}
     nullable = {column.name: column.datatype in ("FP64", "BYTES") and any(map(is_missing, accepted[column.name]))
                 for column in spec.columns}
     return rows, nullable

@@ -96,8 +96,6 @@ def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> 
         inner = f"{path}.transformers[{name!r}]"
         if vector:
             raise refuse(inner, f"it gets the column {matrix.features[indices[0]].name!r} as a vector, not as a frame")
-        if matrix.container == "sparse":
-            raise refuse(path, "it gets a sparse matrix")
         part = convert(trace, transformer, matrix.take(indices), inner)
         parts.append(prefixed(weighted(trace, part, weights.get(name), inner), fitted, name))
     wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
@@ -150,6 +148,8 @@ def stack(trace: Trace, parts: Sequence[Matrix], path: str, *, sparse: bool, fra
         return Matrix(tuple([feature for part in parts for feature in part.features]), "frame")
     if sparse:
         parts = [sparsified(trace, part, path) for part in parts]
+    else:
+        parts = [unsigned(trace, part, path) if part.container == "sparse" else part for part in parts]
     dtypes = [part.dtype for part in parts]
     dtype = OBJECT if OBJECT in dtypes else np.result_type(*dtypes)
     features = tuple([feature for part in parts for feature in part.as_array(dtype).features])

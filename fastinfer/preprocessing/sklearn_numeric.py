@@ -7,18 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastinfer.preprocessing.sklearn_categories import encode_onehot
-from fastinfer.preprocessing.spec import FUNCTIONS
-from fastinfer.preprocessing.tracing import (
-    FLOAT32,
-    FLOAT64,
-    OBJECT,
-    Feature,
-    Matrix,
-    Trace,
-    constant_in,
-    refuse,
-    single,
-)
+from fastinfer.preprocessing.sklearn_functions import function
+from fastinfer.preprocessing.tracing import FLOAT32, FLOAT64, Matrix, Trace, constant_in, refuse
 
 
 @cache
@@ -120,45 +110,4 @@ def function_transformer(trace: Trace, transformer: Any, matrix: Matrix, path: s
         matrix = trace.floats(matrix, path, allow_nan=False, sparse=True, numeric=True)
     if transformer.func is None:
         return matrix
-    name = getattr(transformer.func, "__name__", "")
-    if name not in FUNCTIONS or getattr(np, name) is not transformer.func or transformer.kw_args:
-        raise refuse(path, f"the function {name or repr(transformer.func)!r} cannot be read; numpy functions of one "
-                           f"number without arguments can: {', '.join(sorted(FUNCTIONS))}")
-    return apply_function(trace, matrix, path, name)
-
-
-def apply_function(trace: Trace, matrix: Matrix, path: str, name: str) -> Matrix:
-    """numpy's function on an array, or column by column on a frame."""
-    if matrix.container == "sparse":
-        raise refuse(path, f"numpy.{name} of a sparse matrix")
-    results = {}
-    for feature in matrix.features:
-        refuse_integers(feature, name, path)
-        if feature.dtype not in results:
-            results[feature.dtype] = result_dtype(name, feature.dtype, path)
-    features: list[Any] = list(matrix.features)
-    for dtype, result in results.items():
-        indices = [i for i, feature in enumerate(matrix.features) if feature.dtype == dtype]
-        part = trace.numbers(Matrix(tuple([matrix.features[i] for i in indices]), "array"), path)
-        done = trace.each("function", path, part, function=name, **single(result))
-        for i, feature in zip(indices, done.features, strict=True):
-            features[i] = replace(feature, dtype=result)
-    return replace(matrix, features=tuple(features))
-
-
-def refuse_integers(feature: Feature, name: str, path: str) -> None:
-    """Functions that give other numbers for integers than for the same floats."""
-    if feature.whole == "narrow" or (feature.whole == "yes" and name in ("square", "reciprocal")):
-        raise refuse(path, f"numpy.{name} of the integers in {feature.name!r}; cast them to float64 before")
-    if feature.whole == "unknown" and name == "reciprocal":
-        raise refuse(path, f"numpy.{name} of {feature.name!r} depends on whether it holds integers; give a sample")
-
-
-def result_dtype(name: str, dtype: np.dtype[Any], path: str) -> np.dtype[Any]:
-    """The dtype numpy computes and answers in; only float64 and float32 are followed."""
-    if dtype == OBJECT or dtype.kind not in "fiu":
-        raise refuse(path, f"numpy.{name} of an array of dtype {dtype}")
-    result: np.dtype[Any] = np.dtype(getattr(np, name).resolve_dtypes((dtype, None))[-1])
-    if result not in (FLOAT64, FLOAT32):
-        raise refuse(path, f"numpy.{name} of {dtype} gives {result}; cast to float before")
-    return result
+    return function(trace, transformer.func, transformer.kw_args or {}, matrix, path)

@@ -1,12 +1,15 @@
 """scikit-learn's transformers that mix the columns of a row: norms, products and projections."""
 
 from itertools import chain, combinations, combinations_with_replacement
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from fastinfer.preprocessing.spec import MAX_WIDTH
 from fastinfer.preprocessing.tracing import FLOAT32, FLOAT64, Feature, Matrix, Trace, refuse, single
+
+NOISE: Final = 2.0**-23  # beside its terms: scikit-learn finds nothing as the root of float64's rounding, 2**-26 or so
 
 
 def sparse_flag(matrix: Matrix) -> dict[str, Any]:
@@ -48,6 +51,10 @@ def pca(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix:
     if type(transformer).__name__ == "IncrementalPCA":  # makes a sparse matrix dense
         matrix = Matrix(matrix.features, "array")
     components = np.asarray(transformer.components_)
+    if matrix.container != "sparse":
+        deviations = np.sqrt(transformer.explained_variance_)
+        terms = np.abs(np.ravel(transformer.mean_)) @ np.abs(components.T)
+        refuse_noise(deviations, np.maximum(deviations.max(), terms), path)
     offset = np.reshape(np.asarray(transformer.mean_), (1, -1)) @ components.T
     matrix = project(trace, transformer, matrix, path)
     matrix = trace.arithmetic("subtract", path, matrix, offset[0])
@@ -59,7 +66,18 @@ def pca(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix:
 
 def truncated_svd(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix:
     matrix = trace.floats(matrix, path, allow_nan=False, sparse=True, numeric=True)
+    if matrix.container != "sparse":
+        sizes = np.asarray(transformer.singular_values_)
+        refuse_noise(sizes, np.full(len(sizes), sizes.max()), path)
     return project(trace, transformer, matrix, path)
+
+
+def refuse_noise(sizes: npt.NDArray[Any], terms: npt.NDArray[Any], path: str) -> None:
+    """Components that the data does not fill: what they give is what BLAS's rounding of the terms leaves."""
+    for i, (size, term) in enumerate(zip(sizes, terms, strict=True)):
+        if not size > NOISE * term:
+            raise refuse(path, f"the component {i} is rounding only, whose digits depend on BLAS; fit it with "
+                               f"n_components={i}" + (" or less" if i > 1 else ""))
 
 
 def project(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix:

@@ -142,14 +142,14 @@ cdef bint divide(const Operation* operation, const Block* block) noexcept nogil:
 
 
 cdef bint clip(const Operation* operation, const Block* block) noexcept nogil:
-    """numpy.clip: a missing value stays, and a value equal to a bound becomes the bound (-0.0 at 0.0 is 0.0)."""
+    """numpy.clip: a missing value stays, and so does a value that equals a bound (-0.0 at 0.0)."""
     cdef const double* source = numbers_of(block, operation.source)
     cdef double* target = numbers_of(block, operation.target)
     cdef double value
     cdef Py_ssize_t i
     for i in range(block.rows):
-        value = source[i] if isnan(source[i]) or source[i] > operation.a else operation.a
-        target[i] = value if isnan(value) or value < operation.b else operation.b
+        value = operation.a if source[i] < operation.a else source[i]
+        target[i] = operation.b if value > operation.b else value
     return True
 
 
