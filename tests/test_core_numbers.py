@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastinfer._core import parse_number, render_number
+from fastinfer._core import parse_number, parse_plain_number, render_number
 
 GRAMMAR = re.compile(rb"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 HARD = [
@@ -22,6 +22,9 @@ HARD = [
     b"0.1", b"1" + b"0" * 400 + b"e-400", b"0." + b"0" * 400 + b"1e400", b"0." + b"0" * 400 + b"1e10",
     b"1" + b"0" * 308, b"8." + b"9" * 900, b"12345678", b"1.23456789", b"1.234567891", b"0.12345678901234567",
     b"9999999999999999999", b"99999999999999999999", b"7.2057594037927933e16", b"3.4028235677973366e38",
+    b"0.00012345678901234567", b"0.000000000000000000123456789", b"12345678901234567e-27", b"12345678901234567e27",
+    b"18446744073709551615e-27", b"9007199254740993e1", b"90071992547409935e-1", b"1234567890123456789e-28",
+    b"9223372036854775809", b"0.9007199254740993",
     b"6.02e23", b"1E+5", b"1e-07", b"5e-324", b"179769313486231570000e288",
 ]
 
@@ -74,6 +77,71 @@ def test_only_the_grammar_is_a_number(text):
         assert math.isinf(expected) == (parse_number(text) is None)
     else:
         assert parse_number(text) is None
+
+
+# ---- the fast way for plain decimals, as vectors and as words ------------------------------------------------------
+PLAIN = re.compile(rb"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+WAYS = [pytest.param(single, portable, id=f"{'float32' if single else 'float64'}-{'words' if portable else 'vectors'}")
+        for single in (True, False) for portable in (True, False)]
+
+
+def check_plain(text, single, portable, before=b"1234567890.12345,", behind=b"," + b"9" * 32):
+    """What the fast way reads is a number's text up to its exponent, with that text's value; else nothing."""
+    found = parse_plain_number(before[-17:] + text + behind, 17, single, portable)
+    if found is None:
+        return False
+    value, end = found
+    read = text[:end - 17]
+    assert PLAIN.fullmatch(read)
+    assert text[len(read):len(read) + 1] not in tuple(b"%d" % k for k in range(10))
+    expected = float(np.float32(float(read))) if single else float(read)
+    assert bits(value) == bits(expected)
+    return True
+
+
+@pytest.mark.parametrize(("single", "portable"), WAYS)
+@given(st.integers(1, 19), st.integers(0, 19), st.booleans(), st.data())
+def test_every_plain_decimal_is_read_fast(single, portable, count, fraction, negative, data):
+    digits = "".join(data.draw(st.lists(st.integers(0, 9).map(str), min_size=count, max_size=count)))
+    fraction = min(fraction, count - 1)
+    whole = digits[:count - fraction].lstrip("0") or "0"
+    text = f"{'-' if negative else ''}{whole}{'.' if fraction else ''}{digits[count - fraction:]}".encode()
+    assert check_plain(text, single, portable)
+    assert check_plain(text, single, portable, before=b"\xff" * 17, behind=b"]" + b"\xff" * 32)
+    assert check_plain(text, single, portable, before=b"." * 17, behind=b" " + b"." * 32)
+
+
+@pytest.mark.parametrize(("single", "portable"), WAYS)
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.booleans())
+@example(-0.0, False)
+@example(16777217.0, True)
+def test_floats_are_read_fast(single, portable, value, wide):
+    text = repr(value) if wide else render_number(value, True)
+    check_plain(text.encode(), single, portable)
+
+
+@pytest.mark.parametrize(("single", "portable"), WAYS)
+@given(st.binary(max_size=24) | st.text("0123456789.eE+-,/:", max_size=24).map(str.encode), st.binary(min_size=17))
+def test_only_numbers_are_read_fast(single, portable, text, before):
+    check_plain(text, single, portable, before, b"," * 32)
+
+
+@pytest.mark.parametrize(("single", "portable"), WAYS)
+@pytest.mark.parametrize("text", HARD)
+def test_hard_numbers_read_fast(text, single, portable):
+    check_plain(text, single, portable)
+
+
+@given(st.integers(0, 2**24 - 2), st.integers(-12, 60), st.integers(-3, 3))
+def test_midpoints_of_floats_are_rounded_by_way_of_the_double(mantissa, exponent, offset):
+    """Numbers of at most 19 digits beside the middle of two float32, where one rounding differs from two."""
+    middle = math.ldexp(2**24 + mantissa + 0.5, exponent - 24)
+    precision = max(0, 18 - len(str(int(middle))))
+    text = np.format_float_positional(middle, precision=precision, unique=False).rstrip(".")
+    if offset:
+        text = text[:-1] + str((int(text[-1]) + offset) % 10)
+    for portable in (True, False):
+        assert check_plain(text.encode(), True, portable) or len(text) > 19
 
 
 @given(st.floats())

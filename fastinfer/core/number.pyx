@@ -2,22 +2,231 @@
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
+# Most numbers of a tensor are plain decimals, -?digits(.digits)?, of at most 19 digits. Those are read 16 bytes at a
+# time without a loop and nearly without branches: a mask of the bytes that are no digits tells where the point and
+# the end are, and the last 16 digits become an integer in a few multiplications. The vector way is SSE2, which every
+# x86-64 has; its portable twin works on 64-bit words and is tested beside it.
 cdef extern from *:
     """
+    #include <cassert>
     #include <charconv>
     #include <cmath>
     #include <cstdint>
+    #include <cstring>
+    #if defined(__SSE2__)
+    #include <emmintrin.h>
+    #define FASTINFER_VECTOR 1
+    #else
+    #define FASTINFER_VECTOR 0
+    #endif
 
     namespace fastinfer {
     constexpr uint64_t ASCII_ZEROS = 0x3030303030303030, ABOVE_NINE = 0x7676767676767676;
     constexpr uint64_t HIGH_BITS = 0x8080808080808080, LOW_BITS = 0x0101010101010101;
     constexpr uint64_t PAIRS = 0x000000FF000000FF, HUNDREDS = 0x000F424000000064, UNITS = 0x0000271000000001;
+    constexpr uint64_t GATHER = 0x0102040810204080;          // moves bits 0, 8, 16, ... into the top byte
     constexpr uint64_t EXACT_INTEGER = uint64_t(1) << 53;    // doubles hold every integer up to it
+    constexpr uint64_t TEN_16 = 10000000000000000;
     constexpr double FLOAT_LIMIT = 0x1.ffffffp+127;          // rounds to infinity as float32, as does all beyond
     constexpr double POWERS[] = {1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14,
                                  1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
     constexpr double SIGNS[] = {1.0, -1.0};                  // a random sign must not cost a wrong guess
     constexpr uint64_t INTEGER_POWERS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
+    constexpr int EXACT_FIVE = 27;                           // 5**27 is the largest power of five in 64 bits
+
+    struct Tables {
+        uint64_t fives[EXACT_FIVE + 1];
+        unsigned char last[32];        // 16 bytes at last + n: the last n are ones
+        unsigned char digits[32];      // 16 bytes at digits + n: the last n keep the value of an ASCII digit
+        double scales[20][2];          // 10**n and its negative
+        constexpr Tables() : fives(), last(), digits(), scales() {
+            uint64_t five = 1;
+            double ten = 1;
+            for (int n = 0; n <= EXACT_FIVE; n++) {
+                fives[n] = five;
+                five *= 5;
+            }
+            for (int n = 16; n < 32; n++) {
+                last[n] = 0xFF;
+                digits[n] = 0x0F;
+            }
+            for (int n = 0; n < 20; n++, ten *= 10) {
+                scales[n][0] = ten;
+                scales[n][1] = -ten;
+            }
+        }
+    };
+    alignas(64) constexpr Tables TABLES;
+
+    static inline uint64_t load_word(const void* p) {
+        uint64_t word;
+        std::memcpy(&word, p, 8);
+        return word;
+    }
+    static inline uint64_t first_bit(uint64_t mask) { return uint32_t(__builtin_ctzll(mask)); }
+
+    // The value of eight digits, given as bytes of 0 to 9, the first one lowest.
+    static inline uint64_t eight_digits(uint64_t digits) {
+        digits = digits * 10 + (digits >> 8);
+        return uint32_t(((digits & PAIRS) * HUNDREDS + ((digits >> 16) & PAIRS) * UNITS) >> 32);
+    }
+
+    // A bit for each of the 16 bytes at p that is not a digit.
+    template <bool VECTOR> static inline uint64_t other_bytes(const char* p) {
+    #if FASTINFER_VECTOR
+        if constexpr (VECTOR) {
+            __m128i text = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+            __m128i value = _mm_sub_epi8(text, _mm_set1_epi8('0'));
+            return uint32_t(_mm_movemask_epi8(_mm_adds_epu8(value, _mm_set1_epi8(0x76))));
+        }
+    #endif
+        uint64_t mask = 0;
+        for (int half = 0; half < 16; half += 8) {
+            uint64_t value = load_word(p + half) ^ ASCII_ZEROS;
+            uint64_t other = (((value & ~HIGH_BITS) + ABOVE_NINE) | value) & HIGH_BITS;
+            mask |= (((other >> 7) * GATHER) >> 56) << half;
+        }
+        return mask;
+    }
+
+    // The last `count` (at most 16) digits before `end` as an integer, where a point stands before the last
+    // `fraction` of them (POINT), or none does. Reads 17 bytes before `end`.
+    template <bool VECTOR, bool POINT>
+    static inline uint64_t last_digits(const char* end, uint64_t fraction, uint64_t count) {
+        assert(fraction <= 16 && count <= 16);
+    #if FASTINFER_VECTOR
+        if constexpr (VECTOR) {
+            auto load = [](const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); };
+            __m128i text = load(end - 16);
+            if (POINT) {  // the digits before the point move up by one place, over it
+                __m128i behind = load(TABLES.last + fraction);
+                text = _mm_or_si128(_mm_and_si128(text, behind), _mm_andnot_si128(behind, load(end - 17)));
+            }
+            text = _mm_and_si128(text, load(TABLES.digits + count));
+            __m128i tens = _mm_set1_epi16(10 * 256 + 1);
+            asm("" : "+x"(tens));  // one multiplication: the compiler would make five instructions of it
+            __m128i pairs = _mm_srli_epi16(_mm_mullo_epi16(text, tens), 8);
+            __m128i fours = _mm_madd_epi16(pairs, _mm_set1_epi32(1 << 16 | 100));
+            __m128i eights = _mm_madd_epi16(_mm_packs_epi32(fours, fours), _mm_set1_epi32(1 << 16 | 10000));
+            uint64_t both = uint64_t(_mm_cvtsi128_si64(eights));
+            return (both & 0xFFFFFFFF) * 100000000 + (both >> 32);
+        }
+    #endif
+        uint64_t high = load_word(end - 16), low = load_word(end - 8);
+        if (POINT) {
+            uint64_t high_behind = load_word(TABLES.last + fraction);
+            uint64_t low_behind = load_word(TABLES.last + fraction + 8);
+            high = (high & high_behind) | (load_word(end - 17) & ~high_behind);
+            low = (low & low_behind) | (load_word(end - 9) & ~low_behind);
+        }
+        high &= load_word(TABLES.digits + count);
+        low &= load_word(TABLES.digits + 8 + count);
+        return eight_digits(high) * 100000000 + eight_digits(low);
+    }
+
+    static inline double power_of_two(int exponent) {
+        uint64_t bits = uint64_t(1023 + exponent) << 52;
+        double value;
+        std::memcpy(&value, &bits, 8);
+        return value;
+    }
+
+    // mantissa / 10**power, correctly rounded, for powers up to EXACT_FIVE: a long division in integers, whose
+    // remainder decides what lies between two doubles.
+    static inline double divide_exactly(uint64_t mantissa, int power) {
+        assert(mantissa > 0 && power >= 0 && power <= EXACT_FIVE);
+        __extension__ typedef unsigned __int128 wide;
+        uint64_t divisor = TABLES.fives[power];
+        int up = __builtin_clzll(mantissa), down = __builtin_clzll(divisor);
+        divisor <<= down;
+        wide dividend = wide(mantissa << up) << 63;
+        uint64_t quotient = uint64_t(dividend / divisor);       // 62 bits at least
+        quotient |= wide(quotient) * divisor != dividend;       // far below the last bit of a double
+        return double(int64_t(quotient >> 1 | (quotient & 1))) * power_of_two(down - up - power - 62);
+    }
+
+    // mantissa * 10**power, correctly rounded, for powers up to EXACT_FIVE.
+    static inline double multiply_exactly(uint64_t mantissa, int power) {
+        assert(power >= 0 && power <= EXACT_FIVE);
+        __extension__ typedef unsigned __int128 wide;
+        return double(wide(mantissa) * TABLES.fives[power]) * power_of_two(power);
+    }
+
+    // mantissa / 10**power for powers up to 19, correctly rounded to double and then to T.
+    template <typename T> static inline T divide(uint64_t mantissa, uint64_t power, uint64_t negative) {
+        double value = double(mantissa) / TABLES.scales[power][negative];
+        // Two roundings are off by less than one part in 2**50: harmless unless a float32 turns within that distance.
+        if (sizeof(T) == sizeof(float) && T(value * (1 - 0x1p-50)) == T(value * (1 + 0x1p-50))) return T(value);
+        if (mantissa <= EXACT_INTEGER) return T(value);
+        return T(divide_exactly(mantissa, int(power)) * SIGNS[negative]);
+    }
+
+    // Whether the digits at p may begin a number: there is one, and no zero before another.
+    static inline bool begins_number(const char* p) {
+        uint16_t two;
+        std::memcpy(&two, p, 2);
+        return uint32_t(__builtin_bswap16(two ^ 0x3030)) - 10 < 0x0A00 - 10;
+    }
+
+    constexpr int PLAIN_BEFORE = 17, PLAIN_AFTER = 16;   // bytes that read_plain may look at
+
+    // As read_plain_as, of the numbers that do not end within 16 bytes.
+    template <bool VECTOR, typename T> static const char* read_long_plain(const char* p, const char* end, T* out) {
+        if (end - p < 32) return nullptr;
+        uint64_t negative = *p == '-';
+        uint64_t others = (other_bytes<VECTOR>(p) | other_bytes<VECTOR>(p + 16) << 16) - negative;
+        if (others == 0 || !begins_number(p + negative)) return nullptr;
+        const char* stop = p + first_bit(others);
+        if (*stop != '.') {
+            uint64_t count = uint64_t(stop - p) - negative, above = count > 16 ? count - 16 : 0;
+            if (count > 19) return nullptr;
+            uint64_t mantissa = last_digits<VECTOR, false>(stop, 0, count - above)
+                + last_digits<VECTOR, false>(stop - 16, 0, above) * TEN_16;
+            *out = divide<T>(mantissa, 0, negative);
+            return stop;
+        }
+        others &= others - 1;
+        if (others == 0) return nullptr;
+        const char* last = p + first_bit(others);
+        uint64_t fraction = uint64_t(last - stop) - 1, count = uint64_t(last - p) - negative - 1;
+        if (fraction == 0 || count > 19) return nullptr;
+        uint64_t near = fraction < 16 ? fraction : 16, above = count > 16 ? count - 16 : 0;
+        uint64_t mantissa = last_digits<VECTOR, true>(last, near, count - above)
+            + last_digits<VECTOR, true>(last - 16, fraction - near, above) * TEN_16;
+        *out = divide<T>(mantissa, fraction, negative);
+        return last;
+    }
+
+    // Read the number at p if it is a plain decimal: past it, else NULL. PLAIN_BEFORE bytes before p and PLAIN_AFTER
+    // from p on are there. An exponent may follow: then what was read is not the number.
+    template <bool VECTOR, typename T>
+    static inline const char* read_plain_as(const char* p, const char* end, T* out) {
+        assert(end - p >= PLAIN_AFTER);
+        uint64_t negative = *p == '-';
+        uint64_t others = other_bytes<VECTOR>(p) - negative;
+        if (__builtin_expect(others == 0, 0)) return read_long_plain<VECTOR>(p, end, out);
+        const char* stop = p + first_bit(others);
+        if (__builtin_expect(!begins_number(p + negative), 0)) return nullptr;
+        if (*stop != '.') {
+            uint64_t count = uint64_t(stop - p) - negative;
+            *out = T(double(int64_t(last_digits<VECTOR, false>(stop, 0, count))) * SIGNS[negative]);
+            return stop;
+        }
+        others &= others - 1;
+        if (__builtin_expect(others == 0, 0)) return read_long_plain<VECTOR>(p, end, out);
+        const char* last = p + first_bit(others);
+        uint64_t fraction = uint64_t(last - stop) - 1;
+        if (__builtin_expect(fraction == 0, 0)) return nullptr;
+        uint64_t mantissa = last_digits<VECTOR, true>(last, fraction, uint64_t(last - p) - negative - 1);
+        *out = T(double(int64_t(mantissa)) / TABLES.scales[fraction][negative]);  // both are exact: 14 digits at most
+        return last;
+    }
+    template <typename T> static inline const char* read_plain(const char* p, const char* end, T* out) {
+        return read_plain_as<FASTINFER_VECTOR>(p, end, out);
+    }
+    template <typename T> static inline const char* read_plain_portably(const char* p, const char* end, T* out) {
+        return read_plain_as<false>(p, end, out);
+    }
 
     // The correctly rounded double of a text that is a JSON number; false when beyond the range of a double.
     static inline bool from_text(const char* first, const char* last, double* value) {
@@ -32,22 +241,28 @@ cdef extern from *:
     template <typename T> static inline bool is_finite(T value) { return std::isfinite(value); }
     }
     """
+    const char* read_plain "fastinfer::read_plain"[T](const char* p, const char* end, T* out) noexcept nogil
+    const char* read_plain_portably "fastinfer::read_plain_portably"[T](const char* p, const char* end,
+                                                                        T* out) noexcept nogil
+    double divide_exactly "fastinfer::divide_exactly"(uint64_t mantissa, int power) noexcept nogil
+    double multiply_exactly "fastinfer::multiply_exactly"(uint64_t mantissa, int power) noexcept nogil
     bint from_text "fastinfer::from_text"(const char* first, const char* last, double* value) noexcept nogil
     char* to_text "fastinfer::to_text"[T](char* first, char* last, T value) noexcept nogil
     char* to_scientific "fastinfer::to_scientific"[T](char* first, char* last, T value) noexcept nogil
     bint is_finite "fastinfer::is_finite"[T](T value) noexcept nogil
     const uint64_t ASCII_ZEROS "fastinfer::ASCII_ZEROS"
     const uint64_t ABOVE_NINE "fastinfer::ABOVE_NINE"
+    uint64_t eight_digits "fastinfer::eight_digits"(uint64_t digits) noexcept nogil
     const uint64_t HIGH_BITS "fastinfer::HIGH_BITS"
     const uint64_t LOW_BITS "fastinfer::LOW_BITS"
-    const uint64_t PAIRS "fastinfer::PAIRS"
-    const uint64_t HUNDREDS "fastinfer::HUNDREDS"
-    const uint64_t UNITS "fastinfer::UNITS"
     const uint64_t EXACT_INTEGER "fastinfer::EXACT_INTEGER"
     const double FLOAT_LIMIT "fastinfer::FLOAT_LIMIT"
     const double* POWERS "fastinfer::POWERS"
     const double* SIGNS "fastinfer::SIGNS"
     const uint64_t* INTEGER_POWERS "fastinfer::INTEGER_POWERS"
+    const int EXACT_FIVE "fastinfer::EXACT_FIVE"
+    const int PLAIN_BEFORE "fastinfer::PLAIN_BEFORE"
+    const int PLAIN_AFTER "fastinfer::PLAIN_AFTER"
     int trailing_zeros "__builtin_ctzll"(uint64_t value) noexcept nogil
 
 cdef enum:
@@ -73,10 +288,7 @@ cdef inline const char* read_fraction(const char* p, const char* end, uint64_t* 
         count = trailing_zeros(stops) >> 3 if stops else 8
         if count == 0:
             return p
-        chunk <<= 64 - 8 * count
-        chunk = chunk * 10 + (chunk >> 8)
-        chunk = ((chunk & PAIRS) * HUNDREDS + ((chunk >> 16) & PAIRS) * UNITS) >> 32
-        mantissa[0] = mantissa[0] * INTEGER_POWERS[count] + <uint64_t><uint32_t>chunk
+        mantissa[0] = mantissa[0] * INTEGER_POWERS[count] + eight_digits(chunk << (64 - 8 * count))
         p += count
         if count < 8:
             return p
@@ -103,10 +315,11 @@ cdef const char* read_exponent(const char* p, const char* end, int64_t* exponent
     return p if p > first else NULL
 
 
-cdef inline const char* read_double(const char* p, const char* end, double* value) noexcept nogil:
+cdef const char* read_double(const char* p, const char* end, double* value) noexcept nogil:
     """Read one JSON number: correctly rounded, as Python's float does.
 
-    Clinger's fast path where the digits and the power of ten are exact in a double, else the standard library.
+    Clinger's fast path where the digits and the power of ten are exact in a double, exact integers where they fit
+    64 bits, else the standard library.
     Returns the end of the number; NULL when there is none (RFC 8259's grammar) or it is beyond a double's range.
     """
     cdef const char* start = p
@@ -144,7 +357,25 @@ cdef inline const char* read_double(const char* p, const char* end, double* valu
             result *= POWERS[exponent]
         value[0] = result * SIGNS[negative]
         return p
+    if read_exactly(first, digits, mantissa, exponent, &result):
+        value[0] = result * SIGNS[negative]
+        return p
     return p if read_rounded(start, p, exponent + digits, value) else NULL
+
+
+cdef bint read_exactly(const char* first, int64_t digits, uint64_t mantissa, int64_t exponent,
+                       double* value) noexcept nogil:
+    """``mantissa * 10**exponent``, where the digits from the first that is not 0 fit 64 bits."""
+    while digits > EXACT_DIGITS and (first[0] == c'0' or first[0] == c'.'):
+        digits -= first[0] == c'0'
+        first += 1
+    if digits > EXACT_DIGITS or mantissa == 0 or not -EXACT_FIVE <= exponent <= EXACT_FIVE:
+        return False
+    if exponent < 0:
+        value[0] = divide_exactly(mantissa, <int>-exponent)
+    else:
+        value[0] = multiply_exactly(mantissa, <int>exponent)
+    return True
 
 
 cdef bint read_rounded(const char* start, const char* end, int64_t magnitude, double* value) noexcept nogil:
@@ -224,6 +455,26 @@ def parse_number(bytes text not None):
     cdef const char* end = start + len(text)
     cdef double value = 0
     return value if read_double(start, end, &value) == end else None
+
+
+def parse_plain_number(bytes text not None, Py_ssize_t begin, bint single, bint portable):
+    """The number at ``begin`` as the decoder's fast way reads it, as float32 (``single``) or float64. For tests.
+
+    Returns:
+        (value, offset of its end), or None where that way does not take it.
+    """
+    cdef const char* start = text
+    cdef const char* end = start + len(text)
+    cdef const char* p = start + begin
+    cdef float narrow = 0
+    cdef double wide = 0
+    if begin < PLAIN_BEFORE or end - p < PLAIN_AFTER:
+        raise ValueError("too close to an end of the text")
+    if single:
+        p = read_plain_portably(p, end, &narrow) if portable else read_plain(p, end, &narrow)
+    else:
+        p = read_plain_portably(p, end, &wide) if portable else read_plain(p, end, &wide)
+    return (narrow if single else wide, p - start) if p != NULL else None
 
 
 def render_number(double value, bint single):

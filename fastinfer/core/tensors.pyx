@@ -52,7 +52,21 @@ cdef inline uint64_t integer_limit(Datatype datatype) noexcept nogil:
 
 
 # ---- one element --------------------------------------------------------------------------------------------
-cdef inline const char* read_real(const char* p, const char* end, bint nullable, real_t* out) noexcept nogil:
+cdef inline bint is_whole_number(const char* after) noexcept nogil:
+    """Whether what read_plain read is all of the number."""
+    return after != NULL and (after[0] | 32) != c'e'
+
+
+cdef inline const char* read_real(const Json* json, const char* p, bint nullable, real_t* out) noexcept nogil:
+    cdef const char* after
+    if p - json.begin >= PLAIN_BEFORE and json.end - p >= PLAIN_AFTER:
+        after = read_plain(p, json.end, out)
+        if is_whole_number(after):
+            return after
+    return read_any_real(p, json.end, nullable, out)
+
+
+cdef const char* read_any_real(const char* p, const char* end, bint nullable, real_t* out) noexcept nogil:
     cdef double value = 0
     cdef const char* after = read_double(p, end, &value)
     if after == NULL:
@@ -108,9 +122,9 @@ cdef const char* read_element(Elements* elements, const char* p) noexcept nogil:
     cdef Datatype datatype = elements.info.datatype
     cdef uint64_t limit
     if datatype == DT_FP32:
-        return read_real[float](p, elements.json.end, elements.info.nullable, <float*>elements.out)
+        return read_real[float](elements.json, p, elements.info.nullable, <float*>elements.out)
     if datatype == DT_FP64:
-        return read_real[double](p, elements.json.end, elements.info.nullable, <double*>elements.out)
+        return read_real[double](elements.json, p, elements.info.nullable, <double*>elements.out)
     if datatype == DT_BYTES:
         return read_text(elements, p, <Span*>elements.out)
     if datatype == DT_BOOL:
@@ -155,12 +169,14 @@ cdef const char* read_reals(Elements* elements, const char* p, Py_ssize_t count,
     cdef Py_ssize_t k
     for k in range(count):
         value = p
-        p = read_real(p, end, nullable, out + k)
+        p = read_real(elements.json, p, nullable, out + k)
         if p == NULL:
             elements.index += k
             return refuse(elements, BAD_VALUE, VALUE_TYPE, value)
         if p < end and p[0] == c',' and k + 1 < count:
-            p = skip_space(p + 1, end)
+            p += 1
+            if p < end and p[0] <= c' ':
+                p = skip_space(p, end)
             continue
         p = next_element(elements, p, value, count - k - 1)
         if p == NULL:
