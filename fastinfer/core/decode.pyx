@@ -2,7 +2,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy, memset
 
 cdef enum:
     MAX_PARAMETERS = 64
@@ -22,10 +22,20 @@ cdef enum:  # whose parameters
 
 cdef extern from *:
     """
-    static const char* const FASTINFER_DATATYPES[] = {"BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16",
-        "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES"};
+    namespace fastinfer {
+    // A name of at most 7 bytes and its size as one number, so that names are compared in one instruction.
+    constexpr uint64_t name_word(const char* name) {
+        uint64_t word = 0, size = 0;
+        for (; name[size]; size++) word |= uint64_t(name[size]) << 8 * size;
+        return word | size << 56;
+    }
+    constexpr uint64_t DATATYPE_WORDS[] = {
+        name_word("BOOL"), name_word("UINT8"), name_word("UINT16"), name_word("UINT32"), name_word("UINT64"),
+        name_word("INT8"), name_word("INT16"), name_word("INT32"), name_word("INT64"), name_word("FP16"),
+        name_word("FP32"), name_word("FP64"), name_word("BF16"), name_word("BYTES")};
+    }
     """
-    const char* const* DATATYPE_NAMES "FASTINFER_DATATYPES"  # in the order of Datatype
+    const uint64_t* DATATYPE_WORDS "fastinfer::DATATYPE_WORDS"  # in the order of Datatype
 
 
 @cython.final
@@ -308,15 +318,19 @@ cdef const char* scan_string(Json* json, const char* p, Key* text, Fault fault, 
 
 cdef const char* scan_datatype(Json* json, const char* p, Part* part, Failure* failure) noexcept nogil:
     cdef Key text
+    cdef uint64_t word = 0
     cdef int datatype
     cdef const char* start = p
     p = scan_string(json, p, &text, BAD_INPUT, INPUT_DATATYPE, part.position, failure)
     if p == NULL:
         return NULL
-    for datatype in range(DT_COUNT):
-        if key_is(&text, DATATYPE_NAMES[datatype], strlen(DATATYPE_NAMES[datatype])):
-            part.datatype = datatype
-            return p
+    if text.size < sizeof(word):
+        memcpy(&word, text.data, text.size)
+        word |= <uint64_t>text.size << 56
+        for datatype in range(DT_COUNT):
+            if word == DATATYPE_WORDS[datatype]:
+                part.datatype = datatype
+                return p
     fail(failure, BAD_INPUT, INPUT_DATATYPE, start - json.begin, -1, part.position)
     return NULL
 

@@ -4,6 +4,42 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 from libcpp.algorithm cimport sort
 
+cdef extern from *:
+    """
+    namespace fastinfer {
+    // A bit for each of the 64 bytes at p that is `wanted`, once the bits of `fold` are set in it.
+    template <bool VECTOR> static inline uint64_t equal_bytes_as(const char* p, uint8_t wanted, uint8_t fold) {
+        uint64_t mask = 0;
+    #if FASTINFER_VECTOR
+        if constexpr (VECTOR) {
+            for (int part = 0; part < 64; part += 16) {
+                __m128i text = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + part));
+                __m128i equal = _mm_cmpeq_epi8(_mm_or_si128(text, _mm_set1_epi8(char(fold))),
+                                               _mm_set1_epi8(char(wanted)));
+                mask |= uint64_t(uint32_t(_mm_movemask_epi8(equal))) << part;
+            }
+            return mask;
+        }
+    #endif
+        for (int part = 0; part < 64; part += 8) {
+            uint64_t differs = (load_word(p + part) | fold * LOW_BITS) ^ wanted * LOW_BITS;
+            uint64_t equal = ~(((differs & ~HIGH_BITS) + ~HIGH_BITS) | differs) & HIGH_BITS;
+            mask |= (((equal >> 7) * GATHER) >> 56) << part;
+        }
+        return mask;
+    }
+    static inline uint64_t equal_bytes(const char* p, uint8_t wanted, uint8_t fold) {
+        return equal_bytes_as<FASTINFER_VECTOR>(p, wanted, fold);
+    }
+    static inline uint64_t equal_bytes_portably(const char* p, uint8_t wanted, uint8_t fold) {
+        return equal_bytes_as<false>(p, wanted, fold);
+    }
+    }
+    """
+    uint64_t equal_bytes "fastinfer::equal_bytes"(const char* p, uint8_t wanted, uint8_t fold) noexcept nogil
+    uint64_t equal_bytes_portably "fastinfer::equal_bytes_portably"(const char* p, uint8_t wanted,
+                                                                    uint8_t fold) noexcept nogil
+
 cdef enum:
     MAX_DEPTH = 100             # arrays and objects inside each other
     MAX_KEYS = 1 << 20          # members of the objects that are open at a time; bounds the memory a body can claim
@@ -25,6 +61,8 @@ cdef inline const char* stop(const Json* json, Failure* failure, int reason, con
 
 
 cdef inline const char* skip_space(const char* p, const char* end) noexcept nogil:
+    if p < end and <uint8_t>p[0] > 32:
+        return p
     while p < end and (p[0] == c' ' or p[0] == c'\n' or p[0] == c'\r' or p[0] == c'\t'):
         p += 1
     return p
@@ -34,12 +72,15 @@ cdef inline bint is_ascii(char c) noexcept nogil:
     return <uint8_t>c < 0x80
 
 
-cdef inline bint is_plain_word(uint64_t word) noexcept nogil:
-    """Whether eight bytes of a string stand for themselves: ASCII, no control, no quote, no backslash."""
+cdef inline uint64_t find_odd_bytes(uint64_t word) noexcept nogil:
+    """The high bits of those of eight bytes of a string that do not stand for themselves; right up to the first.
+
+    These are control characters, quotes, backslashes and what is not ASCII.
+    """
     cdef uint64_t quotes = word ^ (LOW_BITS * 34)
     cdef uint64_t slashes = word ^ (LOW_BITS * 92)
     return ((word | (word - LOW_BITS * 32) | ((quotes - LOW_BITS) & ~quotes) | ((slashes - LOW_BITS) & ~slashes))
-            & HIGH_BITS) == 0
+            & HIGH_BITS)
 
 
 cdef inline bint is_plain(char c) noexcept nogil:
@@ -56,12 +97,13 @@ cdef bint is_plain_text(const char* text, Py_ssize_t size) noexcept nogil:
 
 
 cdef inline const char* skip_plain(const char* p, const char* end) noexcept nogil:
-    """Past the bytes of a string that stand for themselves, eight at a time and then singly."""
-    cdef uint64_t word
+    """Past the bytes of a string that stand for themselves, eight at a time and near the end singly."""
+    cdef uint64_t word, odd
     while end - p >= 8:
         memcpy(&word, p, 8)
-        if not is_plain_word(word):
-            break
+        odd = find_odd_bytes(word)
+        if odd:
+            return p + (trailing_zeros(odd) >> 3)
         p += 8
     while p < end and is_plain(p[0]):
         p += 1
@@ -222,8 +264,18 @@ cdef const char* read_string(const Json* json, const char* p, char** out, bint* 
 
 
 # ---- members of objects ---------------------------------------------------------------------------------------
-cdef const char* read_name(Json* json, const char* p, Key* key, Failure* failure) noexcept nogil:
+cdef inline const char* read_name(Json* json, const char* p, Key* key, Failure* failure) noexcept nogil:
     """Read the string at ``p``; ``key`` has its text, escapes resolved, until the next document."""
+    cdef const char* after = skip_plain(p + 1, json.end)
+    if after < json.end and after[0] == c'"':
+        key.data = p + 1
+        key.size = after - key.data
+        key.offset = p - json.begin
+        return after + 1
+    return read_any_name(json, p, key, failure)
+
+
+cdef const char* read_any_name(Json* json, const char* p, Key* key, Failure* failure) noexcept nogil:
     cdef bint escaped = False
     cdef const char* start = p
     cdef char* text
@@ -245,7 +297,7 @@ cdef const char* read_name(Json* json, const char* p, Key* key, Failure* failure
     return p
 
 
-cdef const char* read_key(Json* json, const char* p, Key* key, Failure* failure) noexcept nogil:
+cdef inline const char* read_key(Json* json, const char* p, Key* key, Failure* failure) noexcept nogil:
     """Read the key at ``p`` and its colon; past the white space behind."""
     if p >= json.end or p[0] != c'"':
         return stop(json, failure, JSON_KEY, p)
@@ -292,21 +344,26 @@ cdef inline bint key_is(const Key* key, const char* name, size_t size) noexcept 
     return key.size == size and memcmp(key.data, name, size) == 0
 
 
-cdef bint push_key(Json* json, const Key* key, Failure* failure) noexcept nogil:
+cdef inline bint push_key(Json* json, const Key* key, Failure* failure) noexcept nogil:
     """Remember a member of the innermost object."""
-    cdef size_t capacity
-    cdef Key* keys
-    if json.n_keys == json.key_capacity:
-        if json.n_keys >= MAX_KEYS:
-            return fail(failure, BAD_JSON, JSON_CROWDED, key.offset, -1, -1)
-        capacity = max(2 * json.key_capacity, <size_t>64)
-        keys = <Key*>realloc(json.keys, capacity * sizeof(Key))
-        if keys == NULL:
-            return fail(failure, NO_MEMORY, 0, -1, -1, -1)
-        json.keys = keys
-        json.key_capacity = capacity
+    if json.n_keys == json.key_capacity and not more_keys(json, key, failure):
+        return False
     json.keys[json.n_keys] = key[0]
     json.n_keys += 1
+    return True
+
+
+cdef bint more_keys(Json* json, const Key* key, Failure* failure) noexcept nogil:
+    """Room for ``key`` and more."""
+    cdef size_t capacity = max(2 * json.key_capacity, <size_t>64)
+    cdef Key* keys
+    if json.n_keys >= MAX_KEYS:
+        return fail(failure, BAD_JSON, JSON_CROWDED, key.offset, -1, -1)
+    keys = <Key*>realloc(json.keys, capacity * sizeof(Key))
+    if keys == NULL:
+        return fail(failure, NO_MEMORY, 0, -1, -1, -1)
+    json.keys = keys
+    json.key_capacity = capacity
     return True
 
 
@@ -477,16 +534,28 @@ cdef inline bint has_structure(const char* p) noexcept nogil:
     return found
 
 
-cdef inline bint is_bland_word(const char* p) noexcept nogil:
-    """Whether none of the next eight bytes is a quote, bracket or brace."""
-    cdef uint64_t word, quotes, opening, closing
-    memcpy(&word, p, 8)
-    quotes = word ^ (LOW_BITS * 34)
-    word |= LOW_BITS * 32
-    opening = word ^ (LOW_BITS * 0x7B)
-    closing = word ^ (LOW_BITS * 0x7D)
-    return (((quotes - LOW_BITS) & ~quotes | (opening - LOW_BITS) & ~opening | (closing - LOW_BITS) & ~closing)
-            & HIGH_BITS) == 0
+cdef inline uint64_t find_escaped(uint64_t backslashes, uint64_t* carry) noexcept nogil:
+    """The bytes of a block that a backslash before them escapes; ``carry`` is 1 where the next block begins so."""
+    cdef uint64_t escaped = carry[0]
+    cdef uint64_t first
+    backslashes &= ~escaped
+    carry[0] = 0
+    while backslashes:
+        first = backslashes & (0 - backslashes)
+        carry[0] = first >> 63
+        escaped |= first << 1
+        backslashes &= ~(first | first << 1)
+    return escaped
+
+
+cdef inline uint64_t fill_between(uint64_t marks) noexcept nogil:
+    """Ones from every other mark, itself included, up to the next one."""
+    marks ^= marks << 1
+    marks ^= marks << 2
+    marks ^= marks << 4
+    marks ^= marks << 8
+    marks ^= marks << 16
+    return marks ^ (marks << 32)
 
 
 cdef const char* find_end(const Json* json, const char* p, Py_ssize_t* objects) noexcept nogil:
@@ -495,37 +564,41 @@ cdef const char* find_end(const Json* json, const char* p, Py_ssize_t* objects) 
     Sound only for valid JSON: whoever reads the array checks the syntax, and that it ends here. ``objects`` is the
     number of objects among its elements.
     """
-    cdef const char* stop_at
-    cdef bint sparse = False    # long runs without structure, as numbers have; records have none
+    cdef char[BLOCK] rest
+    cdef const char* block
+    cdef uint64_t quotes, strings, opening, brackets
+    cdef uint64_t inside = 0    # ones where the block begins in a string
+    cdef uint64_t carry = 0
     cdef int depth = 0
-    cdef char c
+    cdef int at
     objects[0] = 0
     while p < json.end:
-        if json.end - p >= BLOCK and not has_structure(p):
+        block = p
+        if json.end - p < BLOCK:
+            memset(<char*>rest, c' ', BLOCK)
+            memcpy(<char*>rest, p, json.end - p)
+            block = <const char*>rest
+        elif not inside and not has_structure(p):
             p += BLOCK
-            sparse = True
             continue
-        stop_at = p + min(json.end - p, <Py_ssize_t>BLOCK)
-        while p < stop_at:
-            if sparse and json.end - p >= 8 and is_bland_word(p):
-                p += 8
-                continue
-            c = p[0]
-            p += 1
-            if c == c'"':
-                p = find_quote(p, json.end)
-                if p == NULL:
-                    return NULL
-            elif (c | 32) == 0x7B:
-                objects[0] += depth == 1 and c == c'{'
+        quotes = equal_bytes(block, c'"', 0) & ~find_escaped(equal_bytes(block, c'\\', 0), &carry)
+        strings = fill_between(quotes) ^ inside
+        inside = 0 - (strings >> 63)
+        opening = equal_bytes(block, c'{', 32) & ~strings  # [ and {
+        brackets = opening | (equal_bytes(block, c'}', 32) & ~strings)
+        while brackets:
+            at = trailing_zeros(brackets)
+            if opening >> at & 1:
+                objects[0] += depth == 1 and block[at] == c'{'
                 depth += 1
                 if depth > MAX_DEPTH:
                     return NULL
-            elif (c | 32) == 0x7D:
+            else:
                 depth -= 1
-                if depth == 0:
-                    return p
-        sparse = False
+                if depth <= 0:
+                    return p + at + 1
+            brackets &= brackets - 1
+        p += BLOCK
     return NULL
 
 

@@ -168,11 +168,11 @@ cdef extern from *:
         return uint32_t(__builtin_bswap16(two ^ 0x3030)) - 10 < 0x0A00 - 10;
     }
 
-    constexpr int PLAIN_BEFORE = 17, PLAIN_AFTER = 16;   // bytes that read_plain may look at
+    constexpr int PLAIN_BEFORE = 17, PLAIN_AFTER = 17;   // bytes that are there: what it reads, and one behind it
 
     // As read_plain_as, of the numbers that do not end within 16 bytes.
     template <bool VECTOR, typename T> static const char* read_long_plain(const char* p, const char* end, T* out) {
-        if (end - p < 32) return nullptr;
+        if (end - p < 33) return nullptr;
         uint64_t negative = *p == '-';
         uint64_t others = (other_bytes<VECTOR>(p) | other_bytes<VECTOR>(p + 16) << 16) - negative;
         if (others == 0 || !begins_number(p + negative)) return nullptr;
@@ -198,7 +198,8 @@ cdef extern from *:
     }
 
     // Read the number at p if it is a plain decimal: past it, else NULL. PLAIN_BEFORE bytes before p and PLAIN_AFTER
-    // from p on are there. An exponent may follow: then what was read is not the number.
+    // from p on are there; so is the byte behind the one that follows the number. An exponent may follow: then what
+    // was read is not the number.
     template <bool VECTOR, typename T>
     static inline const char* read_plain_as(const char* p, const char* end, T* out) {
         assert(end - p >= PLAIN_AFTER);

@@ -162,26 +162,46 @@ cdef inline const char* next_element(Elements* elements, const char* p, const ch
     return refuse(elements, BAD_VALUE, VALUE_TYPE, value)
 
 
+cdef inline const char* read_plain_reals(const char* p, const char* end, Py_ssize_t count, real_t* out,
+                                         Py_ssize_t* done) noexcept nogil:
+    """Plain decimals with a comma behind each, at most ``count``, as far as they go; past the last comma.
+
+    PLAIN_BEFORE bytes before ``p`` are there. Behind a comma stands at most one space.
+    """
+    cdef const char* after
+    cdef Py_ssize_t k = 0
+    while k < count and end - p >= PLAIN_AFTER:
+        after = read_plain(p, end, out + k)
+        if after == NULL or after[0] != c',':
+            break
+        p = after + 1
+        if p[0] == c' ':
+            p += 1
+        k += 1
+    done[0] = k
+    return p
+
+
 cdef const char* read_reals(Elements* elements, const char* p, Py_ssize_t count, real_t* out) noexcept nogil:
     cdef const char* value
+    cdef const char* begin = elements.json.begin
     cdef const char* end = elements.json.end
-    cdef bint nullable = elements.info.nullable
-    cdef Py_ssize_t k
-    for k in range(count):
+    cdef Py_ssize_t done = 0
+    cdef Py_ssize_t k = 0
+    while k < count:
+        if p - begin >= PLAIN_BEFORE:
+            p = skip_space(read_plain_reals(p, end, count - k - 1, out + k, &done), end)
+            k += done
         value = p
-        p = read_real(elements.json, p, nullable, out + k)
+        p = read_real(elements.json, p, elements.info.nullable, out + k)
         if p == NULL:
             elements.index += k
             return refuse(elements, BAD_VALUE, VALUE_TYPE, value)
-        if p < end and p[0] == c',' and k + 1 < count:
-            p += 1
-            if p < end and p[0] <= c' ':
-                p = skip_space(p, end)
-            continue
         p = next_element(elements, p, value, count - k - 1)
         if p == NULL:
             elements.index += k
             return NULL
+        k += 1
     elements.index += count
     elements.out = <char*>(out + count)
     return p
