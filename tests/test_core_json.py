@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import reference
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fastinfer._core import Signature, Tensor, decode
+from fastinfer._core import Signature, Tensor, compare_blocks, decode
 from fastinfer.errors import InvalidJsonError, InvalidRequestError
 
 FOLDER = Path(__file__).parent / "json_conformance"
@@ -84,3 +86,26 @@ def test_members_are_bounded():
     body = ignored(b"{" + b",".join(b'"%d":0' % k for k in range((1 << 20) + 1)) + b"}")
     with pytest.raises(InvalidJsonError, match="at most 1048576 members"):
         decode(SIGNATURE, 1, body)
+
+
+# ---- where a bulky array ends ------------------------------------------------------------------------------------
+@given(st.binary(min_size=64, max_size=64) | st.text('"\\[]{}0123456789.,e ', min_size=64, max_size=64).map(str.encode),
+       st.sampled_from([b'"', b"\\", b"{", b"}"]))
+def test_blocks_are_seen_alike_as_vectors_and_as_words(block, wanted):
+    fold = 32 if wanted in b"{}" else 0
+    agree, mask, structure = compare_blocks(block, wanted[0], fold)
+    assert agree
+    assert mask == sum(1 << k for k, byte in enumerate(block) if byte | fold == wanted[0])
+    assert structure == any(byte == 34 or byte >= 0x5B for byte in block)
+
+
+@given(st.lists(st.text(st.sampled_from('ab\\"[]{}\u00e9 ,'), max_size=70), max_size=6), st.integers(0, 70))
+def test_brackets_in_strings_do_not_end_an_array(texts, shift):
+    """Quotes and backslashes wherever they fall in a block, and over its end."""
+    text = json.dumps([[text] for text in texts], ensure_ascii=False)
+    members = {"name": "t", "shape": [len(texts), 1], "datatype": "BYTES"}
+    head = json.dumps(members)[:-1]
+    body = f'{{"inputs":[{head},{" " * shift}"data":{text}}}]}}'.encode()
+    assert decode(SIGNATURE, 0, body)["arrays"]["t"].tolist() == [[text] for text in texts]
+    records = f'{{{" " * shift}"records":{json.dumps([{"t": text} for text in texts])}}}'.encode()
+    assert decode(SIGNATURE, 1, records)["arrays"]["t"].tolist() == [[text] for text in texts]

@@ -28,17 +28,40 @@ cdef extern from *:
         }
         return mask;
     }
+    // Whether a quote or any byte from '[' up is among the 64 bytes at p: brackets and braces are, numbers mostly not.
+    template <bool VECTOR> static inline bool may_have_structure_as(const char* p) {
+    #if FASTINFER_VECTOR
+        if constexpr (VECTOR) {
+            __m128i largest = _mm_setzero_si128(), quotes = _mm_setzero_si128();
+            for (int part = 0; part < 64; part += 16) {
+                __m128i text = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + part));
+                largest = _mm_max_epu8(largest, text);
+                quotes = _mm_or_si128(quotes, _mm_cmpeq_epi8(text, _mm_set1_epi8('"')));
+            }
+            return _mm_movemask_epi8(_mm_or_si128(quotes, _mm_adds_epu8(largest, _mm_set1_epi8(0x80 - '[')))) != 0;
+        }
+    #endif
+        uint64_t found = 0;
+        for (int part = 0; part < 64; part += 8) {
+            uint64_t word = load_word(p + part), quotes = word ^ '"' * LOW_BITS;
+            found |= word | ((word & ~HIGH_BITS) + (0x80 - '[') * LOW_BITS) | ((quotes - LOW_BITS) & ~quotes);
+        }
+        return (found & HIGH_BITS) != 0;
+    }
+    static inline bool may_have_structure(const char* p) { return may_have_structure_as<FASTINFER_VECTOR>(p); }
     static inline uint64_t equal_bytes(const char* p, uint8_t wanted, uint8_t fold) {
         return equal_bytes_as<FASTINFER_VECTOR>(p, wanted, fold);
     }
-    static inline uint64_t equal_bytes_portably(const char* p, uint8_t wanted, uint8_t fold) {
-        return equal_bytes_as<false>(p, wanted, fold);
+    // The portable twins beside what is in use; for tests.
+    static inline bool blocks_agree(const char* p, uint8_t wanted, uint8_t fold) {
+        return may_have_structure(p) == may_have_structure_as<false>(p)
+            && equal_bytes(p, wanted, fold) == equal_bytes_as<false>(p, wanted, fold);
     }
     }
     """
+    bint may_have_structure "fastinfer::may_have_structure"(const char* p) noexcept nogil
     uint64_t equal_bytes "fastinfer::equal_bytes"(const char* p, uint8_t wanted, uint8_t fold) noexcept nogil
-    uint64_t equal_bytes_portably "fastinfer::equal_bytes_portably"(const char* p, uint8_t wanted,
-                                                                    uint8_t fold) noexcept nogil
+    bint blocks_agree "fastinfer::blocks_agree"(const char* p, uint8_t wanted, uint8_t fold) noexcept nogil
 
 cdef enum:
     MAX_DEPTH = 100             # arrays and objects inside each other
@@ -523,17 +546,6 @@ cdef void json_free(Json* json) noexcept nogil:
 
 
 # ---- where a bulky array ends -----------------------------------------------------------------------------------
-cdef inline bint has_structure(const char* p) noexcept nogil:
-    """Whether a quote, bracket or brace is among the next BLOCK bytes; the compiler makes vectors of it."""
-    cdef uint8_t found = 0
-    cdef uint8_t c
-    cdef int i
-    for i in range(BLOCK):
-        c = <uint8_t>p[i]
-        found |= (c == 34) | ((c | 32) == 0x7B) | ((c | 32) == 0x7D)
-    return found
-
-
 cdef inline uint64_t find_escaped(uint64_t backslashes, uint64_t* carry) noexcept nogil:
     """The bytes of a block that a backslash before them escapes; ``carry`` is 1 where the next block begins so."""
     cdef uint64_t escaped = carry[0]
@@ -578,7 +590,7 @@ cdef const char* find_end(const Json* json, const char* p, Py_ssize_t* objects) 
             memset(<char*>rest, c' ', BLOCK)
             memcpy(<char*>rest, p, json.end - p)
             block = <const char*>rest
-        elif not inside and not has_structure(p):
+        elif not inside and not may_have_structure(p):
             p += BLOCK
             continue
         quotes = equal_bytes(block, c'"', 0) & ~find_escaped(equal_bytes(block, c'\\', 0), &carry)
@@ -631,3 +643,16 @@ cdef inline const char* find_quote(const char* p, const char* end) noexcept nogi
             return p + 1
         p += 2 if p[0] == c'\\' and end - p > 1 else 1
     return NULL
+
+
+def compare_blocks(bytes block not None, int wanted, int fold):
+    """Whether the vector way and its portable twin see the same in a block. For tests.
+
+    Returns:
+        (they agree, mask of the bytes that are ``wanted`` once ``fold`` is set, whether the block is looked at).
+    """
+    cdef const char* p = block
+    if len(block) != BLOCK:
+        raise ValueError(f"a block has {BLOCK} bytes")
+    return (blocks_agree(p, <uint8_t>wanted, <uint8_t>fold) != 0, equal_bytes(p, <uint8_t>wanted, <uint8_t>fold),
+            may_have_structure(p) != 0)

@@ -222,6 +222,15 @@ cdef extern from *:
         *out = T(double(int64_t(mantissa)) / TABLES.scales[fraction][negative]);  // both are exact: 14 digits at most
         return last;
     }
+    // As read_plain_as, of an integer of at most 15 digits; what stands behind it is the caller's to check.
+    static inline const char* read_plain_integer(const char* p, uint64_t* magnitude, uint64_t* negative) {
+        *negative = *p == '-';
+        uint64_t others = other_bytes<FASTINFER_VECTOR>(p) - *negative;
+        if (others == 0 || !begins_number(p + *negative)) return nullptr;
+        const char* stop = p + first_bit(others);
+        *magnitude = last_digits<FASTINFER_VECTOR, false>(stop, 0, uint64_t(stop - p) - *negative);
+        return stop;
+    }
     template <typename T> static inline const char* read_plain(const char* p, const char* end, T* out) {
         return read_plain_as<FASTINFER_VECTOR>(p, end, out);
     }
@@ -245,6 +254,8 @@ cdef extern from *:
     const char* read_plain "fastinfer::read_plain"[T](const char* p, const char* end, T* out) noexcept nogil
     const char* read_plain_portably "fastinfer::read_plain_portably"[T](const char* p, const char* end,
                                                                         T* out) noexcept nogil
+    const char* read_plain_integer "fastinfer::read_plain_integer"(const char* p, uint64_t* magnitude,
+                                                                   uint64_t* negative) noexcept nogil
     double divide_exactly "fastinfer::divide_exactly"(uint64_t mantissa, int power) noexcept nogil
     double multiply_exactly "fastinfer::multiply_exactly"(uint64_t mantissa, int power) noexcept nogil
     bint from_text "fastinfer::from_text"(const char* first, const char* last, double* value) noexcept nogil

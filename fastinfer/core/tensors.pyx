@@ -85,8 +85,14 @@ cdef inline const char* read_whole(Elements* elements, const char* p, uint64_t l
                                    integer_t* out) noexcept nogil:
     """``limit`` and ``floor`` bound the magnitude of a positive and of a negative value."""
     cdef uint64_t magnitude = 0
+    cdef uint64_t minus = 0
     cdef bint negative = False
-    cdef const char* after = read_integer(p, elements.json.end, &magnitude, &negative)
+    cdef const char* after = NULL
+    if p - elements.json.begin >= PLAIN_BEFORE and elements.json.end - p >= PLAIN_AFTER:
+        after = read_plain_integer(p, &magnitude, &minus)
+        negative = minus != 0
+    if after == NULL:
+        after = read_integer(p, elements.json.end, &magnitude, &negative)
     if after == NULL or magnitude > (floor if negative else limit):
         return NULL
     out[0] = <integer_t>(0 - magnitude if negative else magnitude)
