@@ -612,7 +612,8 @@ cdef struct Chunks:
 cdef class Credentials:
     cdef dict identities                # by digest; empty: off
     cdef object sha256
-    cdef int64_t identify(self, const Head* head) except -2
+    cdef uint64_t changes               # of the table
+    cdef int64_t identify(self, const Head* head, Connection connection) except -2
 
 # ---- lane.pyx, http.pyx ---------------------------------------------------------------------------------------
 cdef class Route:
@@ -663,6 +664,9 @@ cdef class Connection:
     cdef readonly bint for_head         # the message that the standard lane has, or that is at fault, is a HEAD
     cdef bint ended                     # the client sends no more
     cdef int64_t identity               # of the message that is looked at
+    cdef bytes credential               # by which it is known, as of which state of the table, and as whom
+    cdef uint64_t credential_changes
+    cdef int64_t credential_identity
     cdef int empty_lines                # before the next message
     # the message that the standard lane has
     cdef bint answer_due, in_body, chunked

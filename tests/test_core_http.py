@@ -426,6 +426,20 @@ def test_who_is_known_is_served_here_under_his_identity() -> None:
     assert (peer.statuses(), peer.fed) == ([200] * 3, [])
 
 
+def test_who_is_known_once_is_not_taken_for_another() -> None:
+    server = Server()
+    server.lane.credentials.set(KNOWN)
+    peer = Peer(server)
+    good = message(INFER, tensor(), "X-API-Key: a key")
+    bad = [message(INFER, tensor(), f"X-API-Key: {key}") for key in ("a kez", "a ke", "a key2", "")]
+    for each in bad:
+        peer.send(good * 2 + each)
+        server.loop.turn()
+        assert peer.fed.pop() == each
+        peer.wire.answered()
+    assert peer.statuses() == [200] * 8
+
+
 @pytest.mark.parametrize("fields", [
     (), ("Authorization: Bearer other",), ("X-API-Key:",), ("Authorization: bearer secret",),
     ("Authorization: Bearer secret", "X-API-Key: a key"), ("X-API-Key: a key", "X-API-Key: a key"),
@@ -444,7 +458,16 @@ def test_credentials_come_and_go() -> None:
     server = Server()
     peer = Peer(server)
     request = message(INFER, tensor(), "X-API-Key: a key")
-    for known, fast in (({}, True), ({sha256(b"b").digest(): 1}, False), (KNOWN, True), ({}, True)):
+    other = {sha256(b"b").digest(): 1}
+    for known, fast in (
+        ({}, True),
+        (other, False),
+        (KNOWN, True),
+        (KNOWN, True),
+        (other, False),
+        (KNOWN, True),
+        ({}, True),
+    ):
         server.lane.credentials.set(known)
         before = len(peer.statuses())
         peer.send(request)
@@ -473,6 +496,7 @@ def test_a_request_that_a_full_queue_refuses_is_counted_once() -> None:
     assert server.endpoint.counters()["refused"] == 2
     server.loop.turn()
     assert peer.statuses() == [200]
+
 
 # ---- heads that were read before ----------------------------------------------------------------------------------
 def body_of(size: int) -> bytes:

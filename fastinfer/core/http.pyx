@@ -373,7 +373,7 @@ cdef class Connection:
         if index < 0:
             return False
         self.route = <Route>self.lane.routes[index]
-        self.identity = self.lane.credentials.identify(head)
+        self.identity = self.lane.credentials.identify(head, self)
         if self.identity < 0:
             return False
         return head.request_id_size == 0 or is_request_id(head.request_id, head.request_id_size)
