@@ -2,6 +2,7 @@
 # or scikit-learn's loops over a sparse row go, so that the bits are theirs.
 from libc.math cimport fabs, sqrt
 from libc.stdint cimport int32_t
+from libc.string cimport memset
 
 cdef enum NormKind:
     DENSE_L1, DENSE_L2, LARGEST, SPARSE_L1, SPARSE_L2
@@ -46,56 +47,77 @@ cdef double pairwise_sum(const Operation* operation, const Block* block, Py_ssiz
     return total
 
 
-cdef double sum_of_squares(const Operation* operation, const Block* block, Py_ssize_t i) noexcept nogil:
+cdef void add_squares(const double* source, double* sums, Py_ssize_t rows, bint single) noexcept nogil:
+    cdef Py_ssize_t i
+    if single:
+        for i in range(rows):
+            sums[i] = <double><float>(<double><float>(source[i] * source[i]) + sums[i])
+    else:
+        for i in range(rows):
+            sums[i] += source[i] * source[i]
+
+
+cdef void euclidean_norms(const Operation* operation, const Block* block, double* norms) noexcept nogil:
     """What `numpy.einsum("ij,ij->i", X, X)` adds with registers of 16 bytes, the fourth of four registers first.
 
     numpy/_core/src/multiarray/einsum_sumprod.c.src, sum_of_products_contig_contig_outstride0_two
     """
-    cdef double sums[4]
-    cdef double value
+    cdef double sums[4 * BLOCK_ROWS]
     cdef bint single = operation.single
-    cdef Py_ssize_t lanes = 4 if single else 2, j = 0, part, lane
-    sums[0] = sums[1] = sums[2] = sums[3] = 0.0
+    cdef Py_ssize_t lanes = 4 if single else 2, j = 0, part, lane, i
+    cdef double* first = &sums[0]
+    memset(first, 0, sizeof(sums))
     while operation.n_sources - j >= 4 * lanes:
         for part in range(3, -1, -1):
             for lane in range(lanes):
-                value = value_of(operation, block, j + part * lanes + lane, i)
-                sums[lane] = rounded(rounded(value * value, single) + sums[lane], single)
+                add_squares(numbers_of(block, operation.sources[j + part * lanes + lane]), first + lane * BLOCK_ROWS,
+                            block.rows, single)
         j += 4 * lanes
     for part in range(j, operation.n_sources):
-        value = value_of(operation, block, part, i)
         lane = (part - j) % lanes
-        sums[lane] = rounded(rounded(value * value, single) + sums[lane], single)
-    return rounded(rounded(sums[0] + sums[1], single) + rounded(sums[2] + sums[3], single), single)
+        add_squares(numbers_of(block, operation.sources[part]), first + lane * BLOCK_ROWS, block.rows, single)
+    for i in range(block.rows):
+        norms[i] = rounded(sqrt(rounded(rounded(first[i] + first[BLOCK_ROWS + i], single)
+                                        + rounded(first[2 * BLOCK_ROWS + i] + first[3 * BLOCK_ROWS + i], single),
+                                        single)), single)
 
 
-cdef double norm_of(const Operation* operation, const Block* block, Py_ssize_t i) noexcept nogil:
-    cdef double total = 0.0, value
-    cdef bint single = operation.single
-    cdef Py_ssize_t j
-    if operation.flags == DENSE_L1:
-        return pairwise_sum(operation, block, i, 0, operation.n_sources)
-    if operation.flags == DENSE_L2:
-        return rounded(sqrt(sum_of_squares(operation, block, i)), single)
+cdef void other_norms(const Operation* operation, const Block* block, double* norms) noexcept nogil:
+    """The largest value, or what scikit-learn's loops over the stored values of a sparse row add one by one."""
+    cdef const double* source
+    cdef double value
+    cdef Py_ssize_t i, j
+    for i in range(block.rows):
+        norms[i] = 0.0
     for j in range(operation.n_sources):
-        value = fabs(value_of(operation, block, j, i))
-        if operation.flags == LARGEST:
-            total = max(total, value)
-        elif operation.flags == SPARSE_L1:
-            total += value
-        else:
-            total += rounded(value * value, single)
-    return sqrt(total) if operation.flags == SPARSE_L2 else total
+        source = numbers_of(block, operation.sources[j])
+        for i in range(block.rows):
+            value = fabs(source[i])
+            if operation.flags == LARGEST:
+                norms[i] = max(norms[i], value)
+            elif operation.flags == SPARSE_L1:
+                norms[i] += value
+            else:
+                norms[i] += rounded(value * value, operation.single)
+    if operation.flags == SPARSE_L2:
+        for i in range(block.rows):
+            norms[i] = sqrt(norms[i])
 
 
 cdef bint row_norm(const Operation* operation, const Block* block) noexcept nogil:
     """The norm of each row; 1 where it is below `a`, so that such a row is left as it is."""
     cdef double* target = numbers_of(block, operation.target)
-    cdef double norm
+    cdef double norms[BLOCK_ROWS]
     cdef Py_ssize_t i
-    for i in range(block.rows):
-        norm = norm_of(operation, block, i)
-        target[i] = 1.0 if norm < operation.a else norm
+    if operation.flags == DENSE_L1:
+        for i in range(block.rows):
+            norms[i] = pairwise_sum(operation, block, i, 0, operation.n_sources)
+    elif operation.flags == DENSE_L2:
+        euclidean_norms(operation, block, &norms[0])
+    else:
+        other_norms(operation, block, &norms[0])
+    for i in range(block.rows):  # last: the target may take a source's place
+        target[i] = 1.0 if norms[i] < operation.a else norms[i]
     return True
 
 
