@@ -458,6 +458,7 @@ cdef class Batcher:
     cdef list output_names
     # the loop
     cdef object call_soon, call_later, call_soon_threadsafe, submit_thread
+    cdef object flush_soon              # what call_soon is given
     # state
     cdef Lane lane                      # whose answers leave when a batch is done
     cdef Cost cost
@@ -489,6 +490,8 @@ cdef class Batcher:
     cdef void forget(self, Batch batch)
     cdef int start_thread(self, Batch batch, work) except -1
     cdef Outputs run_rows(self, Rows rows)
+    cdef int run_batch(self, Batch batch) except -1
+    cdef int settle(self, Batch batch) except -1
     cdef int finish(self, Batch batch, error) except -1
     cdef void measure(self, Batch batch)
 

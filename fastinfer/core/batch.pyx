@@ -67,7 +67,13 @@ cdef class Batch:
         cdef Slot slot
         cdef Py_ssize_t kept = 0
         cdef int i
-        cdef list alive = []
+        cdef list alive
+        for slot in self.slots:
+            if slot.ticket.finished:
+                break
+        else:
+            return
+        alive = []
         for slot in self.slots:
             if slot.ticket.finished:
                 slot.batch = slot.ticket = None  # nobody asks for it any more
@@ -184,6 +190,7 @@ cdef class Batcher:
         self.call_later = call_later
         self.call_soon_threadsafe = call_soon_threadsafe
         self.submit_thread = submit
+        self.flush_soon = self.flush
 
     def seed(self, Py_ssize_t rows, int64_t nanoseconds):
         """Tell what a run of ``rows`` rows took at warm-up."""
@@ -303,7 +310,7 @@ cdef class Batcher:
         batch.counted = batch.nbytes
         if not self.scheduled:
             self.scheduled = True
-            self.call_soon(self.flush)
+            self.call_soon(self.flush_soon)
         return 0
 
     cdef Rows take_rows(self):
@@ -356,17 +363,20 @@ cdef class Batcher:
             if not self.cost.runs_inline(batch.rows.rows):
                 self.start_thread(batch, self.run_whole)
                 continue
-            self.run_whole(batch)
-            self.complete(batch)
-            if monotonic_ns() - started > TURN_BUDGET_NS and self.queue and not self.scheduled:
+            self.run_batch(batch)
+            self.settle(batch)
+            if self.queue and monotonic_ns() - started > TURN_BUDGET_NS and not self.scheduled:
                 self.scheduled = True
-                self.call_soon(self.flush)
+                self.call_soon(self.flush_soon)
                 return
 
     cdef void forget(self, Batch batch):
         """Take a batch that leaves the queue off its books."""
-        if batch in self.forming:
-            self.forming.remove(batch)
+        cdef Py_ssize_t i
+        for i in range(len(self.forming)):
+            if self.forming[i] is batch:
+                del self.forming[i]
+                break
         self.waiting_rows -= batch.rows.rows
         self.counts.waiting_rows -= batch.rows.rows
         self.waiting_bytes -= batch.counted
@@ -382,12 +392,17 @@ cdef class Batcher:
         self.call_soon_threadsafe(self.complete, batch)
 
     def run_whole(self, Batch batch):
+        """As ``run_batch``, for a thread."""
+        self.run_batch(batch)
+
+    cdef int run_batch(self, Batch batch) except -1:
         """Run a batch as it is; any failure is left in it."""
         try:
             batch.outputs = self.run_rows(batch.rows)
         except Exception as error:
             batch.error = as_runtime_error(error)
         batch.finished_ns = monotonic_ns()
+        return 0
 
     def run_parts(self, Batch batch):
         """Run a failed batch's requests again by halves, until each failure has one culprit."""
@@ -434,24 +449,26 @@ cdef class Batcher:
         return outputs
 
     def complete(self, Batch batch):
-        """Back on the loop: hand each request its rows, and run what waits."""
-        cdef bint was_running = batch in self.running
+        """Back on the loop from a thread: hand each request its rows, and run what waits."""
         self.running.discard(batch)
-        if batch.timer is not None:
-            batch.timer.cancel()
+        batch.timer.cancel()
+        self.settle(batch)
+        if self.queue and not self.scheduled:
+            self.scheduled = True
+            self.call_soon(self.flush_soon)
+
+    cdef int settle(self, Batch batch) except -1:
+        """A run has come back: answer its requests, or find out which of them failed it."""
         if batch.state == DONE:  # given up meanwhile; its slab is never reused
             self.given_up -= 1
         elif batch.error is not None and len(batch.slots) > 1 and not batch.bisected:
             batch.bisected = True
             batch.error = None
             self.start_thread(batch, self.run_parts)
-            return
         else:
             self.measure(batch)
             self.finish(batch, batch.error)
-        if was_running and self.queue and not self.scheduled:
-            self.scheduled = True
-            self.call_soon(self.flush)
+        return 0
 
     def give_up(self, Batch batch):
         """A run on a worker thread is past its time: answer its requests, never reuse its slab."""
@@ -480,16 +497,14 @@ cdef class Batcher:
     cdef void measure(self, Batch batch):
         cdef int64_t took = batch.finished_ns - batch.started_ns
         cdef Py_ssize_t size = min(batch.rows.rows, self.max_batch_size)
-        cdef Slot slot
         self.counts.executions += 1
+        self.counts.rows_run += batch.rows.rows
         if size < self.n_sizes:
             self.sizes[size].count += 1
             self.sizes[size].run_ns += took
         if batch.error is None and not batch.bisected:
             self.cost.observe(batch.rows.rows, took)
             batch.answer_bytes = <double>batch.outputs.nbytes() / max(batch.rows.rows, <Py_ssize_t>1)
-        for slot in batch.slots:
-            self.counts.rows_run += slot.rows
 
 
 cdef object as_runtime_error(error):
