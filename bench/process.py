@@ -138,7 +138,8 @@ def free_port() -> int:
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key not in LEFT_OUT} | dict(extra)
+    kept = {key: value for key, value in os.environ.items() if key not in LEFT_OUT}
+    return kept | {"ORT_DISABLE_TELEMETRY": "1"} | dict(extra)  # no server is charged for reporting home
 
 
 def log_tail(log: Path) -> str:

@@ -3,6 +3,7 @@
 The public face; each name is imported when it is first used, so that ``import fastinfer`` costs nothing.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from fastinfer.settings import Settings as Settings
 
 __version__ = "0.1.0"  # here, not in the package's metadata: reading that costs 40 ms of a start
+
+# onnxruntime's wheels for Linux report to their makers what is run (1.29 and later), unless this says otherwise before
+# they are loaded. A server tells nobody what it runs.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "errors": "fastinfer.errors",

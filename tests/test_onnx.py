@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +19,6 @@ from fastinfer.settings import ModelConfig, OnnxConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Array = np.ndarray[Any, Any]
 
@@ -104,3 +107,24 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
 def test_a_library_that_is_not_onnxruntime_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"nowhere\.so"):
         _core.Session(str(tmp_path / "nowhere.so"), str(onnx_models.affine(tmp_path / "m.onnx")))
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnx_binding"])
+def test_nothing_is_reported_to_the_makers_of_the_runtime(tmp_path: Path, module: str) -> None:
+    path = onnx_models.affine(tmp_path / "m.onnx")
+    code = (
+        "import sys, pathlib, numpy, fastinfer\n"
+        "from fastinfer.settings import ModelConfig\n"
+        f"from fastinfer.runtimes import {module} as engine\n"
+        "runtime = engine.load(pathlib.Path(sys.argv[1]), ModelConfig())\n"
+        "runtime.run({'x': numpy.ones((1, 4), numpy.float32)})\n"
+        "print(*(link.resolve() for link in pathlib.Path('/proc/self/fd').iterdir() if link.exists()), sep='\\n')\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    environ |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    environ["PYTHONPATH"] = str(Path(_core.__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-P", "-c", code, path], env=environ, capture_output=True, text=True, check=True)
+    assert list(home.iterdir()) == []  # neither an identifier nor a queue of reports
+    assert "onnxruntime.db" not in done.stdout
