@@ -125,6 +125,7 @@ def test_nothing_is_reported_to_the_makers_of_the_runtime(tmp_path: Path, module
     environ = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     environ |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
     environ["PYTHONPATH"] = str(Path(_core.__file__).parent.parent)
-    done = subprocess.run([sys.executable, "-P", "-c", code, path], env=environ, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-P", "-c", code, path]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     assert list(home.iterdir()) == []  # neither an identifier nor a queue of reports
     assert "onnxruntime.db" not in done.stdout
