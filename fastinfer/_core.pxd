@@ -327,11 +327,12 @@ cdef struct Member:
 # Writes the answers of one model version; used by any thread. Both return (body, JSON length or -1).
 cdef class Encoder:
     cdef Signature signature                # wire
-    cdef bytes opening                      # {"model_name": ..., "model_version": ...
-    cdef list heads                         # an output's object up to its shape
+    cdef Piece opening                      # {"model_name": ..., "model_version": ...
+    cdef Piece* heads                       # an output's object up to its shape
+    cdef Piece* openings                    # both, of an answer without an id whose first output it is
     cdef Member* members                    # of a prediction
     cdef Py_ssize_t n_members
-    cdef list texts                         # what the members point into
+    cdef list texts                         # what the pieces point into
 
     cdef Py_ssize_t write(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                           Py_ssize_t rows) except -2

@@ -45,6 +45,22 @@ def test_infer_answers_all_outputs_flat_in_order():
     }
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 9])
+def test_the_bytes_of_an_answer_of_any_number_of_outputs(count):
+    signature = Signature(SIGNATURE.inputs, [Tensor(f'y"{k}', "FP32", (-1, 1)) for k in range(count)])
+    arrays = [np.array([[k + 0.5]], np.float32) for k in range(count)]
+    written = ",".join(f'{{"name":"y\\"{k}","datatype":"FP32","shape":[1,1],"data":[{k}.5]}}' for k in range(count))
+    encoder = Encoder("é", "2", signature)
+    for request, told in ((body(INFER), ""), (body(INFER, id="a"), ',"id":"a"')):
+        answer = f'{{"model_name":"é","model_version":"2"{told},"outputs":[{written}]}}'
+        assert encode(encoder, 0, request, arrays) == (answer.encode(), -1)
+    last = f'y"{count - 1}'
+    answer, _ = encode(encoder, 0, body(INFER, outputs=[{"name": last}]), arrays)
+    assert json.loads(answer)["outputs"][0]["name"] == last
+    answer, _ = encode(encoder, 1, body(RECORDS), arrays)
+    assert json.loads(answer)["predictions"] == [{f'y"{k}': k + 0.5 for k in range(count)}]
+
+
 def test_requested_outputs_in_their_order_and_form():
     wanted = [{"name": "value"}, {"name": "label", "parameters": {"binary_data": True}}]
     answer, header = encode(Encoder("m", "1", SIGNATURE), 0, body(INFER, outputs=wanted), OUTPUTS)

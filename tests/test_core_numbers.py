@@ -168,3 +168,25 @@ def test_floats_print_and_read_back_at_their_own_type(value):
     assert np.float32(text).tobytes() == np.float32(value).tobytes()
     assert set(text) & set(".e")
     assert len(text) <= len(str(np.float32(value)))
+
+
+@given(st.floats(width=32))
+@example(0.0001)
+@example(0.00010001)
+@example(99999.0)
+@example(100000.0)
+@example(8388607.5)
+@example(2.0**-14)
+def test_the_fast_way_prints_as_the_standard_library(value):
+    assert render_number(value, True) == render_number(value, True, True)
+
+
+def test_floats_of_every_exponent_print_as_the_standard_library_has_them():
+    source = np.random.default_rng(11)
+    exponents = np.repeat(np.arange(256, dtype=np.uint32), 60)
+    fractions = source.integers(0, 1 << 23, exponents.size, dtype=np.uint32)
+    fractions[::10] &= np.uint32(0x7F0000)  # short ones
+    fractions[::20] = 0
+    signs = source.integers(0, 2, exponents.size, dtype=np.uint32)
+    for value in (signs << 31 | exponents << 23 | fractions).view(np.float32).tolist():
+        assert render_number(value, True) == render_number(value, True, True)

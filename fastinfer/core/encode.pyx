@@ -40,10 +40,17 @@ cdef class Encoder:
 
     def __cinit__(self, str name not None, str version not None, Signature signature not None, task=None):
         self.signature = signature
-        self.opening = f'{{"model_name":{quote(name)},"model_version":{quote(version)}'.encode()
-        self.heads = [f'{{"name":{quote(tensor.name)},"datatype":"{tensor.datatype}","shape":['.encode()
-                      for tensor in signature.outputs]
         self.texts = []
+        opening = f'{{"model_name":{quote(name)},"model_version":{quote(version)}'
+        self.opening = keep(self, opening)
+        self.heads = <Piece*>calloc(2 * <size_t>signature.n_outputs + 1, sizeof(Piece))
+        if self.heads == NULL:
+            raise MemoryError
+        self.openings = self.heads + signature.n_outputs
+        for k, tensor in enumerate(signature.outputs):
+            head = f'{{"name":{quote(tensor.name)},"datatype":"{tensor.datatype}","shape":['
+            self.heads[k] = keep(self, head)
+            self.openings[k] = keep(self, f'{opening},"outputs":[{head}')
         members = task_members(signature, task)
         self.members = <Member*>calloc(len(members) + 1, sizeof(Member))
         if self.members == NULL:
@@ -56,6 +63,7 @@ cdef class Encoder:
         for k in range(self.n_members):
             free(self.members[k].classes)
         free(self.members)
+        free(self.heads)
 
     cdef Py_ssize_t write(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                           Py_ssize_t rows) except -2:
@@ -77,33 +85,34 @@ cdef class Encoder:
     cdef Py_ssize_t write_infer(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                 Py_ssize_t rows) except -2:
         cdef size_t begin = writer.size
-        cdef View* views = <View*>calloc(request.n_wanted + 1, sizeof(View))
+        cdef View[FEW_VIEWS] few
+        cdef View* views = open_views(<View*>few, request.n_wanted)
         cdef int k
-        if views == NULL:
-            raise MemoryError
         try:
-            put_opening(self, writer, request, b',"outputs":[')
+            if request.n_wanted and not request.id_text.size:
+                take(put_piece(writer, &self.openings[request.wanted[0].output]))
+            else:
+                put_opening(self, writer, request, b',"outputs":[')
             for k in range(request.n_wanted):
                 if k:
                     put(writer, b",")
+                if k or request.id_text.size:
+                    take(put_piece(writer, &self.heads[request.wanted[k].output]))
                 put_output(self, writer, &views[k], request.wanted[k], outputs, start, rows)
             put(writer, b"]}")
             return put_binary(writer, views, request, begin)
         finally:
-            for k in range(request.n_wanted):
-                close_view(&views[k])
-            free(views)
+            close_views(views, request.n_wanted, <View*>few)
 
     cdef Py_ssize_t write_records(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                   Py_ssize_t rows) except -2:
         """A prediction a row; one for all where the model is not batched."""
-        cdef View* views = <View*>calloc(self.n_members + 1, sizeof(View))
+        cdef View[FEW_VIEWS] few
+        cdef View* views = open_views(<View*>few, self.n_members)
         cdef Py_ssize_t count = rows if self.signature.batched else 1
         cdef Py_ssize_t elements = 0
         cdef Py_ssize_t k
         cdef bint ok
-        if views == NULL:
-            raise MemoryError
         try:
             put_opening(self, writer, request, b',"predictions":[')
             for k in range(self.n_members):
@@ -119,9 +128,7 @@ cdef class Encoder:
             put(writer, b"]}")
             return -1
         finally:
-            for k in range(self.n_members):
-                close_view(&views[k])
-            free(views)
+            close_views(views, self.n_members, <View*>few)
 
 
 # ---- what a prediction has -----------------------------------------------------------------------------------------
@@ -189,10 +196,10 @@ cdef bint open_output(Encoder self, View* view, Outputs outputs, int output, Py_
 
 cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, Outputs outputs, Py_ssize_t start,
                      Py_ssize_t rows) except False:
+    """An output's object from its shape's first number on."""
     cdef bint ok
     cdef int axis
     open_output(self, view, outputs, wanted.output, start, rows, wanted.binary)
-    put(writer, self.heads[wanted.output])
     for axis in range(view.rank):
         put_integer(writer, rows if self.signature.batched and axis == 0 else view.shape[axis], axis > 0)
     if wanted.binary:
@@ -259,27 +266,29 @@ cdef str quote(str text):
     return json.dumps(text, ensure_ascii=False)
 
 
-cdef inline bint put(Writer* writer, bytes text) except False:
-    if not writer_put(writer, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)):
+cdef inline bint take(bint done) except False:
+    """Raise where there was no memory."""
+    if not done:
         raise MemoryError
     return True
+
+
+cdef inline bint put(Writer* writer, bytes text) except False:
+    return take(writer_put(writer, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)))
 
 
 cdef bint put_integer(Writer* writer, int64_t value, bint comma) except False:
     cdef char[NUMBER_SIZE] text
     cdef char* out = <char*>text
     out[0] = c','
-    if not writer_put(writer, out, to_text(out + comma, out + NUMBER_SIZE, value) - out):
-        raise MemoryError
-    return True
+    return take(writer_put(writer, out, to_text(out + comma, out + NUMBER_SIZE, value) - out))
 
 
 cdef bint put_opening(Encoder self, Writer* writer, Request request, bytes member) except False:
-    put(writer, self.opening)
+    take(put_piece(writer, &self.opening))
     if request.id_text.size:
         put(writer, b',"id":')
-        if not writer_put(writer, request.id_text.data, request.id_text.size):
-            raise MemoryError
+        take(writer_put(writer, request.id_text.data, request.id_text.size))
     return put(writer, member)
 
 

@@ -238,6 +238,100 @@ cdef extern from *:
         return read_plain_as<false>(p, end, out);
     }
 
+    // ---- float32 to text: the values that answers mostly have ----
+
+    // The high 32 bits of a product of 96 bits, the last one set where anything but zeros stands below.
+    static inline uint32_t multiply_to_odd(uint64_t power, uint32_t value) {
+        __extension__ typedef unsigned __int128 wide;
+        wide product = wide(power) * value;
+        return uint32_t(product >> 64) | (uint32_t(uint64_t(product) >> 32) > 1);
+    }
+
+    // digits * 10**power is the shortest decimal that reads back as the float32 fraction * 2**exponent, and of those
+    // the nearest; it may end in zeros. Source: Raffaello Giulietti, "The Schubfach way to render doubles", 2020, for
+    // 24 bits. Within [2**-14, 2**24) its powers of ten are exact in 64 bits, so there is no table of long ones.
+    static inline uint32_t shortest_digits(uint32_t fraction, int exponent, int* power) {
+        assert(fraction >> 23 == 1 && exponent >= -37 && exponent <= 0);
+        bool odd = fraction & 1, near = fraction == 1u << 23;     // near: the neighbour below is half as far
+        *power = (exponent * 1262611 - (near ? 524031 : 0)) >> 22;
+        uint64_t ten = TABLES.fives[-*power] << -*power;
+        int shift = exponent + ((-*power * 1741647) >> 19) + 1;
+        ten <<= __builtin_clzll(ten);
+        uint32_t lower = multiply_to_odd(ten, (4 * fraction - 2 + near) << shift) + odd;
+        uint32_t middle = multiply_to_odd(ten, (4 * fraction) << shift);
+        uint32_t upper = multiply_to_odd(ten, (4 * fraction + 2) << shift) - odd;
+        uint32_t ones = middle / 4, tens = ones / 10;
+        bool below = lower <= 40 * tens, above = 40 * tens + 40 <= upper;
+        if (below != above) {
+            ++*power;
+            return tens + above;
+        }
+        below = lower <= 4 * ones;
+        above = 4 * ones + 4 <= upper;
+        if (below != above) return ones + above;
+        return ones + (middle > 4 * ones + 2 || (middle == 4 * ones + 2 && (ones & 1)));
+    }
+
+    // Eight digits as bytes of 0 to 9, the first one lowest.
+    static inline uint64_t spread_digits(uint32_t value) {
+        uint64_t fours = value / 10000 | uint64_t(value % 10000) << 32;
+        uint64_t hundreds = (fours * 10486 >> 20) & 0x0000007F0000007F;
+        uint64_t pairs = ((fours - 100 * hundreds) << 16) + hundreds;
+        uint64_t tens = (pairs * 103 >> 10) & 0x000F000F000F000F;
+        return ((pairs - 10 * tens) << 8) + tens;
+    }
+
+    // Write digits * 10**power with a point: past it, or NULL where an exponent may be shorter, or more than seven
+    // digits stand before the point. Up to 24 bytes are touched.
+    static inline char* write_fixed(char* out, uint32_t digits, int power) {
+        uint32_t ninth = 0;
+        if (digits >= 100000000) {
+            ninth = digits % 10;
+            digits /= 10;
+            power++;
+        }
+        uint64_t spread = spread_digits(digits);
+        int zeros = __builtin_ctzll(spread) >> 3;                // before the first digit that is not 0
+        int count = ninth ? 9 : 8 - zeros - (__builtin_clzll(spread) >> 3);
+        int whole = 8 - zeros + power;                           // digits before the point
+        uint64_t text = (spread >> 8 * zeros) | ASCII_ZEROS;
+        if (whole > 7 || whole < -3 || (whole == -3 && count == 1)) return nullptr;
+        if (whole <= 0) {
+            std::memcpy(out, "0.000000", 8);
+            out += 2 - whole;
+            std::memcpy(out, &text, 8);
+            out[8] = char('0' + ninth);
+            return out + count;
+        }
+        std::memcpy(out, &text, 8);
+        out[whole] = '.';
+        text = text >> 8 * whole | ASCII_ZEROS;
+        std::memcpy(out + whole + 1, &text, 8);
+        out[9] = char('0' + ninth);
+        return out + (count > whole ? count : whole + 1) + 1;    // .0 where nothing else stands behind the point
+    }
+
+    // Write a float32 as std::to_chars does, with a point: past it, or NULL for what is rare.
+    static inline char* write_common_float(char* out, float value) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        uint32_t fraction = (bits & 0x7FFFFF) | 1u << 23;
+        int exponent = int(bits >> 23 & 0xFF) - 150, power;
+        *out = '-';
+        out += bits >> 31;
+        if (exponent < -37 || exponent > 0) {
+            if (bits << 1) return nullptr;
+            std::memcpy(out, "0.0", 3);
+            return out + 3;
+        }
+        if (exponent > -24 && !(fraction & ((1u << -exponent) - 1))) {
+            uint32_t whole = fraction >> -exponent;
+            return whole < 100000 ? write_fixed(out, whole, 0) : nullptr;
+        }
+        uint32_t digits = shortest_digits(fraction, exponent, &power);
+        return write_fixed(out, digits, power);
+    }
+
     // The correctly rounded double of a text that is a JSON number; false when beyond the range of a double.
     static inline bool from_text(const char* first, const char* last, double* value) {
         return std::from_chars(first, last, *value).ec == std::errc();
@@ -258,6 +352,7 @@ cdef extern from *:
                                                                    uint64_t* negative) noexcept nogil
     double divide_exactly "fastinfer::divide_exactly"(uint64_t mantissa, int power) noexcept nogil
     double multiply_exactly "fastinfer::multiply_exactly"(uint64_t mantissa, int power) noexcept nogil
+    char* write_common_float "fastinfer::write_common_float"(char* out, float value) noexcept nogil
     bint from_text "fastinfer::from_text"(const char* first, const char* last, double* value) noexcept nogil
     char* to_text "fastinfer::to_text"[T](char* first, char* last, T value) noexcept nogil
     char* to_scientific "fastinfer::to_scientific"[T](char* first, char* last, T value) noexcept nogil
@@ -440,6 +535,16 @@ cdef inline char* write_real(char* out, real_t value) noexcept nogil:
     ``out`` has room for NUMBER_SIZE bytes. Returns the end of the text.
     """
     cdef char* end
+    if real_t is float:
+        end = write_common_float(out, value)
+        if end != NULL:
+            return end
+    return write_any_real(out, value)
+
+
+cdef char* write_any_real(char* out, real_t value) noexcept nogil:
+    """As ``write_real``, by the standard library."""
+    cdef char* end
     cdef char* p
     cdef char[NUMBER_SIZE] other
     cdef Py_ssize_t size
@@ -489,8 +594,15 @@ def parse_plain_number(bytes text not None, Py_ssize_t begin, bint single, bint 
     return (narrow if single else wide, p - start) if p != NULL else None
 
 
-def render_number(double value, bint single):
-    """The text that the encoder writes for ``value`` as FP32 (``single``) or FP64. For tests."""
+def render_number(double value, bint single, bint plainly=False):
+    """The text that the encoder writes for ``value`` as FP32 (``single``) or FP64. For tests.
+
+    ``plainly``: as the standard library has it, without the fast way.
+    """
     cdef char[NUMBER_SIZE] out
-    cdef char* end = write_real(<char*>out, <float>value) if single else write_real(<char*>out, value)
+    cdef char* end
+    if plainly:
+        end = write_any_real(<char*>out, <float>value) if single else write_any_real(<char*>out, value)
+    else:
+        end = write_real(<char*>out, <float>value) if single else write_real(<char*>out, value)
     return (<bytes>out[:end - <char*>out]).decode("ascii")

@@ -12,6 +12,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     CHUNK = 128                 # elements for which room is made at a time
+    FEW_VIEWS = 4               # outputs of an answer whose views take no memory of their own
 
 cdef struct View:               # the elements of one output that belong to one answer
     Datatype datatype
@@ -59,10 +60,24 @@ cdef Py_ssize_t inner_size(const Result* result) noexcept nogil:
     return size
 
 
-cdef void close_view(View* view) noexcept:
-    writer_free(&view.text)
-    free(view.ends)
-    view.ends = NULL
+cdef View* open_views(View* few, Py_ssize_t count) except NULL:
+    """Room for ``count`` views: ``few``, or memory of their own where that is too little."""
+    cdef View* views = few
+    if count > FEW_VIEWS:
+        views = <View*>malloc(count * sizeof(View))
+        if views == NULL:
+            raise MemoryError
+    memset(views, 0, count * sizeof(View))
+    return views
+
+
+cdef void close_views(View* views, Py_ssize_t count, const View* few) noexcept:
+    cdef Py_ssize_t k
+    for k in range(count):
+        writer_free(&views[k].text)
+        free(views[k].ends)
+    if views != few:
+        free(views)
 
 
 # ---- strings -------------------------------------------------------------------------------------------------------
