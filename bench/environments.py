@@ -1,7 +1,7 @@
 """Virtual environments of the servers, made by the harness: one for each kind of server, under .bench/venvs.
 
 All of them stand on one base interpreter, and fastinfer's own too: a CPython that was built without profile-guided and
-link-time optimisation runs Python code about a third slower, and how the interpreter was built is not what is compared.
+link-time optimisation is slower, and how the interpreter was built is not what is compared.
 Debian's own python3 has both, one that pyenv built by default has neither, so /usr/bin/python3 is taken where it is of
 the same version as the interpreter that runs the harness.
 """
