@@ -140,17 +140,38 @@ cdef struct Text:
 cdef enum:
     BLOCK_ROWS = 256        # at most; wide programs take fewer, so that the registers stay in the cache
 
+# Sparse rows: the columns and values of row i lie from starts[i] to starts[i + 1], the columns ascending.
+cdef struct Vector:
+    size_t* starts          # rows + 1
+    int32_t* indices
+    double* values
+    size_t size
+    size_t capacity
+
+# One value of a sparse output.
+cdef struct Entry:
+    int32_t row             # of the block
+    int32_t column
+    double value
+
+cdef struct Entries:
+    Entry* data
+    size_t size
+    size_t capacity
+
 # One run of a program over one block of rows. Registers hold a block's values of one column.
 cdef struct Block:
     Slab* slabs             # the raw columns
     const char* arena
     double* numbers         # register r, row i: numbers[r * stride + i]; integers share the storage
     Text* texts
+    Vector* vectors
     Py_ssize_t stride
     Py_ssize_t rows
     Py_ssize_t row          # the block's first row in the slabs
     Py_ssize_t offset       # the same, counted from the request's first
     char* out               # the block's first output row
+    Entries* entries        # what a sparse output has instead
     Py_ssize_t width
     Failure* failure
 
@@ -160,6 +181,7 @@ ctypedef bint (*Kernel)(const Operation* operation, const Block* block) noexcept
 
 cdef struct Operation:
     Kernel kernel
+    Kernel enter            # of a store: its twin for a sparse output
     int32_t source          # register, or raw column of a load
     int32_t target          # register, or output column of a store
     int32_t* sources        # registers of a kernel that reads several, or writes several; owned by the program
@@ -185,11 +207,15 @@ cdef class CompiledProgram:
     cdef Py_ssize_t n_operations
     cdef Py_ssize_t n_numbers           # registers
     cdef Py_ssize_t n_texts
+    cdef Py_ssize_t n_vectors
     cdef Py_ssize_t block_rows
     cdef bint sparse                    # some outputs are written only where they are not zero
+    cdef list widths                    # of each vector register, while operations are compiled
     cdef list owned                     # what the operations' tables point into
 
     cdef bint run(self, Rows columns, Py_ssize_t start, Py_ssize_t rows, char* out, Failure* failure) noexcept nogil
+    cdef bint run_block(self, const Block* block) noexcept nogil
+    cdef bint run_sparse(self, Rows columns, Entries* entries, int64_t* ends, Failure* failure) noexcept nogil
     cdef object error(self, Failure* failure, Request request)
 # ---- json.pyx -------------------------------------------------------------------------------------------------
 cdef struct Key:

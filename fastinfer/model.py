@@ -14,6 +14,7 @@ from fastinfer.settings import ModelConfig, Settings
 if TYPE_CHECKING:
     from fastinfer.preprocessing.program import Program
 
+MAX_WIDTH = 16_384  # features that are served
 logger = logging.getLogger("fastinfer.model")
 
 LABELS = ("label", "output_label")
@@ -129,7 +130,7 @@ class Model:
         """
         if self.program is None:
             raise InvalidInputError(f"model {self.name!r} has no feature program")
-        return self.program.transform(rows)
+        return self.program.transform_dense(rows)
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """The protocol's model metadata."""
@@ -188,6 +189,9 @@ class Model:
         if self.program is None:
             return None
         compiled = self.program.compiled
+        if compiled.width > MAX_WIDTH:
+            raise ModelLoadError(f"features.json makes {compiled.width:,} features; at most {MAX_WIDTH:,} are served, "
+                                 "and more only where a linear estimator is the program's last operation")
         datatype = {"float32": "FP32", "float64": "FP64"}[compiled.dtype]
         takes = [(tensor.datatype, tensor.shape) for tensor in self.runtime.inputs]
         fits = (
@@ -253,7 +257,7 @@ class Model:
 
     def _inputs(self, rows: Any) -> runtimes.Arrays:
         if self.program is not None:
-            return {self.runtime.inputs[0].name: self.program.transform(rows)}
+            return {self.runtime.inputs[0].name: self.program.transform_dense(rows)}
         if isinstance(rows, dict):
             return {name: np.ascontiguousarray(array) for name, array in rows.items()}
         if len(self.runtime.inputs) != 1:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import struct
+import unicodedata
 
 import numpy as np
 
@@ -414,3 +415,64 @@ def spline_value(x, knots, degree, i):
         total += ((knots[i + degree + 1] - x) / (knots[i + degree + 1] - knots[i + 1])
                   * spline_value(x, knots, degree - 1, i + 1))
     return total
+# ---- text ------------------------------------------------------------------------------------------------------
+def murmur3(data, seed=0):
+    """MurmurHash3_x86_32, signed."""
+    def scrambled(block):
+        block = block * 0xCC9E2D51 & 0xFFFFFFFF
+        return ((block << 15 | block >> 17) & 0xFFFFFFFF) * 0x1B873593 & 0xFFFFFFFF
+
+    value = seed
+    whole = len(data) & ~3
+    for i in range(0, whole, 4):
+        value ^= scrambled(int.from_bytes(data[i : i + 4], "little"))
+        value = ((value << 13 | value >> 19) & 0xFFFFFFFF) * 5 + 0xE6546B64 & 0xFFFFFFFF
+    value ^= scrambled(int.from_bytes(data[whole:], "little")) ^ len(data)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        value = (value ^ value >> shift) * factor & 0xFFFFFFFF
+    value ^= value >> 16
+    return value - 2**32 if value >= 2**31 else value
+
+
+def folded(text, step):
+    """The text as it is cut: lower case, without accents."""
+    text = text.lower() if step["lowercase"] else text
+    if step.get("strip_accents") == "unicode" and not text.isascii():
+        return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    if step.get("strip_accents") == "ascii":
+        return "".join(c for c in unicodedata.normalize("NFKD", text) if c.isascii())
+    return text
+
+
+def grams(parts, step, glue):
+    low, high = step["ngrams"]
+    return [glue.join(parts[i : i + n]) for n in range(low, high + 1) for i in range(len(parts) - n + 1)]
+
+
+def terms(text, step):
+    """Every n-gram of a text, as a `count` or `hash` step cuts it."""
+    text = folded(text, step)
+    if step["analyzer"] == "word":
+        words = re.findall(step["token_pattern"], text)
+        return grams([word for word in words if word not in step.get("stop_words", ())], step, " ")
+    if step["analyzer"] == "char":
+        return grams(list(re.sub(r"\s{2,}", " ", text)), step, "")
+    found = []
+    for word in text.split():
+        padded = f" {word} "
+        found += grams(list(padded), step, "") if len(padded) >= step["ngrams"][0] else [padded]
+    return found
+
+
+def counted(text, step):
+    """What a `count` or `hash` step stores: column to sum."""
+    found = {}
+    for term in terms(text, step):
+        if step["op"] == "count":
+            column, sign = (step["vocabulary"].index(term), 1) if term in step["vocabulary"] else (-1, 0)
+        else:
+            value = murmur3(term.encode())
+            column, sign = abs(value) % step["features"], -1 if value < 0 and step["alternate_sign"] else 1
+        if sign:
+            found[column] = found.get(column, 0) + sign
+    return {column: 1 if step.get("binary") else found[column] for column in sorted(found)}

@@ -113,10 +113,13 @@ def test_many_rows_are_the_rows_one_by_one(data: st.DataObject) -> None:
     good = [row for row in (serve.iloc[i : i + 1] for i in range(len(serve)))
             if not isinstance(outcome(program.transform, row, "float32", FastinferError), Exception)]
     assume(good)
-    singles = np.concatenate([program.transform(row) for row in good])
+    singles = np.concatenate([program.transform_dense(row) for row in good])
     repeats = 700 // len(good)
     columns = {name: np.concatenate([row[name].to_numpy() for row in good] * repeats) for name in serve.columns}
-    assert same_bits(np.tile(singles, (repeats, 1)), program.transform(columns))
+    assert same_bits(np.tile(singles, (repeats, 1)), program.transform_dense(columns))
+    whole = program.transform(columns)
+    assert hasattr(whole, "tocsr") == hasattr(quietly(pipeline.transform, good[0]), "tocsr")
+    assert same_bits(dense(whole, "float32"), program.transform_dense(columns))
 
 
 @pytest.mark.parametrize("name", ["StandardScaler", "OneHotEncoder", "SimpleImputer", "KBinsDiscretizer"])

@@ -358,7 +358,9 @@ def test_refused(transformer: Any, message: str) -> None:
 def test_refused_of_text() -> None:
     data = WORDS.fillna({"job": "none"})
     for transformer, message in [
-        (ColumnTransformer([("text", CountVectorizer(), "job")]),
+        (ColumnTransformer([("text", CountVectorizer(tokenizer=str.split), "job")]),
+         r"p\.transformers\['text'\]: tokenizer is a function of your own"),
+        (ColumnTransformer([("text", FunctionTransformer(pd.get_dummies), "job")]),
          r"p\.transformers\['text'\]: it gets the column 'job' as a vector"),
         (ColumnTransformer([("same", "passthrough", ["job"]), ("home", OneHotEncoder(), ["home"])]),
          r"p: the column 'same__job' is text still"),

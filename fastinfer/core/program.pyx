@@ -1,10 +1,9 @@
 # The feature program: a flat table of operations, compiled once at load, run over a request's rows without the GIL.
 cimport cython
 cimport numpy as cnp
-from libc.math cimport isnan
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from typing import Any, NamedTuple
 
@@ -12,11 +11,9 @@ import numpy as np
 
 from fastinfer.errors import ConfigurationError, InvalidRecordError, InvalidValueError, UnknownCategoryError
 
-cdef extern from "Python.h":
-    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-
 cdef Py_ssize_t SCRATCH_BYTES = 1 << 18     # what a block's registers may take: well inside a core's L2 cache
-cdef Py_ssize_t MAX_WIDTH = 1 << 24
+cdef Py_ssize_t VECTOR_BLOCK_ROWS = 32      # a row of text may have hundreds of features
+cdef Py_ssize_t MAX_WIDTH = 0x7FFFFFFF
 
 
 class Instruction(NamedTuple):
@@ -63,7 +60,8 @@ cdef class Memory:
 
 
 cdef enum Place:
-    NOWHERE, NUMBER, NUMBERS, TEXT, FP64_COLUMN, INT64_COLUMN, BOOL_COLUMN, BYTES_COLUMN, OUTPUT_FLOAT32, OUTPUT_FLOAT64
+    NOWHERE, NUMBER, NUMBERS, TEXT, VECTOR, FP64_COLUMN, INT64_COLUMN, BOOL_COLUMN, BYTES_COLUMN
+    OUTPUT_FLOAT32, OUTPUT_FLOAT64
 
 cdef struct KernelEntry:
     Kernel kernel
@@ -164,7 +162,7 @@ cdef KernelEntry kernel_entry(str name) except *:
         return KernelEntry(scatter_float32, NUMBER, OUTPUT_FLOAT32)
     if name == "scatter_float64":
         return KernelEntry(scatter_float64, NUMBER, OUTPUT_FLOAT64)
-    raise ConfigurationError(f"the compiled core has no operation {name!r}")
+    return vector_entry(name)
 
 
 @cython.final
@@ -174,7 +172,7 @@ cdef class CompiledProgram:
     Args:
         columns: the raw columns as inputs; no outputs.
         instructions: list of Instruction, in the order they run.
-        numbers, texts: how many registers of each kind the instructions use.
+        numbers, texts, vectors: how many registers of each kind the instructions use.
         width: features out, one or more.
         dtype: of the output, "float32" or "float64".
 
@@ -183,11 +181,11 @@ cdef class CompiledProgram:
     """
 
     def __cinit__(self, Signature columns not None, list instructions not None, Py_ssize_t numbers, Py_ssize_t texts,
-                  Py_ssize_t width, str dtype not None):
+                  Py_ssize_t width, str dtype not None, Py_ssize_t vectors=0):
         cdef Py_ssize_t i, row_scratch
         if dtype not in ("float32", "float64"):
             raise ConfigurationError(f"a program's output is float32 or float64, not {dtype!r}")
-        if not 0 < width <= MAX_WIDTH or numbers < 0 or texts < 0:
+        if not 0 < width <= MAX_WIDTH or numbers < 0 or texts < 0 or vectors < 0:
             raise ConfigurationError("a program gives one feature or more")
         self.columns = columns
         self.width = width
@@ -195,9 +193,11 @@ cdef class CompiledProgram:
         self.row_bytes = width * (4 if dtype == "float32" else 8)
         self.n_numbers = numbers
         self.n_texts = texts
+        self.n_vectors = vectors
+        self.widths = [0] * vectors
         row_scratch = numbers * <Py_ssize_t>sizeof(double) + texts * <Py_ssize_t>sizeof(Text)
         self.block_rows = SCRATCH_BYTES // max(1, row_scratch)
-        self.block_rows = min(max(self.block_rows, 8), BLOCK_ROWS)
+        self.block_rows = min(max(self.block_rows, 8), BLOCK_ROWS if vectors == 0 else VECTOR_BLOCK_ROWS)
         self.owned = []
         self.n_operations = len(instructions)
         self.operations = <Operation*>calloc(self.n_operations + 1, sizeof(Operation))
@@ -216,35 +216,52 @@ cdef class CompiledProgram:
         preprocessed; ``out`` is then undefined.
         """
         cdef Block block
-        cdef Py_ssize_t done = 0, i
-        cdef size_t numbers, texts
-        cdef char* scratch
-        block.stride = min(rows, self.block_rows)
-        numbers = <size_t>(self.n_numbers * block.stride) * sizeof(double)
-        texts = <size_t>(self.n_texts * block.stride) * sizeof(Text)
-        scratch = <char*>malloc(numbers + texts + 1)
-        if scratch == NULL:
-            return fail(failure, NO_MEMORY, 0, -1, -1, -1)
-        block.numbers = <double*>scratch
-        block.texts = <Text*>(scratch + numbers)
-        block.slabs = columns.slabs
-        block.arena = columns.arena.data
-        block.width = self.width
-        block.failure = failure
-        while done < rows:
+        cdef Py_ssize_t done = 0
+        cdef bint fine = block_open(self, &block, columns, min(rows, self.block_rows), failure)
+        while fine and done < rows:
             block.rows = min(rows - done, block.stride)
             block.row = start + done
             block.offset = done
             block.out = out + <size_t>done * self.row_bytes
             if self.sparse:
                 memset(block.out, 0, <size_t>block.rows * self.row_bytes)
-            for i in range(self.n_operations):
-                if not self.operations[i].kernel(&self.operations[i], &block):
-                    free(scratch)
-                    return False
+            fine = self.run_block(&block)
             done += block.rows
-        free(scratch)
+        block_close(self, &block)
+        return fine
+
+    cdef bint run_block(self, const Block* block) noexcept nogil:
+        cdef Py_ssize_t i
+        for i in range(self.n_operations):
+            if not self.operations[i].kernel(&self.operations[i], block):
+                return False
         return True
+
+    cdef bint run_sparse(self, Rows columns, Entries* entries, int64_t* ends, Failure* failure) noexcept nogil:
+        """As `run`, into entries ordered by row and column; ``ends`` gets where each row's entries end."""
+        cdef Block block
+        cdef Py_ssize_t done = 0, i
+        cdef size_t before = 0
+        cdef const Operation* operation
+        cdef bint fine = block_open(self, &block, columns, min(columns.rows, self.block_rows), failure)
+        block.entries = entries
+        while fine and done < columns.rows:
+            block.rows = min(columns.rows - done, block.stride)
+            block.row = block.offset = done
+            i = 0
+            while fine and i < self.n_operations:
+                operation = &self.operations[i]
+                fine = (operation.enter if operation.enter != NULL else operation.kernel)(operation, &block)
+                i += 1
+            if fine:
+                sort_entries(entries.data + before, entries.size - before)
+                for i in range(block.rows):
+                    while before < entries.size and entries.data[before].row == i:
+                        before += 1
+                    ends[done + i] = <int64_t>before
+            done += block.rows
+        block_close(self, &block)
+        return fine
 
     cdef object error(self, Failure* failure, Request request):
         """The error of a run that failed: names the row and the field, or where ``request`` has them, if there is one.
@@ -264,6 +281,8 @@ cdef class CompiledProgram:
             says += "infinite"
         elif failure.reason == SAYS_TOO_LARGE:
             says += "too large for float32"
+        elif failure.reason == SAYS_MANY:
+            says += "more of one feature than float32 can count"
         else:
             says += "outside what the feature program takes"
         if request is not None and request.kind == KIND_INFER:
@@ -295,6 +314,30 @@ cdef class CompiledProgram:
             raise self.error(&failure, None)
         return out
 
+    def transform_sparse(self, dict columns not None):
+        """As `transform`, as the parts of a CSR matrix: what scikit-learn would store, each row's columns ascending.
+
+        Returns:
+            (values of the program's dtype, columns as int32, row ends with a leading 0 as int64).
+        """
+        cdef Rows rows = rows_from_arrays(self.columns, columns)
+        cdef Failure failure
+        cdef Entries entries = Entries(NULL, 0, 0)
+        cdef cnp.ndarray ends = np.zeros(rows.rows + 1, dtype=np.int64)
+        cdef int64_t* row_ends = <int64_t*>cnp.PyArray_DATA(ends) + 1
+        cdef bint done
+        failure_clear(&failure)
+        try:
+            with nogil:
+                done = self.run_sparse(rows, &entries, row_ends, &failure)
+            if not done:
+                raise self.error(&failure, None)
+            values, indices = entry_arrays(&entries)
+        finally:
+            free(entries.data)
+        with np.errstate(over="ignore"):
+            return values.astype(self.dtype, copy=False), indices, ends
+
     def refusals(self, dict columns not None):
         """Which cells a program refuses: each row runs by itself, and goes on after a refusal.
 
@@ -307,20 +350,55 @@ cdef class CompiledProgram:
         cdef Rows rows = rows_from_arrays(self.columns, columns)
         cdef Failure failure
         cdef Block block
+        cdef Entries entries = Entries(NULL, 0, 0)
         cdef Py_ssize_t row, i
-        cdef Memory numbers = Memory(self.n_numbers * sizeof(double))
-        cdef Memory texts = Memory(self.n_texts * sizeof(Text))
-        cdef Memory out = Memory(self.row_bytes)
+        cdef const Operation* operation
         found = set()
-        block.numbers, block.texts, block.stride, block.rows = <double*>numbers.data, <Text*>texts.data, 1, 1
-        block.slabs, block.arena, block.offset = rows.slabs, rows.arena.data, 0
-        block.out, block.width, block.failure = <char*>out.data, self.width, &failure
-        for row in range(rows.rows):
-            block.row = row
-            for i in range(self.n_operations):
-                if not self.operations[i].kernel(&self.operations[i], &block):
-                    found.add((row, failure.input))
+        failure_clear(&failure)
+        try:
+            if not block_open(self, &block, rows, 1, &failure):
+                raise MemoryError
+            block.rows, block.entries, block.offset = 1, &entries, 0
+            for row in range(rows.rows):
+                block.row = row
+                entries.size = 0
+                for i in range(self.n_operations):
+                    operation = &self.operations[i]
+                    if not (operation.enter if operation.enter != NULL else operation.kernel)(operation, &block):
+                        if failure.fault == NO_MEMORY:
+                            raise MemoryError
+                        found.add((row, failure.input))
+        finally:
+            block_close(self, &block)
+            free(entries.data)
         return sorted(found)
+
+
+cdef bint block_open(CompiledProgram program, Block* block, Rows columns, Py_ssize_t stride,
+                     Failure* failure) noexcept nogil:
+    """Registers for blocks of ``stride`` rows; `block_close` in any case."""
+    cdef size_t numbers = <size_t>(program.n_numbers * stride) * sizeof(double)
+    cdef size_t texts = <size_t>(program.n_texts * stride) * sizeof(Text)
+    cdef char* scratch = <char*>malloc(numbers + texts + 1)
+    memset(block, 0, sizeof(Block))
+    block.numbers = <double*>scratch
+    block.stride = stride
+    block.width = program.width
+    block.failure = failure
+    block.slabs = columns.slabs
+    block.arena = columns.arena.data
+    if program.n_vectors:
+        block.vectors = <Vector*>calloc(<size_t>program.n_vectors, sizeof(Vector))
+    if scratch == NULL or (program.n_vectors and block.vectors == NULL):
+        return fail(failure, NO_MEMORY, 0, -1, -1, -1)
+    block.texts = <Text*>(scratch + numbers)
+    return vectors_open(block.vectors, program.n_vectors, stride) or fail(failure, NO_MEMORY, 0, -1, -1, -1)
+
+
+cdef void block_close(CompiledProgram program, Block* block) noexcept nogil:
+    vectors_close(block.vectors, program.n_vectors)
+    free(block.vectors)
+    free(block.numbers)
 
 
 cdef int place_limit(CompiledProgram program, Place place) except -1:
@@ -328,6 +406,8 @@ cdef int place_limit(CompiledProgram program, Place place) except -1:
         return <int>program.n_numbers
     if place == TEXT:
         return <int>program.n_texts
+    if place == VECTOR:
+        return <int>program.n_vectors
     if place == OUTPUT_FLOAT32 or place == OUTPUT_FLOAT64:
         return <int>program.width
     return program.columns.n_inputs
@@ -353,6 +433,7 @@ cdef int compile_operation(CompiledProgram program, Operation* operation, instru
             or (entry.target == OUTPUT_FLOAT64 and program.dtype != "float64")):
         raise ConfigurationError(f"{instruction.kernel}: the output is {program.dtype}")
     operation.kernel = entry.kernel
+    operation.enter = entering(instruction.kernel)
     operation.source = instruction.source
     operation.target = instruction.target
     operation.column = instruction.column
@@ -366,7 +447,10 @@ cdef int compile_operation(CompiledProgram program, Operation* operation, instru
     if entry.target == NUMBERS:
         operation.n_targets = <int32_t>len(instruction.targets)
         operation.targets = compile_registers(program, instruction.kernel, instruction.targets)
-    compile_table(program, operation, instruction.kernel, instruction.table)
+    if entry.source == VECTOR or entry.target == VECTOR:
+        compile_vector(program, operation, instruction)
+    else:
+        compile_table(program, operation, instruction.kernel, instruction.table)
     return 0
 
 
@@ -537,61 +621,4 @@ cdef int compile_lookup(CompiledProgram program, Operation* operation, str kerne
         lookup.unknown_code = unknown
         lookup.flags |= TAKES_UNKNOWN
     operation.table = lookup
-    return 0
-
-
-cdef Rows rows_from_arrays(Signature signature, dict columns):
-    """Copy whole columns into rows; text as UTF-8 spans, with None and NaN told apart."""
-    cdef Rows rows = Rows(signature)
-    cdef Py_ssize_t count = -1
-    cdef int i
-    for tensor in signature.inputs:
-        if tensor.name not in columns:
-            raise InvalidRecordError(f"the column {tensor.name!r} is missing", f"$.{tensor.name}")
-        if count >= 0 and len(columns[tensor.name]) != count:
-            raise InvalidRecordError(f"the column {tensor.name!r} has {len(columns[tensor.name])} rows, others {count}")
-        count = len(columns[tensor.name])
-    if not rows.reserve(max(count, 1)):
-        raise MemoryError
-    for i in range(rows.count):
-        tensor = signature.inputs[i]
-        if signature.input_info[i].datatype == DT_BYTES:
-            fill_spans(rows, i, columns[tensor.name])
-        else:
-            fill_array(rows, i, columns[tensor.name], count)
-    rows.rows = max(count, 0)
-    return rows
-
-
-cdef int fill_array(Rows rows, int input, values, Py_ssize_t count) except -1:
-    cdef Datatype datatype = rows.signature.input_info[input].datatype
-    cdef cnp.ndarray array = np.ascontiguousarray(values, dtype=DTYPES[<int>datatype])
-    if cnp.PyArray_NDIM(array) != 1:
-        raise InvalidRecordError(f"the column {rows.signature.inputs[input].name!r} is not one-dimensional")
-    memcpy(rows.slabs[input].data, cnp.PyArray_DATA(array), <size_t>count * rows.row_bytes[input])
-    return 0
-
-
-cdef int fill_spans(Rows rows, int input, values) except -1:
-    cdef Span* spans = <Span*>rows.slabs[input].data
-    cdef Py_ssize_t i = 0, size
-    cdef const char* data
-    for value in values:
-        if isinstance(value, str):
-            data = PyUnicode_AsUTF8AndSize(value, &size)
-            if not rows.arena_reserve(<size_t>size):
-                raise MemoryError
-            if size:
-                memcpy(rows.arena.data + rows.arena_size, data, size)
-            spans[i].offset, spans[i].length = rows.arena_size, <uint64_t>size
-            rows.arena_size += <size_t>size
-        elif value is None:
-            spans[i].offset, spans[i].length = NONE_TEXT, MISSING_BYTES
-        elif isinstance(value, float) and isnan(value):
-            spans[i].offset, spans[i].length = NAN_TEXT, MISSING_BYTES
-        else:
-            name = rows.signature.inputs[input].name
-            raise InvalidRecordError(f"row {i}, field {name!r}: {type(value).__name__}, and the column takes text",
-                                     f"$.records[{i}].{name}")
-        i += 1
     return 0

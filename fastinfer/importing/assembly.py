@@ -11,7 +11,7 @@ from onnx import TensorProto
 from fastinfer._core import Task
 from fastinfer.importing.answers import Classifier, Regressor, refuse
 from fastinfer.importing.estimators import write
-from fastinfer.importing.graph import Floats, Front, Graph
+from fastinfer.importing.graph import MOST_FEATURES, Floats, Front, Graph
 
 
 class EstimatorModel(NamedTuple):
@@ -59,14 +59,32 @@ def estimator_model(
         labels = None
     else:
         outputs, task, labels = _classifier(graph, answer, path)
-    if graph.fronts and graph.reads_raw([tensor for _, tensor, *_ in outputs]):
+    misread = graph.misread([tensor for _, tensor, *_ in outputs])
+    if misread is not None:
+        raise refuse(misread.path, f"the features are {misread.width:,}; past {MOST_FEATURES:,}, only an estimator "
+                                   "that is linear in them can be served")
+    if (graph.fronts or graph.wides) and graph.reads_raw([tensor for _, tensor, *_ in outputs]):
         raise refuse(path, "one part of the estimator takes the raw columns and another takes them preprocessed")
     proto, dtype = graph.model(outputs, f"{type(estimator).__module__}.{type(estimator).__name__}")
     onnx.checker.check_model(proto)
     turns = graph.thresholds
     features = np.concatenate([f for f, _ in turns]) if turns else np.empty(0, np.int64)
     thresholds = np.concatenate([t for _, t in turns]) if turns else np.empty(0)
-    return EstimatorModel(proto, dtype, task, labels, features, thresholds, graph.fronts)
+    return EstimatorModel(proto, dtype, task, labels, features, thresholds, [*graph.fronts, *scored_fronts(graph)])
+
+
+def scored_fronts(graph: Graph) -> list[Front]:
+    """The fronts that end in linear scores, behind the others."""
+    if not graph.wides:
+        return []
+    from fastinfer.importing.scores import scored
+
+    start = sum(front.width for front in graph.fronts)
+    fronts = []
+    for wide in graph.wides.values():
+        fronts.append(Front(scored(wide), wide.path, start, wide.scores))
+        start += wide.scores
+    return fronts
 
 
 def _classifier(graph: Graph, answer: Classifier, path: str) -> tuple[list[Any], Task, NDArray[Any]]:

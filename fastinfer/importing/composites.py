@@ -10,7 +10,7 @@ from onnx import TensorProto
 from fastinfer.errors import ImportRefusedError
 from fastinfer.importing.answers import Answer, Classifier, Regressor, classifier, refuse, regressor
 from fastinfer.importing.estimators import write
-from fastinfer.importing.graph import Graph
+from fastinfer.importing.graph import MOST_FEATURES, Graph
 from fastinfer.importing.links import normalised, softmax
 from fastinfer.importing.vectors import pair_confidences, pair_votes
 
@@ -33,7 +33,8 @@ def pipeline(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
     steps = estimator.steps
     start, width = _front(graph, estimator, path) if x == graph.features else (0, 0)
     if start:
-        x = graph.front(_prefix(graph, estimator, start), width, path)
+        make = graph.front if width <= MOST_FEATURES else graph.wide
+        x = make(_prefix(graph, estimator, start), width, path)
     for name, step in steps[start:-1]:
         if step not in (None, "passthrough"):
             x = transform(graph, step, x, f"{path}[{name!r}]")
@@ -62,10 +63,10 @@ def _front(graph: Graph, estimator: Any, path: str) -> tuple[int, int]:
 def _prefix(graph: Graph, estimator: Any, start: int) -> Any:
     """``estimator[:start]``, the same object each time it is asked for."""
     steps = [step for _, step in estimator.steps[:start]]
-    for front in graph.fronts:
-        known = [step for _, step in front.transformer.steps]
+    for transformer in graph.transformers():
+        known = [step for _, step in transformer.steps]
         if len(known) == len(steps) and all(a is b for a, b in zip(known, steps, strict=True)):
-            return front.transformer
+            return transformer
     return estimator[:start]
 
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from fastinfer.errors import ImportRefusedError
 from fastinfer.importing.assembly import EstimatorModel, estimator_model
 from fastinfer.importing.frames import Frames, checked_sample
-from fastinfer.importing.graph import Front
+from fastinfer.importing.graph import MOST_FEATURES, Front
+from fastinfer.preprocessing.from_sklearn import raw_names as program_names
+from fastinfer.preprocessing.imports import text_sample
 from fastinfer.preprocessing.program import Program
-
-MOST_FEATURES = 16_384
+from fastinfer.preprocessing.sklearn_text import VECTORIZERS
+from fastinfer.preprocessing.tracing import Container
 
 
 class Imported(NamedTuple):
@@ -53,7 +55,10 @@ def convert(fitted: Any, sample: Any | None) -> Imported:
         raise ImportRefusedError(
             f"{type(fitted).__name__} does not predict; a fitted estimator, or a pipeline that ends in one, is imported"
         )
-    names, named = raw_names(fitted)
+    names, container = raw_names(fitted)
+    if container == "series" or not names:
+        sample, names = text_sample(sample, names, container, "pipeline")
+    named = container != "array"
     if sample is not None:
         sample = checked_sample(sample, names, named)
 
@@ -64,26 +69,52 @@ def convert(fitted: Any, sample: Any | None) -> Imported:
     model = estimator_model(fitted, len(names), path, program_width)
     width = sum(front.width for front in model.fronts) or len(names)
     inner = fitted if not model.fronts else stripped(fitted, model.fronts)
-    allow = min((accepts(e, width) for e in behind(fitted, inner, model.fronts)), key=_STRICTEST.index)
+    matrices = [front for front in model.fronts if not is_scored(front)]
+    readers = behind(fitted, inner, matrices) if matrices or not model.fronts else []
+    allow = min([accepts(e, width) for e in readers] or ["finite"], key=_STRICTEST.index)
     transformer = _joined(model.fronts, names, named)
     program = Program.from_sklearn(transformer, sample=sample, dtype=model.dtype, allow=allow, path=path)
     program = program.with_task(model.task)
-    frames = Frames(fitted, program.columns, names, named, sample)
+    frames = Frames(fitted, program.columns, names, container, sample)
     return Imported(fitted, inner, last_name(fitted), program, model, width, allow, frames, sample)
 
 
-def raw_names(fitted: Any) -> tuple[list[str], bool]:
-    """The columns that it was fitted on, and whether it knows them by name."""
+def is_scored(front: Front) -> bool:
+    """Whether a front ends in linear scores of a matrix that was too wide."""
+    return type(front.transformer.steps[-1][1]).__name__ == "LinearScores"
+
+
+def raw_names(fitted: Any) -> tuple[list[str], Container]:
+    """The columns that it was fitted on, and in what."""
     found = getattr(fitted, "feature_names_in_", None)
     if found is None and type(fitted).__module__.startswith("lightgbm"):
         unnamed = [f"Column_{i}" for i in range(fitted.n_features_in_)]
         found = None if fitted.feature_name_ == unnamed else fitted.feature_name_
     if found is not None:
-        return [str(name) for name in found], True
+        return [str(name) for name in found], "frame"
     count = getattr(fitted, "n_features_in_", None)
     if count is None:
+        inside = first_inside(fitted)
+        if type(inside).__name__ in (*VECTORIZERS, "FeatureHasher"):
+            return program_names(inside, "pipeline")
         raise ImportRefusedError(f"{type(fitted).__name__} is not fitted, or does not tell how many columns it takes")
-    return [f"x{i}" for i in range(int(count))], False
+    return [f"x{i}" for i in range(int(count))], "array"
+
+
+def first_inside(fitted: Any) -> Any:
+    """The first transformer that raw columns meet in an estimator of pipelines."""
+    while True:
+        steps = getattr(fitted, "steps", None) or getattr(fitted, "transformer_list", None)
+        members = getattr(fitted, "calibrated_classifiers_", None) or getattr(fitted, "estimators_", None)
+        attribute = _INSIDE.get(type(fitted).__name__, "estimator" if hasattr(fitted, "calibrators") else None)
+        if steps:
+            fitted = next((step for _, step in steps if not isinstance(step, str) and step is not None), None)
+        elif isinstance(members, list) and members:
+            fitted = members[0]
+        elif attribute is not None:
+            fitted = getattr(fitted, attribute)
+        else:
+            return fitted
 
 
 def _joined(fronts: list[Front], names: list[str], named: bool) -> Any:

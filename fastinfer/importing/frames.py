@@ -16,12 +16,12 @@ class Frames:
     Attributes:
         columns: what the program reads.
         names: what the pipeline was fitted on, in order; some may be read by nobody.
-        named: whether it was fitted on a frame, by these names.
+        container: what it was fitted on: a "frame", an "array", a "series" of text or "records".
     """
 
-    def __init__(self, fitted: Any, columns: Any, names: list[str], named: bool, sample: Any | None) -> None:
+    def __init__(self, fitted: Any, columns: Any, names: list[str], container: str, sample: Any | None) -> None:
         self._specs = {column.name: column for column in columns}
-        self.named = named
+        self.container = container
         self._sample = sample
         self.names = names
         known = hints(fitted, names)
@@ -40,13 +40,23 @@ class Frames:
         return {column.name: _plain(frame[column.name], column) for column in self.columns}
 
     def rows(self, values: Values) -> Any:
-        """The rows as the fitted pipeline takes them: a pandas frame, or an array where it was fitted on one."""
+        """The rows as the fitted pipeline takes them."""
         import pandas as pd
 
         count = len(next(iter(values.values())))
         series = {name: self._series(pd, name, values.get(name), count) for name in self.names}
-        frame = pd.DataFrame(series, columns=self.names)
-        return frame if self.named else frame.to_numpy()
+        return self.shaped(pd.DataFrame(series, columns=self.names))
+
+    def shaped(self, frame: Any) -> Any:
+        """A frame as what the pipeline was fitted on."""
+        if self.container == "frame":
+            return frame
+        if self.container == "series":
+            return frame.iloc[:, 0].to_numpy(object)
+        if self.container == "records":
+            return [{name: value for name, value in row.items() if value is not None and value == value}
+                    for row in frame.to_dict("records")]
+        return frame.to_numpy()
 
     def _series(self, pd: Any, name: str, values: list[Any] | None, count: int) -> Any:
         dtype = None if self._sample is None else self._sample[name].dtype

@@ -17,6 +17,7 @@ OPSET = 18
 ML_OPSET = 5  # TreeEnsemble with float64 thresholds, leaves and sums; onnxruntime has it from 1.21 on
 IR_VERSION = 10
 INPUT = "features"
+MOST_FEATURES = 16_384  # columns of a matrix that is served
 
 Floats = NDArray[np.float64]
 
@@ -35,12 +36,32 @@ class Front(NamedTuple):
     width: int
 
 
+class Wide:
+    """A matrix that is too wide to be served: only its linear scores are, as the program's last operation.
+
+    Attributes:
+        transformer: fitted, from raw columns to the matrix.
+        path: its place.
+        width: columns of it.
+        parts: weights [scores, width] and bias [scores] of every product that was asked for.
+    """
+
+    def __init__(self, transformer: Any, path: str, width: int) -> None:
+        self.transformer, self.path, self.width = transformer, path, width
+        self.parts: list[tuple[Floats, Floats]] = []
+
+    @property
+    def scores(self) -> int:
+        return sum(len(bias) for _, bias in self.parts)
+
+
 class Graph:
     """Collects operators; tensors are known by name.
 
     Attributes:
         features: name of what the fitted object itself takes, as float64: the matrix, where there are no fronts.
         fronts: what the program does before the matrix, where raw columns are not the matrix.
+        wides: by name, matrices too wide to be served; their scores are the matrix's last columns.
         program_width: columns that the program makes of a transformer's work; raises where it cannot do it.
         thresholds: (feature, threshold) pairs at which some tree turns, for the proof.
     """
@@ -49,6 +70,8 @@ class Graph:
         self.width = width
         self.features = "features64"
         self.fronts: list[Front] = []
+        self.wides: dict[str, Wide] = {}
+        self._scores: list[tuple[Wide, str, int, int]] = []
         self.program_width = program_width
         self.thresholds: list[tuple[NDArray[np.int64], Floats]] = []
         self._nodes: list[onnx.NodeProto] = []
@@ -83,6 +106,8 @@ class Graph:
 
     def linear(self, x: str, weights: ArrayLike, bias: ArrayLike) -> str:
         """x @ weights + bias, weights [width, targets]."""
+        if x in self.wides:
+            return self._scored(self.wides[x], np.asarray(weights, np.float64), np.asarray(bias, np.float64).ravel())
         return self.arithmetic("Add", self.op("MatMul", x, self.constant(weights)), bias)
 
     def columns(self, x: str, indices: ArrayLike) -> str:
@@ -164,6 +189,30 @@ class Graph:
         self._origins[name] = np.arange(start, start + width)
         return name
 
+    def wide(self, transformer: Any, width: int, path: str) -> str:
+        """The matrix of a transformer that is too wide to be served; `linear` alone may read it."""
+        for name, known in self.wides.items():
+            if known.transformer is transformer:
+                return name
+        name = f"wide{len(self.wides)}"
+        self.wides[name] = Wide(transformer, path, width)
+        return name
+
+    def transformers(self) -> list[Any]:
+        """What the program does so far."""
+        return [front.transformer for front in self.fronts] + [wide.transformer for wide in self.wides.values()]
+
+    def _scored(self, wide: Wide, weights: Floats, bias: Floats) -> str:
+        name = self._name()
+        self._scores.append((wide, name, wide.scores, len(bias)))
+        wide.parts.append((np.ascontiguousarray(weights.T), bias))
+        return name
+
+    def misread(self, outputs: list[str]) -> Wide | None:
+        """A wide matrix that an answer needs for something else than linear scores."""
+        read = {name for node in _live(self._nodes, set(outputs)) for name in node.input}
+        return next((wide for name, wide in self.wides.items() if name in read), None)
+
     def embed(self, model: onnx.ModelProto, x: str) -> list[str]:
         """Another graph of one input, with ``x`` for that input; returns its outputs."""
         prefix = f"{self._name()}/"
@@ -185,10 +234,10 @@ class Graph:
         """
         named = [helper.make_node("Identity", [tensor], [name]) for name, tensor, _, _ in outputs]
         nodes = _live([*self._nodes, *named], {name for name, *_ in outputs})
-        whole = "front0" if len(self.fronts) == 1 else self.features
-        if self.fronts:
-            self.width = sum(front.width for front in self.fronts)
-        if len(self.fronts) > 1:
+        whole = "front0" if len(self.fronts) == 1 and not self.wides else self.features
+        if self.fronts or self.wides:
+            self.width = sum(front.width for front in self.fronts) + sum(wide.scores for wide in self.wides.values())
+        if len(self.fronts) > 1 or self.wides:
             nodes = self._slices() + nodes
         readers = [node for node in nodes if whole in node.input]
         rounded = self._rounded.get(whole)
@@ -219,9 +268,14 @@ class Graph:
 
     def _slices(self) -> list[onnx.NodeProto]:
         nodes = []
-        for i, front in enumerate(self.fronts):
-            indices = self.constant(np.arange(front.start, front.start + front.width), np.int64)
-            nodes.append(helper.make_node("Gather", [self.features, indices], [f"front{i}"], axis=1))
+        ranges = [(f"front{i}", front.start, front.width) for i, front in enumerate(self.fronts)]
+        start = sum(front.width for front in self.fronts)
+        for wide in self.wides.values():
+            ranges += [(name, start + first, count) for of, name, first, count in self._scores if of is wide]
+            start += wide.scores
+        for name, first, count in ranges:
+            indices = self.constant(np.arange(first, first + count), np.int64)
+            nodes.append(helper.make_node("Gather", [self.features, indices], [name], axis=1))
         return nodes
 
     def _name(self) -> str:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from fastinfer.errors import FastinferError
 from fastinfer.importing.graph import Floats
+from fastinfer.preprocessing.sklearn_text import VECTORIZERS
+from fastinfer.preprocessing.texts import texts_for
 
 BASE_ROWS = 256  # rows that the others are made from
 TURNS = 3000  # turns tried at each of the two places
@@ -86,6 +88,8 @@ def _widens(step: Any, width: int) -> bool:
 def _speaks_of(step: Any, width: int) -> list[list[Any]]:
     """Values a column, for the columns of one leaf step."""
     values: list[list[Any]] = [[] for _ in range(width)]
+    if type(step).__name__ in VECTORIZERS:
+        return [texts_for(step)]
     for attribute in ("categories_", "bin_edges_"):
         for i, known in enumerate(getattr(step, attribute, None) or []):
             if i < width:
@@ -210,7 +214,7 @@ def _brackets(
 
 
 def _matrix(program: Any, made: list[dict[str, Any]]) -> Floats:
-    return np.asarray(program.transform(stacked(made, list(made[0]))), np.float64)
+    return np.asarray(program.transform_dense(stacked(made, list(made[0]))), np.float64)
 
 
 def _halved(program: Any, searches: list[_Search], low: Floats, high: Floats) -> tuple[list[float], list[float]]:

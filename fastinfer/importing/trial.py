@@ -65,11 +65,10 @@ class Trial:
 
     def _compare(self, values: Values, given: Any | None, origin: str) -> None:
         """Raw rows through program and model, and through scikit-learn."""
-        given = self._imported.frames.rows(values) if given is None else given
-        if not self._imported.frames.named and hasattr(given, "to_numpy"):
-            given = given.to_numpy()
+        frames = self._imported.frames
+        given = frames.rows(values) if given is None else frames.shaped(given)
         try:
-            matrix = self._imported.program.transform(values)
+            matrix = self._imported.program.transform_dense(values)
         except FastinferError as error:
             raise ImportRefusedError(f"the feature program refuses a row {origin}: {error}") from error
         try:
@@ -129,7 +128,7 @@ class Trial:
 
     def _transforms(self, values: Values) -> bool:
         try:
-            self._imported.program.transform(values)
+            self._imported.program.transform_dense(values)
         except FastinferError:
             return False
         return True
@@ -139,7 +138,7 @@ class Trial:
         imported = self._imported
         if imported.inner is None:
             return
-        matrix = np.asarray(imported.program.transform(base), np.float64)
+        matrix = np.asarray(imported.program.transform_dense(base), np.float64)
         made = rows.matrix_rows(matrix, turns, imported.model.dtype, imported.allow != "finite", self._rng)
         self._proof.check(imported.inner, made, made, lambda row: f"of features {plain(made[row])}")
 

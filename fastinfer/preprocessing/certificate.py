@@ -21,17 +21,52 @@ from fastinfer._core import CompiledProgram
 from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError
 from fastinfer.preprocessing.conditioning import well_conditioned
 from fastinfer.preprocessing.lowering import Precision
-from fastinfer.preprocessing.spec import Column, Place, Spec, Step, document, plain
+from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Place, Spec, Step
+from fastinfer.preprocessing.texts import telling_texts
+from fastinfer.preprocessing.vectors import Run
+from fastinfer.preprocessing.writing import document, plain
 
 MAX_CELLS: Final = 1 << 20  # rows * features that an import is proven on
 KEPT_CELLS: Final = 1 << 16  # rows * (columns + features) that are kept for each load, where that is MIN_ROWS or more
 MAX_ROWS: Final = 512
 MIN_ROWS: Final = 16
+MIN_TEXT_ROWS: Final = 48
+WIDE_ROWS: Final = 256  # that a wide program is proven on
 MAX_VALUES: Final = 400  # tried for each column
 Changes = tuple[tuple[str, float], ...]  # arithmetic on the way from a raw column: the operation and its constant
 UNDO: Final[Mapping[str, Any]] = {"subtract": np.add, "add": np.subtract, "multiply": np.divide, "divide": np.multiply}
 SINGLE_ULP: Final = 2.0**-23  # of float32, relative
 UNKNOWN_TEXT: Final = "\u2047 not a category"
+
+
+def is_wide(spec: Spec) -> bool:
+    """Whether its rows are too wide to be compared as dense ones."""
+    return len(spec.output.features) > MAX_WIDTH
+
+
+def run(compiled: CompiledProgram, spec: Spec, columns: Mapping[str, Any]) -> Any:
+    """What the program makes of rows: an array, or a CSR matrix where it is wide."""
+    if not is_wide(spec):
+        return compiled.transform(dict(columns))
+    return csr_matrix(compiled.transform_sparse(dict(columns)), len(spec.output.features))
+
+
+def csr_matrix(parts: tuple[Any, ...], width: int) -> Any:
+    """The parts that the compiled core gives as scipy's matrix.
+
+    Raises:
+        ConfigurationError: scipy is not installed.
+    """
+    try:
+        from scipy.sparse import csr_matrix as matrix
+    except ImportError:
+        raise ConfigurationError("a sparse result needs scipy: pip install 'fastinfer[sklearn]'") from None
+    values, indices, ends = parts
+    if ends[-1] <= np.iinfo(np.int32).max:
+        ends = ends.astype(np.int32)
+    result = matrix((values, indices, ends), shape=(len(ends) - 1, width))
+    result.has_canonical_format = True
+    return result
 
 
 def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any],
@@ -40,6 +75,8 @@ def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any],
 
     A NaN equals any other NaN: its payload says nothing.
     """
+    if hasattr(expected, "indptr"):
+        return sparse_difference(expected, got, precision)
     ordered = [ordinals(array) for array in (expected, got)]
     distance = np.maximum(*ordered) - np.minimum(*ordered)
     allowed = np.array([0 if feature == "exact" else 1 for feature in precision], dtype=np.uint64)
@@ -47,9 +84,22 @@ def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any],
     if expected.dtype == np.float64:
         with np.errstate(invalid="ignore", over="ignore"):
             near = np.abs(expected - got) <= SINGLE_ULP * np.maximum(np.abs(expected), np.abs(got))
-        same |= near & np.array([feature == "single" for feature in precision])
+        same |= near & np.array([feature == "single" for feature in precision], dtype=bool)
     cells = np.argwhere(~same)
     return (int(cells[0][0]), int(cells[0][1])) if len(cells) else None
+
+
+def sparse_difference(expected: Any, got: Any, precision: Sequence[Precision]) -> tuple[int, int] | None:
+    """As `difference` of CSR matrices: what is stored must be stored alike."""
+    rows = [np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)) for matrix in (expected, got)]
+    count = min(expected.nnz, got.nnz)
+    apart = (rows[0][:count] != rows[1][:count]) | (expected.indices[:count] != got.indices[:count])
+    if apart.any() or expected.nnz != got.nnz:
+        first = int(np.argmax(apart)) if apart.any() else count
+        longer = 0 if expected.nnz > first else 1
+        return int(rows[longer][first]), int((expected, got)[longer].indices[first])
+    found = difference(expected.data[None, :], got.data[None, :], [precision[i] for i in expected.indices.tolist()])
+    return None if found is None else (int(rows[0][found[1]]), int(expected.indices[found[1]]))
 
 
 def ordinals(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
@@ -70,18 +120,26 @@ def spec_hash(spec: Spec) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def make(spec: Spec, rows: Mapping[str, Sequence[Any]], expected: npt.NDArray[Any],
-         versions: Mapping[str, str]) -> dict[str, Any]:
+def make(spec: Spec, rows: Mapping[str, Sequence[Any]], expected: Any, versions: Mapping[str, str]) -> dict[str, Any]:
     """A certificate, as JSON values: the first rows, as many as are worth a load's time."""
-    count = max(MIN_ROWS, KEPT_CELLS // (len(spec.columns) + len(spec.output.features)))
+    runs = any(isinstance(part, Run) for part in spec.output.features.parts)
+    least = MIN_TEXT_ROWS if runs else MIN_ROWS  # mostly zeros, which take no room
+    count = max(least, KEPT_CELLS // (len(spec.columns) + len(spec.output.features)))
     rows = {name: values[:count] for name, values in rows.items()}
     expected = expected[:count]
-    packed = base64.b64encode(zlib.compress(np.ascontiguousarray(expected).tobytes(), 9)).decode()
+    packed: Any = deflated(expected) if not is_wide(spec) else {
+        "ends": deflated(expected.indptr.astype(np.int64)), "columns": deflated(expected.indices.astype(np.int32)),
+        "values": deflated(expected.data),
+    }
     cells = {
         column.name: [None if is_missing(value) else value for value in rows[column.name]]
         if column.datatype == "BYTES" else plain(list(rows[column.name])) for column in spec.columns
     }
     return {"made_by": dict(versions), "spec": spec_hash(spec), "rows": cells, "expected": packed}
+
+
+def deflated(array: npt.NDArray[Any]) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode()
 
 
 def is_missing(value: Any) -> bool:
@@ -101,7 +159,7 @@ def check(compiled: CompiledProgram, spec: Spec, precision: Sequence[Precision])
     columns = golden_columns(members["rows"], spec.columns)
     expected = unpacked(members["expected"], len(next(iter(columns.values()))), spec)
     try:
-        got = compiled.transform(columns)
+        got = run(compiled, spec, columns)
     except FastinferError as error:
         raise ModelLoadError(f"the certificate's rows are refused: {error}", "$.certificate.rows") from None
     found = difference(expected, got, precision)
@@ -155,17 +213,33 @@ def missing_text(column: Column) -> float | None:
     return None if column.missing == "none" else math.nan
 
 
-def unpacked(place: Place, rows: int, spec: Spec) -> npt.NDArray[Any]:
+def unpacked(place: Place, rows: int, spec: Spec) -> Any:
     dtype = np.dtype(spec.output.dtype).newbyteorder("<")
-    size = rows * len(spec.output.features) * dtype.itemsize
+    width = len(spec.output.features)
+    if not is_wide(spec):
+        what = f"{rows} rows of {width} features"
+        return inflated(place, dtype, rows * width, what).astype(spec.output.dtype).reshape(rows, -1)
+    members = place.members(("ends", "columns", "values"), ("ends", "columns", "values"))
+    ends = inflated(members["ends"], np.dtype("<i8"), rows + 1).astype(np.int64)
+    if ends[0] != 0 or np.any(np.diff(ends) < 0) or ends[-1] > rows * width:
+        raise members["ends"].fault("does not say where the rows end")
+    columns = inflated(members["columns"], np.dtype("<i4"), int(ends[-1])).astype(np.int32)
+    if np.any((columns < 0) | (columns >= width)):
+        raise members["columns"].fault("a column lies outside the program")
+    values = inflated(members["values"], dtype, int(ends[-1])).astype(spec.output.dtype)
+    return csr_matrix((values, columns, ends), width)
+
+
+def inflated(place: Place, dtype: np.dtype[Any], count: int, what: str = "") -> npt.NDArray[Any]:
+    size = count * dtype.itemsize
     try:
         inflater = zlib.decompressobj()
         data = inflater.decompress(base64.b64decode(place.text(), validate=True), size + 1)
     except (ValueError, zlib.error):
         raise place.fault("is not base64 of deflated bytes") from None
     if len(data) != size:
-        raise place.fault(f"holds {len(data)} bytes for {rows} rows of {len(spec.output.features)} features")
-    return np.frombuffer(data, dtype).astype(spec.output.dtype).reshape(rows, -1)
+        raise place.fault(f"holds {len(data)} bytes for {what or f'{count} values of {dtype.itemsize} bytes'}")
+    return np.frombuffer(data, dtype)
 
 
 def candidates(spec: Spec) -> dict[str, list[Any]]:
@@ -229,6 +303,8 @@ def telling(step: Step, i: int, column: Column, changes: Changes = ()) -> list[A
     parameters = step.parameters
     if column.datatype == "BOOL":
         return []
+    if step.op in ("count", "hash"):
+        return list(telling_texts(step))
     if step.op in ("ordinal", "onehot"):
         convert = {"BYTES": str, "FP64": float, "INT64": int}[column.datatype]
         return [convert(category) for category in parameters["categories"] if column.datatype != "INT64"
@@ -270,7 +346,8 @@ def golden_rows(compiled: CompiledProgram, spec: Spec) -> tuple[dict[str, list[A
         if not accepted[name]:
             raise ConfigurationError(f"the program takes no value of the column {name!r} that could be thought of")
     longest = max(len(values) for values in accepted.values())
-    count = max(1, min(longest, MAX_ROWS, MAX_CELLS // len(spec.output.features)))
+    cells = WIDE_ROWS if is_wide(spec) else max(1, MAX_CELLS // len(spec.output.features))
+    count = min(longest, MAX_ROWS, cells)
     rows = {name: [accepted[name][(i + shift) % len(accepted[name])] for i in range(count)]
             for shift, name in enumerate(names)}
     refused = {row for row, _ in compiled.refusals(as_columns(rows, spec))}

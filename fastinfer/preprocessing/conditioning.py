@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastinfer.preprocessing.lowering import compile_spec
 from fastinfer.preprocessing.spec import Output, Spec, Step
+from fastinfer.preprocessing.vectors import Features
 
 WANTED: Final = 2.0**-26  # relative: a quarter of float32's last digit
 ROUNDING: Final = 2.0**-52  # of each of the sum's terms
@@ -34,7 +35,7 @@ def well_conditioned(spec: Spec, columns: Mapping[str, Any]) -> npt.NDArray[np.b
 
 def values_of(spec: Spec, names: Sequence[str], columns: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     """Values of the program, [rows, names]."""
-    output = Output("float64", "any", tuple([(name, name) for name in names]))
+    output = Output("float64", "any", Features([(name, name) for name in names]))
     compiled, _ = compile_spec(replace(spec, output=output))
     values: npt.NDArray[np.float64] = compiled.transform(dict(columns))
     return values

@@ -116,6 +116,23 @@ def observe_imputer(imputer: Any, origins: Origins) -> Origins:
     return kept + [None] * (len(imputer.indicator_.features_) if imputer.add_indicator else 0)
 
 
+def observe_vectorizer(vectorizer: Any, origins: Origins) -> Origins:
+    for origin in origins or ():
+        if origin is not None:
+            origin.evidence.text = True
+            origin.evidence.example = text_example(vectorizer)
+    return None
+
+
+def text_example(vectorizer: Any) -> str:
+    terms = getattr(vectorizer, "vocabulary_", None) if getattr(vectorizer, "analyzer", "") == "word" else None
+    return " ".join(sorted([str(term) for term in terms or ("some", "text")])[:5])
+
+
+def observe_hasher(hasher: Any, origins: Origins) -> Origins:
+    return observe_vectorizer(hasher, origins) if hasher.input_type == "string" else None
+
+
 def observe_function(transformer: Any, origins: Origins) -> Origins:
     return origins if transformer.func is None else [None] * len(origins or ())
 
@@ -142,6 +159,8 @@ OBSERVERS = {
     "TargetEncoder": observe_encoder,
     "SimpleImputer": observe_imputer,
     "FunctionTransformer": observe_function,
+    **dict.fromkeys(("CountVectorizer", "TfidfVectorizer", "HashingVectorizer"), observe_vectorizer),
+    "FeatureHasher": observe_hasher,
     **dict.fromkeys(SELECTORS, observe_selector),
 }
 

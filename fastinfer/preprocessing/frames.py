@@ -21,6 +21,8 @@ def columns_from(data: Any, columns: Sequence[Column], ignored: Sequence[str] = 
     Raises:
         InvalidRecordError: a column is missing, or a value is of a type that its column does not take.
     """
+    if len(columns) == 1 and columns[0].datatype == "BYTES" and is_series(data):
+        return {columns[0].name: as_datatype(columns[0], data)}
     if isinstance(data, np.ndarray):
         positions = array_positions(data, columns, ignored)
         return {column.name: as_datatype(column, data[:, i]) for i, column in zip(positions, columns, strict=True)}
@@ -31,6 +33,13 @@ def columns_from(data: Any, columns: Sequence[Column], ignored: Sequence[str] = 
         if column.name not in names:
             raise InvalidRecordError(f"the column {column.name!r} is missing", f"$.{column.name}")
     return {column.name: as_datatype(column, data[column.name]) for column in columns}
+
+
+def is_series(data: Any) -> bool:
+    """Whether the data are one column by itself: a series, a list of texts, an array of one dimension."""
+    if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
+        return len(data) > 0 and not isinstance(data[0], Mapping)
+    return getattr(data, "ndim", 0) == 1 or type(data).__name__ in ("Series", "ChunkedArray")
 
 
 def array_positions(data: np.ndarray[Any, Any], columns: Sequence[Column], ignored: Sequence[str]) -> Sequence[int]:

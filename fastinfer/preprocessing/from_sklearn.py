@@ -18,12 +18,14 @@ from fastinfer.preprocessing import (
     sklearn_rows,
     sklearn_selection,
     sklearn_splines,
+    sklearn_text,
 )
 from fastinfer.preprocessing.evidence import Sampled, columns_of
 from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Output, Spec
 from fastinfer.preprocessing.tracing import (
     FLOAT64,
     OBJECT,
+    Container,
     Feature,
     Matrix,
     Trace,
@@ -32,6 +34,7 @@ from fastinfer.preprocessing.tracing import (
     refuse,
     single,
 )
+from fastinfer.preprocessing.vectors import MAX_FEATURES, Features, Run, column_names, widths_of
 
 Converter = Callable[[Trace, Any, Matrix, str], Matrix]
 
@@ -46,15 +49,35 @@ def convert(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix
         return matrix
     name = type(transformer).__name__
     converter = CONVERTERS.get(name) if type(transformer).__module__.split(".")[0] == "sklearn" else None
+    if name == SCORES:
+        converter = sklearn_text.linear_scores
     if converter is None:
         raise refuse(path, f"{name} cannot be imported; known are {', '.join(sorted(CONVERTERS))}")
     if matrix.features and name not in ("Pipeline", "FeatureUnion"):
         check_width(transformer, matrix, path)
+    if matrix.container == "series" and name not in TAKES_SERIES:
+        raise refuse(path, f"it gets the column {matrix.features[0].name!r} as a vector, not as a frame")
+    if name not in ("Pipeline", "FeatureUnion") and sklearn_text.is_vector(matrix):
+        converter = vector_converter(name, matrix)
+        if converter is None:
+            converter, matrix = CONVERTERS[name], sklearn_text.spread(trace, matrix, path)
     try:
         result = converter(trace, transformer, matrix, path)
     except AttributeError as error:
         raise refuse(path, f"{name} is not fitted, or of a scikit-learn that is not known ({error})") from None
     return framed(transformer, result, name, path)
+
+
+def vector_converter(name: str, matrix: Matrix) -> Converter | None:
+    """How a transformer takes vectors as they are; None: it does not.
+
+    In a dense array it computes column by column, in another order than on a sparse matrix.
+    """
+    if name in sklearn_selection.SELECTORS:
+        return sklearn_text.selector
+    if name == SCORES:
+        return sklearn_text.linear_scores
+    return sklearn_text.VECTOR_CONVERTERS.get(name) if matrix.container == "sparse" else None
 
 
 def check_width(transformer: Any, matrix: Matrix, path: str) -> None:
@@ -94,9 +117,10 @@ def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> 
     parts = []
     for name, transformer, indices, vector in column_parts(fitted):
         inner = f"{path}.transformers[{name!r}]"
-        if vector:
-            raise refuse(inner, f"it gets the column {matrix.features[indices[0]].name!r} as a vector, not as a frame")
-        part = convert(trace, transformer, matrix.take(indices), inner)
+        taken = matrix.take(indices)
+        part = convert(trace, transformer, replace(taken, container="series") if vector else taken, inner)
+        if part.container == "series":
+            raise refuse(inner, "it gives a vector, not a matrix")
         parts.append(prefixed(weighted(trace, part, weights.get(name), inner), fitted, name))
     wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
     return stack(trace, parts, path, sparse=getattr(fitted, "sparse_output_", False), frame=wants_frame)
@@ -129,8 +153,16 @@ def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> M
     if weight is None or not matrix.features:
         return matrix
     features: list[Feature | None] = [None] * matrix.width
+    for i, feature in enumerate(matrix.features):
+        if feature.kind == "vector":
+            result = np.result_type(np.empty(0, feature.dtype), weight)
+            factor = constant_in(weight, result)
+            (value,) = trace.write("scale", path, [feature], by=factor, **single(result))
+            features[i] = replace(feature, value=value, dtype=result)
     for dtype in dict.fromkeys(feature.dtype for feature in matrix.features):
-        indices = [i for i, feature in enumerate(matrix.features) if feature.dtype == dtype]
+        indices = [i for i, feature in enumerate(matrix.features) if feature.dtype == dtype and features[i] is None]
+        if not indices:
+            continue
         result = OBJECT if dtype == OBJECT else np.result_type(np.empty(0, dtype), weight)
         part = trace.numbers(replace(matrix.take(indices), container="array").as_array(result), path)
         part = trace.arithmetic("multiply", path, part, constant_in(weight, result))
@@ -198,23 +230,48 @@ CONVERTERS: Final[Mapping[str, Converter]] = {
     "OneHotEncoder": sklearn_categories.one_hot_encoder,
     "OrdinalEncoder": sklearn_categories.ordinal_encoder,
     "TargetEncoder": sklearn_categories.target_encoder,
+    "CountVectorizer": sklearn_text.count_vectorizer,
+    "TfidfVectorizer": sklearn_text.tfidf_vectorizer,
+    "TfidfTransformer": sklearn_text.tfidf_transformer,
+    "HashingVectorizer": sklearn_text.hashing_vectorizer,
+    "FeatureHasher": sklearn_text.feature_hasher,
     **dict.fromkeys(sklearn_selection.SELECTORS, sklearn_selection.selector),
 }
+SCORES: Final = "LinearScores"  # what the import puts behind a matrix that is too wide to be served
+TEXT: Final = "text"  # the column of a pipeline that was fitted on a list of texts
+TAKES_SERIES: Final = ("Pipeline", "FeatureUnion", *sklearn_text.VECTORIZERS)  # one column by itself
 
 
-def raw_names(transformer: Any, path: str) -> tuple[list[str], bool]:
-    """The raw columns' names, and whether a frame was fitted (else they are x0, x1, … as scikit-learn has it)."""
-    first = transformer
-    while type(first).__name__ == "Pipeline" and first.steps:
-        first = next((step for _, step in first.steps if step is not None and not isinstance(step, str)), None)
+def first_step(transformer: Any) -> Any:
+    """The first transformer of a pipeline that does something."""
+    while type(transformer).__name__ == "Pipeline" and transformer.steps:
+        transformer = next((step for _, step in transformer.steps if step is not None and not isinstance(step, str)),
+                           None)
+    return transformer
+
+
+def raw_names(transformer: Any, path: str) -> tuple[list[str], Container]:
+    """The raw columns' names, and what they were fitted in: a frame, or an array (then they are x0, x1, …).
+
+    Vectorizers take a "series" of text, whose column is called `TEXT`; a hasher of fields takes "records", whose names
+    only a sample knows.
+    """
+    first = first_step(transformer)
+    while type(first).__name__ == "FeatureUnion":
+        first = first_step(next((step for _, step in first.transformer_list if not isinstance(step, str)), None))
+    if type(first).__name__ in sklearn_text.VECTORIZERS:
+        return [TEXT], "series"
+    if type(first).__name__ == "FeatureHasher":
+        return [], "records" if first.input_type == "dict" else "array"
+    first = first_step(transformer)
     names = getattr(first, "feature_names_in_", None)
     if names is not None:
-        return [str(name) for name in names], True
+        return [str(name) for name in names], "frame"
     count = getattr(first, "n_features_in_", None)
     if count is None:
         raise refuse(path, f"{type(first).__name__} does not say how many columns it was fitted on; "
                            "give a sample, or fit the pipeline again")
-    return [f"x{i}" for i in range(int(count))], False
+    return [f"x{i}" for i in range(int(count))], "array"
 
 
 def trace_sklearn(
@@ -223,7 +280,7 @@ def trace_sklearn(
     dtype: str,
     allow: str,
     names: Sequence[str],
-    framed: bool,
+    container: Container,
     samples: Mapping[str, Sampled] | None,
     missing: Mapping[str, str],
     path: str,
@@ -233,7 +290,7 @@ def trace_sklearn(
     Args:
         dtype: of the output, "float32" or "float64".
         allow: what the estimator behind it takes, see `Output`.
-        names, framed: of the raw columns, see `raw_names`.
+        names, container: of the raw columns, see `raw_names`.
         samples: each column's type in a sample, or None.
         missing: columns whose missing values are known to be "nan" or "none".
         path: what the transformer is called in messages.
@@ -241,20 +298,21 @@ def trace_sklearn(
     Raises:
         ImportRefusedError: what cannot be expressed, by its path.
     """
-    columns = columns_of(transformer, names, samples, framed=framed, missing=missing, path=path)
+    columns = columns_of(transformer, names, samples, framed=container != "array", missing=missing, path=path)
     trace = Trace(taken=set(names))
-    matrix = convert(trace, transformer, raw_matrix(columns, framed, samples), path)
-    if not 0 < matrix.width <= MAX_WIDTH:
-        raise refuse(path, f"it gives {matrix.width:,} features; 1 to {MAX_WIDTH:,} are served")
+    matrix = convert(trace, transformer, raw_matrix(columns, container, samples), path)
+    sparse = matrix.container == "sparse"
+    most = MAX_FEATURES if sparse else MAX_WIDTH
+    if not 0 < matrix.width <= most:
+        raise refuse(path, f"it gives {matrix.width:,} features; 1 to {most:,} are served")
     matrix = finished(trace, matrix, dtype, path)
-    labels = feature_names(transformer, matrix)
-    features = tuple(zip(labels, [feature.value for feature in matrix.features], strict=True))
-    read = {source for step in trace.steps for source in step.sources} | {value for _, value in features}
+    features = named(transformer, matrix, column_names(trace.steps, widths_of(trace.steps)))
+    read = {source for step in trace.steps for source in step.sources} | {feature.value for feature in matrix.features}
     ignored = tuple([column.name for column in columns if column.name not in read])
     if len(ignored) == len(columns):
         raise refuse(path, "it reads no column")
     return Spec(tuple([column for column in columns if column.name in read]), tuple(trace.steps),
-                Output(dtype, allow, features), ignored)
+                Output(dtype, allow, features, sparse), ignored)
 
 
 def whole(column: Column, sampled: np.dtype[Any] | None) -> str:
@@ -266,7 +324,7 @@ def whole(column: Column, sampled: np.dtype[Any] | None) -> str:
     return "no" if sampled.kind not in "iu" else "yes" if sampled.itemsize >= 4 else "narrow"
 
 
-def raw_matrix(columns: Sequence[Column], framed: bool, samples: Mapping[str, Sampled] | None) -> Matrix:
+def raw_matrix(columns: Sequence[Column], container: Container, samples: Mapping[str, Sampled] | None) -> Matrix:
     kinds = {"FP64": "number", "BOOL": "number", "INT64": "integer", "BYTES": "text"}
     features = tuple([
         Feature(column.name, column.name, kinds[column.datatype],  # type: ignore[arg-type]
@@ -276,7 +334,7 @@ def raw_matrix(columns: Sequence[Column], framed: bool, samples: Mapping[str, Sa
                 whole=whole(column, None if samples is None else samples[column.name].dtype))
         for column in columns
     ])
-    return Matrix(features, "frame" if framed else "array")
+    return Matrix(features, container)
 
 
 def finished(trace: Trace, matrix: Matrix, dtype: str, path: str) -> Matrix:
@@ -289,15 +347,34 @@ def finished(trace: Trace, matrix: Matrix, dtype: str, path: str) -> Matrix:
     values = trace.write("cast", path, integers, **(single(np.dtype(np.float32)) if straight else {"dtype": "float64"}))
     plain = dict(zip(integers, values, strict=True))
     matrix = replace(matrix, features=tuple([
-        replace(feature, value=plain.get(feature, feature.value), kind="number") for feature in matrix.features
+        replace(feature, value=plain.get(feature, feature.value),
+                kind="vector" if feature.kind == "vector" else "number") for feature in matrix.features
     ]))
     return unsigned(trace, matrix, path) if matrix.container == "sparse" else matrix
 
 
-def feature_names(transformer: Any, matrix: Matrix) -> list[str]:
-    """scikit-learn's names, or the trace's where scikit-learn has none (a FunctionTransformer without them)."""
+def named(transformer: Any, matrix: Matrix, own: Mapping[str, Sequence[str]]) -> Features:
+    """The output's features under scikit-learn's names, or the trace's where scikit-learn has none.
+
+    It has none of a FunctionTransformer without them, and of hashes. ``own``: what the steps call a vector's columns.
+    """
     try:
-        names = [str(name) for name in transformer.get_feature_names_out()]
+        labels = [str(name) for name in transformer.get_feature_names_out()]
     except (AttributeError, ValueError, ImportRefusedError):
-        names = []
-    return names if len(names) == matrix.width else [feature.name for feature in matrix.features]
+        labels = []
+    parts: list[tuple[str, str] | Run] = []
+    start = 0
+    for feature in matrix.features:
+        given = labels[start : start + feature.width] if len(labels) == matrix.width else None
+        start += feature.width
+        if feature.kind != "vector":
+            parts.append((feature.name if given is None else given[0], feature.value))
+            continue
+        names: Sequence[str] = list(feature.column_names()) if given is None and feature.names != own[feature.value] \
+            else given or ()
+        if not names or (len(names) == len(own[feature.value])
+                         and all(a == feature.name + b for a, b in zip(names, own[feature.value], strict=True))):
+            parts.append(Run(feature.name, own[feature.value], feature.value))
+        else:
+            parts.append(Run("", names, feature.value, named=True))
+    return Features(parts)

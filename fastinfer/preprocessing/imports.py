@@ -1,5 +1,6 @@
 """The import of a fitted scikit-learn transformer, proven: its golden rows come from scikit-learn itself."""
 
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +22,11 @@ from fastinfer.preprocessing.tracing import refuse
 
 def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: str) -> Spec:
     """The certified spec of a fitted transformer; see `Program.from_sklearn`."""
-    names, framed = raw_names(fitted, path)
+    names, container = raw_names(fitted, path)
+    if container in ("series", "records") or not names:
+        sample, names = text_sample(sample, names, container, path)
     samples, missing = sample_types(sample, names, path)
-    spec = trace_sklearn(fitted, dtype=dtype, allow=allow, names=names, framed=framed, samples=samples,
+    spec = trace_sklearn(fitted, dtype=dtype, allow=allow, names=names, container=container, samples=samples,
                          missing=missing, path=path)
     try:
         compiled, precision = compile_spec(spec)
@@ -31,18 +34,44 @@ def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: st
     except ConfigurationError as error:
         raise refuse(path, str(error)) from None
     spec = with_nullable(spec, nullable)
-    got = compiled.transform(certificate.as_columns(rows, spec))
-    expected = transformed(fitted, raw_frame(spec, rows, names, framed), dtype, path)
+    got = certificate.run(compiled, spec, certificate.as_columns(rows, spec))
+    expected = transformed(fitted, raw_frame(spec, rows, names, container), dtype, path)
     if expected.shape != got.shape:
         raise refuse(path, f"scikit-learn gives {expected.shape[1]} features, the program {got.shape[1]}")
+    if not certificate.is_wide(spec):
+        expected = dense(expected)
     found = certificate.difference(expected, got, precision)
     if found is not None:
         row, feature = found
         shown = certificate.shown_row(rows, row)
         raise refuse(path, f"feature {spec.output.features[feature][0]!r} would be {got[found]} where scikit-learn "
                            f"gives {expected[found]} ({shown})")
-    versions = {name: version(name) for name in ("scikit-learn", "numpy")}
+    versions = {**{name: version(name) for name in ("scikit-learn", "numpy")}, "unicode": unicodedata.unidata_version}
     return replace(spec, certificate=certificate.make(spec, rows, expected, versions))
+
+
+def text_sample(sample: Any, names: Sequence[str], container: str, path: str) -> tuple[Any, list[str]]:
+    """A sample of texts, or of mappings, as a frame; and its columns' names.
+
+    Raises:
+        ImportRefusedError: only a sample can tell the names, and there is none.
+    """
+    if sample is None and not names:
+        raise refuse(path, "only a sample tells which fields it hashes; give one")
+    if sample is None:
+        return None, list(names)
+    import pandas as pd
+
+    if container == "array":
+        frame = pd.DataFrame(np.asarray(sample, dtype=object))
+        return frame.to_numpy(), [f"x{i}" for i in range(frame.shape[1])]
+    if container == "series" and not hasattr(sample, "columns"):
+        named = getattr(sample, "name", None)
+        sample = pd.DataFrame({names[0] if named is None else str(named): pd.Series(sample)})
+    frame = pd.DataFrame(sample).rename(columns=str)
+    if container == "series" and frame.shape[1] != 1:
+        raise refuse(path, f"a sample of {frame.shape[1]} columns for one column of text")
+    return frame, list(frame.columns)
 
 
 def sample_types(sample: Any, names: Sequence[str], path: str) -> tuple[
@@ -92,13 +121,18 @@ def numpy_dtype(values: Any) -> np.dtype[Any]:
     return array.dtype
 
 
-def raw_frame(spec: Spec, rows: Mapping[str, Sequence[Any]], names: Sequence[str], framed: bool) -> Any:
-    """The golden rows as what the transformer was fitted on: a frame, or one array."""
+def raw_frame(spec: Spec, rows: Mapping[str, Sequence[Any]], names: Sequence[str], container: str) -> Any:
+    """The golden rows as what the transformer was fitted on: a frame, one array, a list of texts, or mappings."""
     columns = {column.name: raw_column(column, rows[column.name]) for column in spec.columns}
     count = len(next(iter(columns.values())))
     for name in spec.ignored:
         columns[name] = np.zeros(count)
-    if framed:
+    if container == "series":
+        return list(columns[names[0]])
+    if container == "records":
+        return [{name: values[i] for name, values in columns.items() if not is_missing(values[i])}
+                for i in range(count)]
+    if container == "frame":
         import pandas as pd
 
         # A bare array of objects would become a column of strings, and its None NaN.
@@ -123,14 +157,18 @@ def raw_column(column: Column, values: Sequence[Any]) -> Any:
     return array
 
 
-def transformed(fitted: Any, frame: Any, dtype: str, path: str) -> npt.NDArray[Any]:
-    """What scikit-learn makes of the rows, as a dense array."""
+def transformed(fitted: Any, frame: Any, dtype: str, path: str) -> Any:
+    """What scikit-learn makes of the rows: an array, or a CSR matrix."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
             result = fitted.transform(frame)
         except Exception as error:  # whatever a transformer raises: the import cannot be proven then
             raise refuse(path, f"scikit-learn refuses rows that the program takes: {error}") from error
-        if hasattr(result, "toarray"):
-            result = result.toarray()
+        if hasattr(result, "tocsr"):
+            return result.tocsr().astype(dtype)
         return np.asarray(result).astype(dtype)
+
+
+def dense(result: Any) -> npt.NDArray[Any]:
+    return np.asarray(result.toarray() if hasattr(result, "toarray") else result)

@@ -5,7 +5,7 @@ a column goes through its whole chain while it is in the cache, and few register
 reused as soon as their value has been read for the last time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -13,7 +13,9 @@ import numpy as np
 
 from fastinfer._core import CompiledProgram, Instruction, Signature, Tensor
 from fastinfer.errors import ConfigurationError
-from fastinfer.preprocessing.spec import FUNCTIONS, KINDS, SCIPY_FUNCTIONS, Column, Spec, Step
+from fastinfer.preprocessing import lowering_vectors
+from fastinfer.preprocessing.spec import FUNCTIONS, KINDS, SCIPY_FUNCTIONS, Column, Kind, Spec, Step
+from fastinfer.preprocessing.vectors import Features, Run, widths_of
 
 LOADS: Final = {"FP64": "load_float64", "INT64": "load_int64", "BOOL": "load_bool", "BYTES": "load_text"}
 DENSE_L1, DENSE_L2, LARGEST, SPARSE_L1, SPARSE_L2 = range(5)  # how rows.pyx takes a norm
@@ -23,15 +25,35 @@ NORMS: Final = {("l1", False): DENSE_L1, ("l2", False): DENSE_L2, ("max", False)
 NEAR_END: Final = 1e-7
 NORMAL_ENDS: Final = (-5.199337582605575, 5.19933758270342)
 FLAGS: Final = {"nan": 1, "none": 2, "any": 3}
+CODE: Final = "\0code of "  # how the value of a one-hot encoding begins
 NO_CODE: Final = -1.0  # a category that leaves all columns of a one-hot encoding at zero
+Bank = Literal["number", "text", "vector"]
 # How near a value is to scikit-learn's: the same bits on every machine; 1 ulp, behind a function that the machine's
 # mathematical library rounds; 1 ulp of float32, behind several of them or a sum whose order the machine chooses.
 Precision = Literal["exact", "ulp", "single"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("exact", "ulp", "single")
-GATHERING: Final = ("row_norm", "divide_values", "multiply_values", "project")  # kernels that read several registers
+# Kernels that read several registers,
+GATHERING: Final = ("row_norm", "divide_values", "multiply_values", "project", *lowering_vectors.GATHERING)
 SCATTERING: Final = ("project", "spline")  # and that write several
-OVERWRITING: Final = ("project",)  # and that write before they have read all
-REFUSING: Final = ("lookup_number", "lookup_integer", "lookup_text", "spline")  # and that may refuse a row
+OVERWRITING: Final = ("project", *lowering_vectors.GATHERING)  # and that write before they have read all
+REFUSING: Final = ("lookup_number", "lookup_integer", "lookup_text", "spline",
+                   "count_text", "hash_text", "hash_words")  # and that may refuse a row
+
+
+class Precisions(Sequence[Precision]):
+    """The precision of each feature, kept once for all columns of a vector."""
+
+    def __init__(self, parts: Sequence[Precision], features: Features) -> None:
+        self.parts = parts
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.parts[self.features.part_of(index)]
 
 
 @dataclass(slots=True)
@@ -51,6 +73,13 @@ class Atom:
     column: int
     text: bool = False
 
+    @property
+    def bank(self) -> "Bank":
+        """Which registers it writes."""
+        if self.instruction.kernel in lowering_vectors.WRITING:
+            return "vector"
+        return "text" if self.text else "number"
+
 
 @dataclass(slots=True)
 class Hot:
@@ -68,16 +97,23 @@ class Program:
     atoms: dict[str, Atom] = field(default_factory=dict)
     checks: dict[str, list[Atom]] = field(default_factory=dict)
     hot: dict[str, Hot] = field(default_factory=dict)
+    slices: dict[str, tuple[str, int]] = field(default_factory=dict)  # values that are one column of a vector
+    widths: dict[str, int] = field(default_factory=dict)  # of vectors
     precision: dict[str, Precision] = field(default_factory=dict)  # of values that are not exact
 
-    def column_of(self, value: str) -> int:
-        return self.atoms[self.hot[value].code if value in self.hot else value].column
+    def origin(self, value: str) -> str:
+        """The value that is computed: the code of a one-hot column, the vector of a slice."""
+        return self.hot[value].code if value in self.hot else self.slices.get(value, (value, 0))[0]
 
-    def kind_of(self, value: str) -> str:
-        if value in self.hot:
+    def column_of(self, value: str) -> int:
+        return self.atoms[self.origin(value)].column
+
+    def kind_of(self, value: str) -> Kind:
+        if value in self.hot or value in self.slices:
             return "number"
         atom = self.atoms[value]
-        return "text" if atom.text else "integer" if atom.instruction.kernel == "load_int64" else "number"
+        integer = atom.instruction.kernel == "load_int64"
+        return "integer" if integer else atom.bank
 
     def add(self, kernel: str, sources: str | tuple[str, ...], targets: str | tuple[str, ...] | None, *,
             text: bool = False, precision: Precision = "exact", **fields: Any) -> None:
@@ -118,9 +154,11 @@ def lower_cast(program: Program, step: Step, i: int) -> None:
 
 
 def lower_check(program: Program, step: Step, i: int) -> None:
-    source = step.sources[i]
-    kernel = {"finite": "check_finite", "nan": "check_not_infinite", "positive": "check_positive"}[
-        step.parameters["allow"]]
+    source, allow = step.sources[i], step.parameters["allow"]
+    if program.kind_of(source) == "vector":
+        program.add("check_vector", source, None, a=float(allow == "nan"))
+        return
+    kernel = {"finite": "check_finite", "nan": "check_not_infinite", "positive": "check_positive"}[allow]
     program.add("check_text" if program.kind_of(source) == "text" else kernel, source, None)
 
 
@@ -196,7 +234,7 @@ def lower_ordinal(program: Program, step: Step, i: int) -> None:
 
 def lower_onehot(program: Program, step: Step, i: int) -> None:
     """The code goes into a value of its own; its columns are made only where something but the output reads them."""
-    code = "\0code of " + (step.targets[0] if step.targets else repr(step))
+    code = CODE + (step.targets[0] if step.targets else repr(step))
     positions = [NO_CODE if position is None else float(position) for position in step.parameters["positions"]]
     lower_encoding(program, step, code, positions)
     for position, target in enumerate(step.targets):
@@ -300,12 +338,13 @@ WHOLE_LOWERINGS: Final[Mapping[str, Callable[[Program, Step], None]]] = {
     "normalize": lower_normalize,
     "polynomial": lower_polynomial,
     "project": lower_project,
+    **lowering_vectors.LOWERINGS,
 }
 
 
 def build(spec: Spec) -> Program:
     """Every step as atoms."""
-    program = Program(spec)
+    program = Program(spec, widths=widths_of(spec.steps))
     for i, column in enumerate(spec.columns):
         kernel = "load_float32" if column.dtype == "float32" else LOADS[column.datatype]
         flags = FLAGS[column.missing] if column.datatype == "BYTES" else 0
@@ -313,7 +352,7 @@ def build(spec: Spec) -> Program:
         program.atoms[column.name] = Atom(instruction, (), (column.name,), i, KINDS[column.datatype] == "text")
     for step in spec.steps:
         for source in step.sources:
-            if source in program.hot:
+            if source in program.hot or source in program.slices:
                 materialise(program, source)
         if step.op in WHOLE_LOWERINGS:
             WHOLE_LOWERINGS[step.op](program, step)
@@ -324,8 +363,11 @@ def build(spec: Spec) -> Program:
 
 
 def materialise(program: Program, value: str) -> None:
-    """Make a one-hot column a value of its own, once."""
-    if value not in program.atoms:
+    """Make a one-hot column, or a column of a vector, a value of its own, once."""
+    if value not in program.atoms and value in program.slices:
+        vector, position = program.slices[value]
+        program.add("vector_column", vector, value, table=position)
+    elif value not in program.atoms:
         hot = program.hot[value]
         program.add("is_code", hot.code, value, a=float(hot.position))
 
@@ -364,21 +406,31 @@ def emit(program: Program) -> list[Atom]:
     """All atoms in running order."""
     output = program.spec.output
     if output.allow != "any":
-        for value in dict.fromkeys(value for _, value in output.features if value not in program.hot):
+        read = [part.value if isinstance(part, Run) else program.origin(part[1]) for part in output.features.parts]
+        for value in dict.fromkeys(value for value in read if not value.startswith(CODE)):
             check_output(program, value)
     emission = Emission(program)
     groups: dict[str, dict[int, int]] = {}
-    for target, (_, value) in enumerate(output.features):
-        hot = program.hot.get(value)
-        if hot is not None and hot.position not in groups.get(hot.code, {}):
-            groups.setdefault(hot.code, {})[hot.position] = target
+    for part, start in zip(output.features.parts, output.features.starts.tolist(), strict=False):
+        if isinstance(part, Run):
+            emission.store(f"store_vector_{output.dtype}", part.value, start)
             continue
-        if hot is not None:
+        value = part[1]
+        hot, (vector, position) = program.hot.get(value), program.slices.get(value, ("", -1))
+        group, place = (hot.code, hot.position) if hot is not None else (vector, position)
+        if place >= 0 and place not in groups.get(group, {}):
+            groups.setdefault(group, {})[place] = start
+            continue
+        if place >= 0:
             materialise(program, value)
-        emission.store(f"store_{output.dtype}", value, target)
-    for code, columns in groups.items():
-        table = [columns.get(position, -1) for position in range(max(columns) + 1)]
-        emission.store(f"scatter_{output.dtype}", code, 0, table)
+        emission.store(f"store_{output.dtype}", value, start)
+    for group, columns in groups.items():
+        if group.startswith(CODE):
+            table = [columns.get(position, -1) for position in range(max(columns) + 1)]
+            emission.store(f"scatter_{output.dtype}", group, 0, table)
+        else:
+            width = program.widths[group]
+            emission.store(f"store_vector_{output.dtype}", group, 0, [columns.get(i, -1) for i in range(width)])
     for value, atom in list(program.atoms.items()):  # what may refuse a row must run, whether or not it is read
         if value in program.checks or atom.instruction.kernel in REFUSING:
             emission.value(value)
@@ -387,30 +439,34 @@ def emit(program: Program) -> list[Atom]:
 
 def check_output(program: Program, value: str) -> None:
     """What the estimator refuses; after the cast, since float32 may overflow."""
+    if program.kind_of(value) == "vector":
+        program.add("check_vector", value, None, a=float(program.spec.output.allow == "nan"),
+                    single=program.spec.output.dtype == "float32")
+        return
     kernel = {"finite": "check_finite", "nan": "check_not_infinite"}[program.spec.output.allow]
     if program.spec.output.dtype == "float32":
         kernel += "_float32"
     program.add(kernel, value, None)
 
 
-def allocate(order: list[Atom]) -> tuple[list[Instruction], int, int]:
-    """Registers for values: (instructions, number registers, text registers)."""
+def allocate(order: list[Atom]) -> tuple[list[Instruction], dict[Bank, int]]:
+    """Registers for values: (instructions, how many registers of each bank)."""
     last = {value: i for i, atom in enumerate(order) for value in atom.reads}
-    free: dict[bool, list[int]] = {False: [], True: []}
-    used = {False: 0, True: 0}
-    register: dict[str, tuple[bool, int]] = {}
+    free: dict[Bank, list[int]] = {"number": [], "text": [], "vector": []}
+    used: dict[Bank, int] = {"number": 0, "text": 0, "vector": 0}
+    register: dict[str, tuple[Bank, int]] = {}
 
     def release(atom: Atom, i: int) -> None:
         for value in dict.fromkeys(atom.reads):
             if last[value] == i:
-                text, index = register.pop(value)
-                free[text].append(index)
+                bank, index = register.pop(value)
+                free[bank].append(index)
 
-    def take(text: bool) -> int:
-        if free[text]:
-            return free[text].pop()
-        used[text] += 1
-        return used[text] - 1
+    def take(bank: Bank) -> int:
+        if free[bank]:
+            return free[bank].pop()
+        used[bank] += 1
+        return used[bank] - 1
 
     instructions = []
     for i, atom in enumerate(order):
@@ -423,7 +479,7 @@ def allocate(order: list[Atom]) -> tuple[list[Instruction], int, int]:
             changes["source"] = reads[0]
         if kernel not in OVERWRITING:
             release(atom, i)  # the target may take a source's place: the kernel reads a row before it writes it
-        writes = [take(atom.text) for _ in atom.writes]
+        writes = [take(atom.bank) for _ in atom.writes]
         if kernel in OVERWRITING:
             release(atom, i)
         if kernel in SCATTERING:
@@ -432,14 +488,14 @@ def allocate(order: list[Atom]) -> tuple[list[Instruction], int, int]:
             changes["target"] = writes[0]
         for value, index in zip(atom.writes, writes, strict=True):
             if value in last:
-                register[value] = (atom.text, index)
+                register[value] = (atom.bank, index)
             else:
-                free[atom.text].append(index)
+                free[atom.bank].append(index)
         instructions.append(atom.instruction._replace(**changes))
-    return instructions, used[False], used[True]
+    return instructions, used
 
 
-def compile_spec(spec: Spec) -> tuple[CompiledProgram, tuple[Precision, ...]]:
+def compile_spec(spec: Spec) -> tuple[CompiledProgram, Precisions]:
     """The compiled program, and each output's precision.
 
     Raises:
@@ -447,11 +503,13 @@ def compile_spec(spec: Spec) -> tuple[CompiledProgram, tuple[Precision, ...]]:
     """
     program = build(spec)
     order = emit(program)
-    precision = tuple([program.precision.get(program.hot[value].code if value in program.hot else value, "exact")
-                       for _, value in spec.output.features])
-    instructions, numbers, texts = allocate(order)
+    features = spec.output.features
+    values = [part.value if isinstance(part, Run) else part[1] for part in features.parts]
+    precision = Precisions([program.precision.get(program.origin(value), "exact") for value in values], features)
+    instructions, used = allocate(order)
     width = len(spec.output.features)
-    compiled = CompiledProgram(signature_of(spec.columns), instructions, numbers, texts, width, spec.output.dtype)
+    compiled = CompiledProgram(signature_of(spec.columns), instructions, used["number"], used["text"], width,
+                               spec.output.dtype, used["vector"])
     return compiled, precision
 
 

@@ -13,8 +13,9 @@ from fastinfer._core import CompiledProgram, Signature, Task
 from fastinfer.errors import ConfigurationError, ModelLoadError
 from fastinfer.preprocessing import certificate
 from fastinfer.preprocessing.frames import columns_from
-from fastinfer.preprocessing.lowering import Precision, compile_spec
-from fastinfer.preprocessing.spec import Column, Place, Spec, document, parse, parse_task
+from fastinfer.preprocessing.lowering import Precisions, compile_spec
+from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Place, Spec, parse, parse_task
+from fastinfer.preprocessing.writing import document
 
 
 @final
@@ -33,7 +34,7 @@ class Program:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.compiled: CompiledProgram
-        self.precision: tuple[Precision, ...]
+        self.precision: Precisions
         self.compiled, self.precision = compile_spec(spec)
 
     @classmethod
@@ -141,20 +142,35 @@ class Program:
         """The features' names, as scikit-learn gives them."""
         return np.array([name for name, _ in self.spec.output.features], dtype=object)
 
-    def transform(self, data: Any) -> npt.NDArray[Any]:
-        """Features of a frame.
+    def transform(self, data: Any) -> Any:
+        """Features of a frame, as scikit-learn's `transform` gives them.
 
         Args:
             data: a pandas, polars or Arrow frame, a mapping of column name to values, a list of records, or an array
-                [rows, columns]. Columns are found by name; more than the program reads are ignored.
+                [rows, columns]. Columns are found by name; more than the program reads are ignored. A program of one
+                column of text also takes a series or a list of texts.
 
         Returns:
-            array [rows, width] of the program's dtype, row-major.
+            array [rows, width] of the program's dtype, row-major; a scipy CSR matrix of that shape and dtype where
+            scikit-learn gives a sparse one.
 
         Raises:
             InvalidRecordError: a column or a value is missing, of another type, or refused as scikit-learn refuses it.
             UnknownCategoryError: a category that the pipeline is set to refuse.
         """
+        if not self.spec.output.sparse:
+            return self.transform_dense(data)
+        columns = columns_from(data, self.spec.columns, self.spec.ignored)
+        return certificate.csr_matrix(self.compiled.transform_sparse(columns), self.width)
+
+    def transform_dense(self, data: Any) -> npt.NDArray[Any]:
+        """As `transform`, always as an array: what the estimator behind the program gets in the server.
+
+        Raises:
+            ConfigurationError: the program is too wide for that.
+        """
+        if self.width > MAX_WIDTH:
+            raise ConfigurationError(f"{self.width:,} features are too many for a dense array; {MAX_WIDTH:,} are not")
         return self.compiled.transform(columns_from(data, self.spec.columns, self.spec.ignored))
 
 
@@ -164,7 +180,9 @@ def lines(whole: Mapping[str, Any]) -> Iterator[str]:
     for i, (key, value) in enumerate(whole.items()):
         yield f"{',' if i else ''}\n  {compact(key)}: "
         if key == "output":
-            yield f'{{"dtype": {compact(value["dtype"])}, "allow": {compact(value["allow"])}, "features": '
+            yield "".join([f'{"," if j else "{"}"{member}": {compact(value[member])}'
+                           for j, member in enumerate(key for key in value if key != "features")])
+            yield ', "features": '
             value = value["features"]
         if isinstance(value, list) and value and isinstance(value[0], dict):
             yield "[\n    " + ",\n    ".join([compact(entry) for entry in value]) + "\n  ]"

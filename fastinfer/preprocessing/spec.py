@@ -6,15 +6,17 @@ writes new ones (``to``); nothing is written twice. ``docs/reference/features.md
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from fastinfer.errors import ConfigurationError
+from fastinfer.preprocessing import vectors
+from fastinfer.preprocessing.vectors import Features, Run
 
 VERSION: Final = 1
 MAX_WIDTH: Final = 16_384  # features of a dense program
-Kind = Literal["number", "integer", "text"]
+Kind = Literal["number", "integer", "text", "vector"]
 KINDS: Final[Mapping[str, Kind]] = {"FP64": "number", "INT64": "integer", "BOOL": "number", "BYTES": "text"}
 # A column's dtype as fitted, for each datatype it may travel as.
 DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -84,12 +86,14 @@ class Output:
     Attributes:
         dtype: "float32" or "float64".
         allow: what the estimator takes: "finite", "nan" (missing too) or "any".
-        features: pairs of feature name and value name, in order.
+        features: pairs of feature name and value name, in order; a vector's columns may stand as one run.
+        sparse: scikit-learn gives a sparse matrix, and so does `Program.transform`.
     """
 
     dtype: str
     allow: str
-    features: tuple[tuple[str, str], ...]
+    features: Features
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,14 +256,15 @@ class Operation:
     Attributes:
         kinds: the kinds of value it reads.
         result: the kind it writes; "same" as it read; None where it writes nothing.
-        shape: "each" (from and to pair up), "one" (one to one), "many" (one to many) or "all" (many to many).
+        shape: "each" (from and to pair up), "one" (one to one), "many" (one to many), "all" (many to many) or "join"
+            (many to one).
         required, optional: its parameters and how each is read.
         vectors: parameters with one entry for each value it reads.
     """
 
     kinds: tuple[Kind, ...]
     result: Kind | Literal["same"] | None
-    shape: Literal["each", "one", "many", "all"]
+    shape: Literal["each", "one", "many", "all", "join"]
     required: Mapping[str, Callable[[Place], Any]] = field(default_factory=dict)
     optional: Mapping[str, Callable[[Place], Any]] = field(default_factory=dict)
     vectors: tuple[str, ...] = ()
@@ -268,10 +273,20 @@ class Operation:
 ARITHMETIC: Final = Operation(
     ("number",), "number", "each", {"by": Place.numbers}, {"dtype": read_dtype}, vectors=("by",)
 )
+ANALYSIS: Final[Mapping[str, Callable[[Place], Any]]] = {
+    "analyzer": vectors.read_analyzer, "ngrams": vectors.read_ngrams, "lowercase": Place.flag,
+}
+ANALYSIS_OPTIONS: Final[Mapping[str, Callable[[Place], Any]]] = {
+    "strip_accents": vectors.read_strip, "token_pattern": vectors.read_pattern, "stop_words": vectors.read_terms,
+    "binary": Place.flag, "dtype": read_dtype,
+}
+HASHING: Final[Mapping[str, Callable[[Place], Any]]] = {
+    "features": vectors.read_features, "alternate_sign": Place.flag,
+}
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "cast": Operation(("number", "integer"), "number", "each", {"dtype": read_dtype}),
     "check": Operation(
-        ("number", "text"), None, "each", {"allow": lambda place: place.choice("finite", "nan", "positive")}
+        ("number", "text", "vector"), None, "each", {"allow": lambda place: place.choice("finite", "nan", "positive")}
     ),
     "impute": Operation(
         ("number", "text"), "same", "each", {"missing": read_missing, "fill": read_fills}, vectors=("fill",)
@@ -323,6 +338,21 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "project": Operation(
         ("number",), "number", "all", {"matrix": read_matrix}, {"sparse": Place.flag, "dtype": read_dtype}
     ),
+    "count": Operation(("text",), "vector", "one", {**ANALYSIS, "vocabulary": vectors.read_terms}, ANALYSIS_OPTIONS),
+    "hash": Operation(("text",), "vector", "one", {**ANALYSIS, **HASHING}, ANALYSIS_OPTIONS),
+    "hash_words": Operation(("text",), "vector", "join", HASHING),
+    "hash_fields": Operation(("number", "text"), "vector", "join", {"names": Place.texts, **HASHING},
+                             {"dtype": read_dtype}),
+    "tfidf": Operation(("vector",), "vector", "one", {}, {"sublinear": Place.flag, "idf": Place.numbers,
+                                                          "dtype": read_dtype}),
+    "norm": Operation(("vector",), "vector", "one", {"norm": lambda place: place.choice("l1", "l2", "max")},
+                      {"dtype": read_dtype}),
+    "scale": Operation(("vector",), "vector", "one", {"by": vectors.read_scale}, {"dtype": read_dtype}),
+    "limit": Operation(("vector",), "vector", "one", {"low": Place.number, "high": Place.number}),
+    "pick": Operation(("vector",), "vector", "one", {"positions": vectors.read_positions}),
+    "join": Operation(("number", "vector"), "vector", "join"),
+    "spread": Operation(("vector",), "number", "many"),
+    "dot": Operation(("vector",), "number", "many", {"weights": Place.text, "bias": Place.numbers}),
 }
 
 
@@ -347,13 +377,14 @@ def parse(document: Any) -> Spec:
         if column.name in kinds:
             raise place.fault(f"the column {column.name!r} stands twice")
         kinds[column.name] = KINDS[column.datatype]
-    steps = tuple([parse_step(place, kinds) for place in members["steps"].items()])
+    widths: dict[str, int] = {}
+    steps = tuple([parse_step(place, kinds, widths) for place in members["steps"].items()])
     task = members.get("task")
     certificate = members.get("certificate")
     return Spec(
         columns,
         steps,
-        parse_output(members["output"], kinds),
+        parse_output(members["output"], kinds, widths, vectors.column_names(steps, widths)),
         members["ignored"].texts() if "ignored" in members else (),
         None if task is None or task.value is None else parse_task(task),
         None if certificate is None else certificate.value,
@@ -386,8 +417,8 @@ def column_name(place: Place) -> str:
     return place.text()
 
 
-def parse_step(place: Place, kinds: dict[str, Kind]) -> Step:
-    """Read a step and add the values it writes to ``kinds``."""
+def parse_step(place: Place, kinds: dict[str, Kind], widths: dict[str, int]) -> Step:
+    """Read a step and add the values it writes to ``kinds``, and a vector's columns to ``widths``."""
     if not isinstance(place.value, dict) or "op" not in place.value:
         raise place.wrong('an object with the member "op"')
     op = Place(place.value["op"], f"{place.path}.op").choice(*OPERATIONS)
@@ -404,6 +435,12 @@ def parse_step(place: Place, kinds: dict[str, Kind]) -> Step:
         if len(parameters[key]) != len(sources):
             raise members[key].fault(f"{len(parameters[key])} entries for {len(sources)} values")
     parameters = checked_parameters(op, members, parameters, kinds)
+    if op in vectors.VECTOR_OPERATIONS or operation.kinds == ("vector",):
+        parameters = vectors.check_vector_step(op, members, parameters, widths)
+    if operation.result == "vector":
+        widths[targets[0]] = vectors.vector_width(op, parameters, sources, widths)
+        if widths[targets[0]] > vectors.MAX_FEATURES:
+            raise members["to"].fault(f"{widths[targets[0]]} columns; a vector has at most {vectors.MAX_FEATURES:,}")
     for target in targets:
         kinds[target] = kinds[sources[0]] if operation.result == "same" else operation.result  # type: ignore[assignment]
     return Step(op, sources, targets, parameters, members["path"].text() if "path" in members else "")
@@ -412,7 +449,7 @@ def parse_step(place: Place, kinds: dict[str, Kind]) -> Step:
 def check_values(members: Mapping[str, Place], operation: Operation, kinds: Mapping[str, Kind]) -> None:
     """What a step reads exists and is of a kind it takes; what it writes is new."""
     sources = members["from"].items()
-    several = operation.shape in ("each", "all")
+    several = operation.shape in ("each", "all", "join")
     if not sources or (not several and len(sources) != 1):
         raise members["from"].wrong("one value or more" if several else "one value")
     first = kinds.get(sources[0].value)
@@ -425,8 +462,9 @@ def check_values(members: Mapping[str, Place], operation: Operation, kinds: Mapp
     if operation.result is None:
         return
     targets = members["to"].items()
-    if operation.shape in ("each", "one") and len(targets) != len(sources):
-        raise members["to"].fault(f"{len(targets)} values for {len(sources)}")
+    wanted = {"each": len(sources), "one": 1, "join": 1}.get(operation.shape, len(targets))
+    if len(targets) != wanted:
+        raise members["to"].fault(f"{len(targets)} values for {wanted}")
     seen: set[str] = set()
     for target in targets:
         if target.text() in kinds or target.value in seen:
@@ -554,20 +592,41 @@ def check_encoding(op: str, members: Mapping[str, Place], parameters: Mapping[st
             raise members["positions"].fault(f"a position past the {width} values of `to`")
 
 
-def parse_output(place: Place, kinds: Mapping[str, Kind]) -> Output:
-    members = place.members(("dtype", "allow", "features"), ("dtype", "allow", "features"))
-    features = []
-    for item in members["features"].items():
-        feature = item.members(("name", "value"), ("name", "value"))
-        name, value = feature["name"].text(), feature["value"].text()
-        if value not in kinds:
-            raise feature["value"].fault(f"no column and no step is called {value!r}")
-        if kinds[value] != "number":
-            raise feature["value"].fault(f"{value!r} is {kinds[value]}; cast or encode it")
-        features.append((name, value))
-    if not 0 < len(features) <= MAX_WIDTH:
-        raise members["features"].fault(f"{len(features)} features; a program gives 1 to {MAX_WIDTH:,}")
-    return Output(read_dtype(members["dtype"]), members["allow"].choice("finite", "nan", "any"), tuple(features))
+def parse_output(place: Place, kinds: Mapping[str, Kind], widths: Mapping[str, int],
+                 names: Mapping[str, Sequence[str]]) -> Output:
+    members = place.members(("dtype", "allow", "features", "sparse"), ("dtype", "allow", "features"))
+    features = Features([
+        parse_run(item, kinds, widths, names) if isinstance(item.value, dict) and "vector" in item.value
+        else parse_feature(item, kinds) for item in members["features"].items()
+    ])
+    sparse = "sparse" in members and members["sparse"].flag()
+    most = vectors.MAX_FEATURES if sparse else MAX_WIDTH
+    if not 0 < len(features) <= most:
+        raise members["features"].fault(f"{len(features)} features; a program gives 1 to {most:,}")
+    return Output(read_dtype(members["dtype"]), members["allow"].choice("finite", "nan", "any"), features, sparse)
+
+
+def parse_feature(item: Place, kinds: Mapping[str, Kind]) -> tuple[str, str]:
+    feature = item.members(("name", "value"), ("name", "value"))
+    name, value = feature["name"].text(), feature["value"].text()
+    if value not in kinds:
+        raise feature["value"].fault(f"no column and no step is called {value!r}")
+    if kinds[value] != "number":
+        raise feature["value"].fault(f"{value!r} is {kinds[value]}; cast or encode it")
+    return name, value
+
+
+def parse_run(item: Place, kinds: Mapping[str, Kind], widths: Mapping[str, int],
+              names: Mapping[str, Sequence[str]]) -> Run:
+    """All columns of a vector: called by a prefix and their own names, or by names that are given."""
+    run = item.members(("prefix", "names", "vector"), ("vector",))
+    value = run["vector"].text()
+    if kinds.get(value) != "vector":
+        raise run["vector"].fault(f"no step writes a vector that is called {value!r}")
+    given = run["names"].texts() if "names" in run else names[value]
+    if len(given) != widths[value]:
+        raise run["names"].fault(f"{len(given)} names for a vector of {widths[value]}")
+    return Run(run["prefix"].text() if "prefix" in run else "", given, value, "names" in run)
 
 
 def parse_task(place: Place) -> dict[str, Any]:
@@ -588,51 +647,3 @@ def parse_task(place: Place) -> dict[str, Any]:
         raise members["classes"].fault("a class stands twice")
     return {"kind": kind, "label": text("label"), "probabilities": text("probabilities"), "classes": classes,
             "value": text("value")}
-
-
-def plain_number(value: float) -> float | int | str:
-    """A number as `Place.number` reads it; integral floats stay floats, so that -0.0 survives."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return plain_number(value) if isinstance(value, float) else value
-
-
-def document(spec: Spec) -> dict[str, Any]:
-    """The spec as JSON values; `parse` of it is the spec again."""
-    columns = []
-    for column in spec.columns:
-        entry: dict[str, Any] = {"name": column.name, "datatype": column.datatype, "dtype": column.dtype,
-                                 "nullable": column.nullable}
-        if column.datatype == "BYTES":
-            entry["missing"] = column.missing
-        if column.categories:
-            entry["categories"] = plain(column.categories)
-        if column.example is not None:
-            entry["example"] = plain(column.example)
-        columns.append(entry)
-    steps = []
-    for step in spec.steps:
-        entry = {"op": step.op, "from": list(step.sources)}
-        if OPERATIONS[step.op].result:
-            entry["to"] = list(step.targets)
-        known = (*OPERATIONS[step.op].required, *OPERATIONS[step.op].optional)
-        entry |= {key: plain(step.parameters[key]) for key in known if key in step.parameters}
-        steps.append({**entry, **({"path": step.path} if step.path else {})})
-    output = {"dtype": spec.output.dtype, "allow": spec.output.allow,
-              "features": [{"name": name, "value": value} for name, value in spec.output.features]}
-    result: dict[str, Any] = {"fastinfer": VERSION, "columns": columns, "steps": steps, "output": output}
-    if spec.ignored:
-        result["ignored"] = list(spec.ignored)
-    if spec.task is not None:
-        result["task"] = plain(spec.task)
-    if spec.certificate is not None:
-        result["certificate"] = plain(spec.certificate)
-    return result

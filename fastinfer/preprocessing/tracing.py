@@ -19,6 +19,7 @@ from fastinfer.preprocessing.spec import Kind, Step
 OBJECT = np.dtype(object)
 FLOAT64 = np.dtype(np.float64)
 FLOAT32 = np.dtype(np.float32)
+Container = Literal["frame", "array", "sparse", "series", "records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Feature:
         dtype: of the frame's column, or of the whole array.
         unsigned: never -0.0, so that going through a sparse matrix leaves its bits alone.
         none: text that may be None.
+        names: of a vector's columns; `name` goes before them.
         whole: whether scikit-learn may have held integers where the program has floats, which numpy's functions tell
             apart: "no", "yes", "narrow" (of 8 or 16 bits) or "unknown".
     """
@@ -43,18 +45,27 @@ class Feature:
     unsigned: bool = False
     none: bool = False
     whole: str = "no"
+    names: Sequence[str] = field(default=(), compare=False)
+
+    @property
+    def width(self) -> int:
+        """Columns of the matrix that it is."""
+        return len(self.names) if self.kind == "vector" else 1
+
+    def column_names(self) -> Sequence[str]:
+        return [self.name + name for name in self.names] if self.kind == "vector" else (self.name,)
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A frame (a dtype a column), a dense array or a sparse one (one dtype)."""
+    """A frame (a dtype a column), a dense array or a sparse one (one dtype); one column by itself; or mappings."""
 
     features: tuple[Feature, ...]
-    container: Literal["frame", "array", "sparse"]
+    container: Container
 
     @property
     def width(self) -> int:
-        return len(self.features)
+        return sum([feature.width for feature in self.features])
 
     @property
     def dtype(self) -> np.dtype[Any]:
