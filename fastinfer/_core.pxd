@@ -304,6 +304,7 @@ cdef struct Result:
     size_t itemsize
     Py_ssize_t count                # elements
     const char* data
+    const char* arena               # of BYTES: the elements are Spans of it; NULL: they are Python objects
     int rank
     Py_ssize_t shape[MAX_RANK]
 
@@ -315,6 +316,7 @@ cdef class Outputs:
     cdef size_t nbytes(self) noexcept nogil
     cdef list shape(self, int k)
     cdef cnp.ndarray array(self, int k)
+    cdef cnp.ndarray texts(self, int k)
 
 # ---- session.pyx ----------------------------------------------------------------------------------------------
 cdef class Session:
@@ -332,9 +334,11 @@ cdef class Call:
     cdef Session session
     cdef int count
     cdef void** values                      # of the inputs, then of the outputs
+    cdef list blocks                        # texts of the outputs, and where each lies
     cdef int put(self, int k, void* data, size_t size, const int64_t* shape, int rank) except -1
     cdef Outputs run(self, Signature signature)
     cdef int look(self, Outputs outputs, int k) except -1
+    cdef int read_texts(self, Result* result, void* value) except -1
 
 # ---- encode.pyx -----------------------------------------------------------------------------------------------
 # A piece of JSON, owned by an Encoder.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import numpy as np
 import onnx_models
 import pytest
 
+import fastinfer
 from fastinfer import _core
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import onnx, onnx_binding
@@ -62,6 +65,51 @@ def test_what_is_not_a_tensor_of_numbers_goes_to_the_python_package(tmp_path: Pa
     runtime = onnx.load(onnx_models.identity(tmp_path / "m.onnx", "BYTES"), ModelConfig())
     assert isinstance(runtime, onnx_binding.BindingRuntime)
     assert runtime.run({"x": np.array([["a", "é"]], dtype=object)})["y"].tolist() == [["a", "é"]]
+
+
+def strings(path: Path) -> Path:
+    """A label and its length: FP32 [n, 1] to BYTES [n, 1]."""
+    nodes = [
+        onnx_models.helper.make_node("Cast", ["x"], ["index"], to=onnx_models.ONNX_TYPES["INT64"]),
+        onnx_models.helper.make_node("Gather", ["words", "index"], ["y"]),
+    ]
+    words = np.array(["", "good", "é\u20ac", 'a "b"\n', "\0"], dtype=object)
+    inputs = [onnx_models.value("x", "FP32", ["n", 1])]
+    return onnx_models.write(path, nodes, inputs, [onnx_models.value("y", "BYTES", ["n", 1])], words=words)
+
+
+def test_strings_come_out(tmp_path: Path) -> None:
+    path = strings(tmp_path / "m.onnx")
+    native, binding = onnx.load(path, ModelConfig()), onnx_binding.load(path, ModelConfig())
+    assert isinstance(native, onnx.OnnxRuntime)
+    for rows in ([0], [1, 2, 0, 3, 4, 1], []):
+        x = np.array(rows, np.float32).reshape(-1, 1)
+        assert native.run({"x": x})["y"].tolist() == binding.run({"x": x})["y"].tolist()
+
+
+def test_strings_are_served_whole_in_parts_and_as_binary(tmp_path: Path) -> None:
+    model = fastinfer.load(strings(tmp_path / "words.onnx"))
+    expected = ["", "good", "é\u20ac", 'a "b"\n', "\0"]
+
+    async def ask(rows: int, binary: bool) -> bytes:
+        loop = asyncio.get_running_loop()
+        model.batcher.attach(
+            call_soon=loop.call_soon, call_later=loop.call_later, call_soon_threadsafe=loop.call_soon_threadsafe,
+            submit=lambda work, *arguments: loop.run_in_executor(None, work, *arguments),
+        )  # fmt: skip
+        done: asyncio.Future[_core.Ticket] = loop.create_future()
+        data = [row % 5 for row in range(rows)]
+        tensor = {"name": "x", "datatype": "FP32", "shape": [rows, 1], "data": data}
+        request = {"inputs": [tensor], "parameters": {"binary_data_output": binary}}
+        model.endpoint.submit(0, json.dumps(request).encode(), -1, done.set_result)
+        body, size = (await done).encode()
+        return body[size:] if binary else body
+
+    for rows in (1, 64, 150):  # 150: in three batches
+        words = [expected[row % 5] for row in range(rows)]
+        assert json.loads(asyncio.run(ask(rows, False)))["outputs"][0]["data"] == words
+        packed = b"".join(len(word.encode()).to_bytes(4, "little") + word.encode() for word in words)
+        assert asyncio.run(ask(rows, True)) == packed
 
 
 def test_a_build_without_the_shared_object_still_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,12 +54,27 @@ cdef class Outputs:
         cdef Result* result = &self.results[k]
         cdef cnp.ndarray array
         if result.datatype == DT_BYTES:
-            return <cnp.ndarray>(<list>self.owner)[k]
+            return self.texts(k) if result.arena != NULL else <cnp.ndarray>(<list>self.owner)[k]
         array = cnp.PyArray_SimpleNewFromData(result.rank, <cnp.npy_intp*>result.shape,
                                               NUMPY_TYPES[<int>result.datatype], <void*>result.data)
         Py_INCREF(self)  # SetBaseObject steals it
         cnp.PyArray_SetBaseObject(array, self)
         return array
+
+    cdef cnp.ndarray texts(self, int k):
+        """Output ``k`` as an array of str; of bytes where an element is not UTF-8."""
+        cdef Result* result = &self.results[k]
+        cdef const Span* span = <const Span*>result.data
+        cdef Py_ssize_t i
+        cdef bytes text
+        elements = np.empty(result.count, dtype=object)
+        for i in range(result.count):
+            text = result.arena[span[i].offset:span[i].offset + span[i].length]
+            try:
+                elements[i] = text.decode()
+            except UnicodeDecodeError:
+                elements[i] = text
+        return elements.reshape(self.shape(k))
 
 
 cdef Outputs outputs_of(Signature signature, list arrays):

@@ -17,6 +17,7 @@ cdef enum:
 cdef struct View:               # the elements of one output that belong to one answer
     Datatype datatype
     const char* data            # of the first element
+    const char* arena           # (BYTES) the elements are Spans of it; NULL: they are Python objects
     Py_ssize_t count
     Py_ssize_t row              # elements of one row
     int rank
@@ -40,6 +41,7 @@ cdef bint open_view(View* view, Result* result, bint batched, Py_ssize_t start, 
     view.itemsize = result.itemsize
     view.count = view.row = result.count
     view.data = result.data
+    view.arena = result.arena
     if not batched:
         return True
     have = result.shape[0] if result.rank else 0
@@ -140,24 +142,33 @@ cdef bint prepare_texts(View* view, str name, bint binary) except False:
     cdef const char* data
     cdef Py_ssize_t size = 0
     cdef Py_ssize_t k
+    cdef bint sound
+    cdef const Span* span = <const Span*>view.data
     view.ends = <size_t*>malloc((view.count + 1) * sizeof(size_t))
     if view.ends == NULL:
         raise MemoryError
     for k in range(view.count):
-        element = <object>(<PyObject**>view.data)[k]
-        if isinstance(element, str):
+        sound = True
+        if view.arena != NULL:
+            data = view.arena + span[k].offset
+            size = <Py_ssize_t>span[k].length
+            sound = binary or is_utf8(data, data + size)
+        elif isinstance(<object>(<PyObject**>view.data)[k], str):
+            element = <object>(<PyObject**>view.data)[k]
             try:
                 data = PyUnicode_AsUTF8AndSize(element, &size)
             except UnicodeEncodeError:
                 raise InvalidOutputError(f"output '{name}', element {k} has a lone surrogate") from None
-        elif isinstance(element, bytes):
+        elif isinstance(<object>(<PyObject**>view.data)[k], bytes):
+            element = <object>(<PyObject**>view.data)[k]
             data = PyBytes_AS_STRING(element)
             size = PyBytes_GET_SIZE(element)
-            if not binary and not is_utf8(data, data + size):
-                raise InvalidOutputError(f"output '{name}', element {k} is not UTF-8, which JSON does not carry; "
-                                         f"ask for it with the parameter 'binary_data': true")
+            sound = binary or is_utf8(data, data + size)
         else:
             raise RuntimeFailedError(f"the model's output '{name}' has an element that is no text")
+        if not sound:
+            raise InvalidOutputError(f"output '{name}', element {k} is not UTF-8, which JSON does not carry; "
+                                     f"ask for it with the parameter 'binary_data': true")
         if not (put_counted(&view.text, data, size) if binary else put_string(&view.text, data, data + size)):
             raise MemoryError
         view.ends[k] = view.text.size

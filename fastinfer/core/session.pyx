@@ -2,6 +2,7 @@
 # object a tensor, and without the interpreter's lock.
 cimport cython
 cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
@@ -36,6 +37,8 @@ cdef enum:
     ORT_OUTPUT_NAME = 37
     ORT_CREATE_TENSOR = 49
     ORT_TENSOR_DATA = 51
+    ORT_TEXT_SIZE = 53
+    ORT_TEXTS = 54
     ORT_TENSOR_INFO_OF_TYPE = 55
     ORT_ELEMENT_TYPE = 60
     ORT_RANK = 61
@@ -81,6 +84,8 @@ ctypedef Status (*AllocatorFree)(void* allocator, void* pointer) noexcept nogil
 ctypedef Status (*CreateTensor)(const void* memory, void* data, size_t size, const int64_t* shape, size_t rank,
                                 int kind, void** value) noexcept nogil
 ctypedef Status (*TensorData)(void* value, void** data) noexcept nogil
+ctypedef Status (*TextSize)(const void* value, size_t* size) noexcept nogil
+ctypedef Status (*Texts)(const void* value, void* text, size_t size, size_t* starts, size_t count) noexcept nogil
 ctypedef Status (*TensorInfoOf)(const void* value, void** info) noexcept nogil
 ctypedef Status (*RunSession)(void* session, const void* options, const char* const* input_names,
                               const void* const* inputs, size_t n_inputs, const char* const* output_names,
@@ -155,7 +160,7 @@ cdef class Session:
     Attributes:
         inputs, outputs: (name, datatype, shape) as the file declares them, -1 where a dimension is variable. The
             datatype is empty for what is no tensor, or of a type that has no name in the protocol.
-        plain: all of them are tensors, and none holds strings: ``run`` may be called.
+        plain: all of them are tensors, and no input holds strings: ``run`` may be called.
 
     Raises:
         ModelLoadError: the library does not load.
@@ -201,7 +206,8 @@ cdef class Session:
         self.inputs = [declared_tensor(self.session, k, ORT_INPUT_NAME, ORT_INPUT_TYPE) for k in range(n_inputs)]
         self.outputs = [declared_tensor(self.session, k, ORT_OUTPUT_NAME, ORT_OUTPUT_TYPE) for k in range(n_outputs)]
         every = self.inputs + self.outputs
-        self.plain = all(each[1] not in ("", "BYTES") and len(each[2]) <= MAX_RANK for each in every)
+        self.plain = all(each[1] and len(each[2]) <= MAX_RANK for each in every) \
+            and all(each[1] != "BYTES" for each in self.inputs)
         self.texts = [each[0].encode() for each in every]
         self.names = <const char**>calloc(len(every) + 1, sizeof(char*))
         self.types = <int*>calloc(len(every) + 1, sizeof(int))
@@ -366,12 +372,39 @@ cdef class Call:
             ort_check((<Dimensions>ort[ORT_DIMENSIONS])(info, <int64_t*>result.shape, rank))
         finally:
             (<Release>ort[ORT_RELEASE_TENSOR_INFO])(info)
-        ort_check((<TensorData>ort[ORT_TENSOR_DATA])(value, &data))
         result.datatype = outputs.signature.output_info[k].datatype
         result.itemsize = outputs.signature.output_info[k].itemsize
         result.rank = <int>rank
-        result.data = <const char*>data
         result.count = 1
         for axis in range(result.rank):
             result.count *= result.shape[axis]
+        if element == ORT_STRING:
+            return self.read_texts(result, value)
+        ort_check((<TensorData>ort[ORT_TENSOR_DATA])(value, &data))
+        result.data = <const char*>data
+        return 0
+
+    cdef int read_texts(self, Result* result, void* value) except -1:
+        """Copy a tensor's strings into one block: a Span an element, where each starts, and the texts."""
+        cdef size_t count = <size_t>result.count
+        cdef size_t size = 0, i
+        cdef bytes block
+        cdef Span* span
+        cdef size_t* starts
+        cdef char* text
+        ort_check((<TextSize>ort[ORT_TEXT_SIZE])(value, &size))
+        block = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(count * (sizeof(Span) + sizeof(size_t)) + size + 1))
+        span = <Span*>PyBytes_AS_STRING(block)
+        starts = <size_t*>(span + count)
+        text = <char*>(starts + count)
+        if count:
+            ort_check((<Texts>ort[ORT_TEXTS])(value, text, size, starts, count))
+        for i in range(count):
+            span[i].offset = starts[i]
+            span[i].length = (starts[i + 1] if i + 1 < count else size) - starts[i]
+        if self.blocks is None:
+            self.blocks = []
+        self.blocks.append(block)
+        result.data = <const char*>span
+        result.arena = text
         return 0

@@ -18,7 +18,7 @@ ENTRIES = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinn
 
 
 class OnnxRuntime:
-    """One session of onnxruntime on the CPU, all of whose inputs and outputs are tensors of numbers."""
+    """One session of onnxruntime on the CPU, whose inputs are tensors of numbers, and its outputs tensors."""
 
     platform = "onnxruntime_onnx"
 
