@@ -1,7 +1,9 @@
 # Everything is set up by the target that needs it, each in a virtual environment of its own:
 #   .venv       the server, with what imports scikit-learn pipelines
 #   .venv-demo  trains the demo model (its data package is GPL-3, so it stays out of the server's environment)
-#   .venv-test  the server, the test tools
+#   .venv-build builds what is published, into dist/
+#   .venv-test  the published server, the test tools
+#   .venv-wheel the same, made anew with binary packages alone and no compiler on the path
 #   .venv-load  Locust (gevent stays out of the server's environment)
 PYTHON ?= python3
 PORT ?= 8000
@@ -9,19 +11,35 @@ PIP = -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find fastinfer -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi') setup.py pyproject.toml
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: serve test test-debug lint loadtest bench clean
+# The packages of an extra that go without the server.
+extra = $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
+CORE_TESTS = tests/test_core_*.py tests/test_batcher.py tests/test_heads.py
+
+.PHONY: serve wheel test test-debug test-sanitize test-wheel lint loadtest bench clean prerequisites ready
 .DELETE_ON_ERROR:
 
 serve: .venv/ready .demo/models/credit/1/model.onnx  ## serve the demo model
 	.venv/bin/fastinfer serve .demo/models --port $(PORT)
 
-test: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx lint  ## everything that CI checks: lint, types, the core with bounds checks on, the whole suite
-	.venv-test/bin/python scripts/run_tests.py --build debug tests/test_core_*.py tests/test_batcher.py tests/test_heads.py
+wheel: dist/ready  ## the sdist and the repaired wheel, in dist/
+
+test:  ## everything that CI checks: lint, types, the core under the sanitizers, the whole suite, the wheel
+	$(MAKE) --no-print-directory -j $$(nproc) ready lint build/sanitize/ready .venv-wheel/ready
+	$(MAKE) --no-print-directory test-sanitize
 	.venv-test/bin/python scripts/run_tests.py
 	.venv-test/bin/python scripts/run_tests.py --uvicorn
+	$(MAKE) --no-print-directory test-wheel
 
-test-debug: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx  ## the suite on the build with bounds checks
+test-debug: ready build/debug/ready  ## the suite on the build with bounds checks
 	.venv-test/bin/python scripts/run_tests.py --build debug
+
+test-sanitize: .venv-test/ready build/sanitize/ready  ## the core's tests under the address and undefined-behaviour sanitizers
+	.venv-test/bin/python scripts/run_tests.py --build sanitize $(CORE_TESTS)
+
+test-wheel: .venv-wheel/ready  ## the quick part of the suite in an environment without a compiler
+	PATH="$(CURDIR)/.venv-wheel/bin" .venv-wheel/bin/python scripts/run_tests.py --quick
+
+ready: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .
@@ -34,22 +52,44 @@ loadtest: .venv/ready .venv-load/ready .demo/models/credit/1/model.onnx  ## Locu
 bench: .venv/ready  ## every target of speed, fastinfer beside its peers; installs them under .bench
 	.venv/bin/python bench/table.py
 
-.venv/ready: $(SOURCES)
+prerequisites:
 	sh scripts/prerequisites.sh $(PYTHON)
+
+.venv/ready: $(SOURCES) | prerequisites
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) '.[sklearn]'
 	touch $@
 
-.venv-test/ready: $(SOURCES)
-	sh scripts/prerequisites.sh $(PYTHON)
-	test -x .venv-test/bin/python || $(PYTHON) -m venv .venv-test
-	FASTINFER_WERROR=1 .venv-test/bin/python $(PIP) '.[test]'
+.venv-build/ready: pyproject.toml | prerequisites
+	test -x .venv-build/bin/python || $(PYTHON) -m venv .venv-build
+	.venv-build/bin/python $(PIP) $(call extra,build)
 	touch $@
 
-.venv-load/ready: pyproject.toml
-	sh scripts/prerequisites.sh $(PYTHON)
+dist/ready: $(SOURCES) MANIFEST.in README.md LICENSE NOTICE .venv-build/ready scripts/build_wheel.py
+	FASTINFER_WERROR=1 .venv-build/bin/python scripts/build_wheel.py
+	touch $@
+
+.venv-test/ready: dist/ready
+	test -x .venv-test/bin/python || $(PYTHON) -m venv .venv-test
+	.venv-test/bin/python $(PIP) "$$(ls dist/*.whl)[test]"
+	.venv-test/bin/python $(PIP) --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+# A core with checks, beside the installed package that it stands in for.
+build/%/ready: dist/ready .venv-test/ready
+	rm -rf build/$*
+	FASTINFER_BUILD=$* FASTINFER_WERROR=1 .venv-test/bin/python $(PIP) --no-cache-dir --no-deps --no-build-isolation --target build/$* dist/*.tar.gz
+	touch $@
+
+.venv-wheel/ready: dist/ready
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	PATH="$(CURDIR)/.venv-wheel/bin" .venv-wheel/bin/python $(PIP) --only-binary :all: "$$(ls dist/*.whl)[test]"
+	touch $@
+
+.venv-load/ready: pyproject.toml | prerequisites
 	test -x .venv-load/bin/python || $(PYTHON) -m venv .venv-load
-	.venv-load/bin/python $(PIP) $$(.venv-load/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['load'])")
+	.venv-load/bin/python $(PIP) $(call extra,load)
 	touch $@
 
 .demo/pipeline.joblib: examples/credit/train.py examples/credit/requirements.txt | .venv/ready
@@ -63,4 +103,4 @@ bench: .venv/ready  ## every target of speed, fastinfer beside its peers; instal
 	.venv/bin/fastinfer import .demo/pipeline.joblib --out .demo/models/credit/1 --sample .demo/sample.parquet --trust-pickle
 
 clean:
-	rm -rf .venv .venv-demo .venv-test .venv-load .demo .bench build *.egg-info
+	rm -rf .venv .venv-build .venv-demo .venv-load .venv-test .venv-wheel .demo .bench build dist *.egg-info

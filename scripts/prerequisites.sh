@@ -19,7 +19,10 @@ header=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])
 install="apt-get install -y --no-install-recommends$missing"
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "+ apt-get update && $install"
-    apt-get update -qq && $install
+    { apt-get update -qq && $install; } || {
+        echo "Could not install:$missing. They are needed; install them by hand." >&2
+        exit 1
+    }
 else
     echo "Missing:$missing. On Debian, as root: $install" >&2
     exit 1
