@@ -7,6 +7,7 @@
 #   .venv-load  Locust (gevent stays out of the server's environment)
 PYTHON ?= python3
 PORT ?= 8000
+SECONDS ?= 60
 PIP = -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find fastinfer -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi') setup.py pyproject.toml
 export PYTHONDONTWRITEBYTECODE =
@@ -15,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE =
 extra = $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
 CORE_TESTS = tests/test_core_*.py tests/test_batcher.py tests/test_heads.py
 
-.PHONY: serve wheel test test-debug test-sanitize test-wheel lint loadtest bench clean prerequisites ready
+.PHONY: serve wheel test test-debug test-sanitize test-wheel fuzz lint loadtest bench clean prerequisites ready
 .DELETE_ON_ERROR:
 
 serve: .venv/ready .demo/models/credit/1/model.onnx  ## serve the demo model
@@ -24,11 +25,12 @@ serve: .venv/ready .demo/models/credit/1/model.onnx  ## serve the demo model
 wheel: dist/ready  ## the sdist and the repaired wheel, in dist/
 
 test:  ## everything that CI checks: lint, types, the core under the sanitizers, the whole suite, the wheel
-	$(MAKE) --no-print-directory -j $$(nproc) ready lint build/sanitize/ready .venv-wheel/ready
+	$(MAKE) --no-print-directory -j $$(nproc) ready lint build/sanitize/ready build/fuzz/ready .venv-wheel/ready
 	$(MAKE) --no-print-directory test-sanitize
 	.venv-test/bin/python scripts/run_tests.py
 	.venv-test/bin/python scripts/run_tests.py --uvicorn
 	$(MAKE) --no-print-directory test-wheel
+	$(MAKE) --no-print-directory fuzz
 
 test-debug: ready build/debug/ready  ## the suite on the build with bounds checks
 	.venv-test/bin/python scripts/run_tests.py --build debug
@@ -38,6 +40,9 @@ test-sanitize: .venv-test/ready build/sanitize/ready  ## the core's tests under 
 
 test-wheel: .venv-wheel/ready  ## the quick part of the suite in an environment without a compiler
 	PATH="$(CURDIR)/.venv-wheel/bin" .venv-wheel/bin/python scripts/run_tests.py --quick
+
+fuzz: .venv-test/ready build/fuzz/ready  ## what clients send, under libFuzzer and the sanitizers, for SECONDS=60
+	.venv-test/bin/python tests/fuzz/run.py --seconds $(SECONDS)
 
 ready: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx
 
@@ -71,7 +76,7 @@ dist/ready: $(SOURCES) MANIFEST.in README.md LICENSE NOTICE .venv-build/ready sc
 
 .venv-test/ready: dist/ready
 	test -x .venv-test/bin/python || $(PYTHON) -m venv .venv-test
-	.venv-test/bin/python $(PIP) "$$(ls dist/*.whl)[test]"
+	.venv-test/bin/python $(PIP) "$$(ls dist/*.whl)[test,fuzz]"
 	.venv-test/bin/python $(PIP) --force-reinstall --no-deps dist/*.whl
 	touch $@
 

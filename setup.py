@@ -1,4 +1,4 @@
-"""Builds the compiled core. FASTINFER_BUILD = release (default) | debug | sanitize; FASTINFER_WERROR=1: no warnings."""
+"""Builds the compiled core. FASTINFER_BUILD = release (default) | debug | sanitize | fuzz; FASTINFER_WERROR=1: no warnings."""
 
 import os
 import platform
@@ -13,14 +13,14 @@ from setuptools import Extension, setup
 COMPILE = ["-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter",
            # Cython's own generated code: type slots left zero, a comparison that is constant for some types.
            "-Wno-missing-field-initializers", "-Wno-cast-function-type"]
+CHECKED = ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS", "-DFASTINFER_DEBUG=1"]
+SANITIZED = [*CHECKED, "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 BUILDS = {
     "release": (["-O3", "-DNDEBUG"], []),
-    "debug": (["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS", "-DFASTINFER_DEBUG=1"], []),
-    "sanitize": (
-        ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS", "-DFASTINFER_DEBUG=1", "-fno-omit-frame-pointer",
-         "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-        ["-fsanitize=address,undefined"],
-    ),
+    "debug": (CHECKED, []),
+    "sanitize": (SANITIZED, ["-fsanitize=address,undefined"]),
+    # It tells tests/fuzz/coverage.c where it goes and what it compares.
+    "fuzz": ([*SANITIZED, "-fsanitize-coverage=trace-pc,trace-cmp"], ["-fsanitize=address,undefined"]),
 }
 
 

@@ -308,13 +308,13 @@ def record_value(value, tensor, shape):
     return array_of(value, tensor, shape, record=True).reshape(-1)
 
 
-def decode_records(document, signature):
+def decode_records(document, signature, ignored):
     records = document.get("records")
     expect(isinstance(records, list) and all(isinstance(record, dict) for record in records))
     expect(signature.batched or len(records) == 1)
     expect(not any(tensor.datatype in ("FP16", "BF16") for tensor in signature.inputs))
     expect(records or not any(-1 in tensor.shape[1:] for tensor in signature.inputs))
-    names = {tensor.name for tensor in signature.inputs}
+    names = {tensor.name for tensor in signature.inputs} | set(ignored)
     expect(all(record.keys() <= names for record in records))
     arrays = {}
     for tensor in signature.inputs:
@@ -333,8 +333,8 @@ def decode_records(document, signature):
 
 
 # ---- requests --------------------------------------------------------------------------------------------------
-def decode(signature, kind, body, header_length=-1):
-    """What ``_core.decode`` returns, or Refused."""
+def decode(signature, kind, body, header_length=-1, ignored=()):
+    """What ``_core.decode`` returns, or Refused. ``ignored``: fields that a record may have for nothing."""
     announced = header_length >= 0
     expect(header_length <= len(body) and not (announced and kind == 1))
     head, payload = (body[:header_length], body[header_length:]) if announced else (body, b"")
@@ -346,7 +346,7 @@ def decode(signature, kind, body, header_length=-1):
     expect("id" not in document or is_text(document["id"]))
     parameters = request_parameters(document)
     if kind == 1:
-        arrays = decode_records(document, signature)
+        arrays = decode_records(document, signature, ignored)
         outputs = [(tensor.name, parameters["binary"]) for tensor in signature.outputs]
     else:
         arrays = decode_inputs(document, signature, payload, announced)

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from conftest import ServerProcess
+if TYPE_CHECKING:
+    from conftest import ServerProcess
 
 LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"  # after it, a server closes
 CLOSED, OPEN = "closed", "open"
