@@ -29,7 +29,7 @@ cdef extern from *:
                     for (const char* p = "!#$%&'*+-.^_`|~"; *p; p++)
                         token = token || c == *p;
                     kind[c] = (token ? 1 : 0) | ((c >= 0x20 || c == '\\t') && c != 0x7F ? 2 : 0)
-                        | (c > 0x20 && c != 0x7F ? 4 : 0);
+                        | (c > 0x20 && c != 0x7F && c != '#' ? 4 : 0);
                 }
             }
         };
@@ -232,18 +232,38 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
         head.header_length = number
     elif (name_size == 6 and same_name(name, b"expect", 6)
             or name_size == 16 and same_name(name, b"content-encoding", 16)
-            or name_size == 7 and same_name(name, b"upgrade", 7)):
+            or name_size == 7 and same_name(name, b"upgrade", 7)
+            or name_size == 16 and same_name(name, b"proxy-connection", 16)):  # the parser takes it for Connection
         head.plain = False
     return HEAD_OK
 
 
 cdef inline bint is_host(const char* p, Py_ssize_t size) noexcept nogil:
-    """The bytes that a host and a port are made of (RFC 3986, 3.2.2); none at all are a host too."""
-    cdef Py_ssize_t i
-    for i in range(size):
-        if not (is_token_char(<unsigned char>p[i]) and p[i] not in (c'#', c'^', c'`', c'|')
-                or p[i] in (c':', c'[', c']', c'(', c')', c',', c';', c'=')):
+    """A name, an IPv4 address or an IPv6 one in brackets, and perhaps a port (RFC 9110, 7.2); nothing is a host too."""
+    cdef Py_ssize_t i = 0
+    if size > 0 and p[0] == c'[':
+        i = 1
+        while i < size and (hex_digit(<unsigned char>p[i]) >= 0 or p[i] == c':' or p[i] == c'.'):
+            i += 1
+        if i < 3 or i == size or p[i] != c']':
             return False
+        i += 1
+    else:
+        while i < size and p[i] != c':':
+            if not (is_token_char(<unsigned char>p[i]) and p[i] not in (c'#', c'^', c'`', c'|')
+                    or p[i] in (c'(', c')', c',', c';', c'=')):
+                return False
+            if p[i] == c'%' and not (size - i > 2 and hex_digit(<unsigned char>p[i + 1]) >= 0
+                                     and hex_digit(<unsigned char>p[i + 2]) >= 0):
+                return False
+            i += 1
+    if i < size and p[i] != c':':
+        return False
+    i += 1
+    while i < size:
+        if not c'0' <= p[i] <= c'9':
+            return False
+        i += 1
     return True
 
 

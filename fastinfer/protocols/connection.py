@@ -229,10 +229,20 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value.rstrip(b" \t"))  # no part of it (RFC 9110, 5.5), and the parser keeps it
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # its clients do not know the answer (RFC 9110, 10.1.1)
         super().on_headers_complete()
         self.headers = []  # trailer fields go here: they must not pass for the head's (RFC 9110, 6.5.1)
         if self.leaving:
             self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        # A trailer field may have told the parser to take nothing more from this connection.
+        if not self.parser.should_keep_alive():
+            self.cycle.keep_alive = False
+            if self.cycle.response_complete:
+                self.transport.close()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -41,6 +41,10 @@ class Server:
         self.endpoint = _core.Endpoint("m", "1", WIDE, batcher)
         self.lane = _core.Lane(b"made-", 64 << 20)
         self.lane.tick(b"date: now\r\n")
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget what was learned from earlier streams."""
         self.lane.open([(self.endpoint, True)])
 
     def call_soon(self, function: Callable[..., Any], *args: Any) -> None:
@@ -66,7 +70,7 @@ class Peer:
         self.fed: bytes | None = None
         self.large: list[_core.Ticket] = []
         self.refused: int | None = None
-        self.closed = self.held = self.gone = self.stalled = False
+        self.closed = self.held = self.gone = self.stalled = self.ended = False
         self.wire = _core.Connection(self, server.lane)
         self.wire.attach(self)
 
@@ -188,7 +192,7 @@ class Peer:
         assert int(reply.field(b"inference-header-content-length") or -1) == size
 
     def close(self) -> None:
-        assert self.closed, "closed, and the client was not told"
+        assert self.closed or self.ended, "closed, and the client was not told"
         self.gone = True
 
     def abort(self) -> None:
@@ -200,8 +204,9 @@ def play(server: Server, data: bytes, rng: random.Random, pieces: list[bytes], f
 
     Args:
         flags: 1 the client may stop reading, 2 the server may begin to leave, 4 the client may leave, 8 the standard
-            lane answers before it has the body, 16 nothing happens between the pieces.
+            lane answers before it has the body, 16 nothing happens between the pieces, 32 the client closes its side.
     """
+    server.renew()
     expected = read_stream(data)
     peer = Peer(server, data, expected, early=bool(flags & 8))
     largest = max([message.end - message.start for message in expected.messages], default=0)
@@ -238,6 +243,11 @@ def play(server: Server, data: bytes, rng: random.Random, pieces: list[bytes], f
             turns += 1
             assert moved or not peer.held, "reading does not go on"
             assert turns < 100_000
+    if flags & 32 and not peer.gone:
+        peer.ended = True
+        if not peer.wire.eof():
+            peer.gone = True
+            peer.wire.lost()
     if not peer.gone:
         peer.wire.writable(True)
     while peer.pump(server):

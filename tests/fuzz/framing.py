@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-HOST = re.compile(rb"[!$%&'*+\-._~0-9A-Za-z:\[\](),;=]*")
-LINE = re.compile(rb"(" + TOKEN + rb") ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
-LONG = re.compile(TOKEN + rb" [^\x00-\x20\x7f]{8193}")
+HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,}\]|([!$&'*+\-._~0-9A-Za-z(),;=]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
+LINE = re.compile(rb"(" + TOKEN + rb") ([^\x00-\x20\x7f#]+) HTTP/1\.([01])")
+LONG = re.compile(TOKEN + rb" [^\x00-\x20\x7f#]{8193}")
 FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*(.*?)[ \t]*", re.DOTALL)
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 MAX_HEAD = 32 * 1024
