@@ -1,4 +1,7 @@
-"""Builds the compiled core. FASTINFER_BUILD = release (default) | debug | sanitize | fuzz; FASTINFER_WERROR=1: no warnings."""
+"""Builds the compiled core.
+
+FASTINFER_BUILD = release (default) | debug | sanitize | fuzz; FASTINFER_WERROR=1: no warnings.
+"""
 
 import os
 import platform

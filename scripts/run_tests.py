@@ -30,10 +30,6 @@ def compiler() -> str:
     return os.environ.get("CXX") or shutil.which("g++") or "c++"
 
 
-def compiler() -> str:
-    return os.environ.get("CXX") or shutil.which("g++") or "c++"
-
-
 def sanitizers() -> dict[str, str]:
     """The variables under which Python runs a core that was built with the sanitizers."""
     paths = []
