@@ -20,7 +20,7 @@ from fastinfer._core import Signature, Tensor
 from fastinfer.errors import FastinferError, InvalidRequestError
 from fastinfer.preprocessing.program import Program
 
-MAX_STREAM = 1 << 20  # bytes
+MAX_STREAM = 1 << 18  # bytes
 HEADER_END = b"\xff\xfe"  # between JSON and binary tensors in an input
 OUTPUTS = [Tensor("y", "FP32", (-1, 2)), Tensor("half", "FP16", (-1,))]
 TENSORS = [
@@ -167,7 +167,7 @@ def connection(data: bytes) -> None:
     if len(data) < 4:
         return
     seed, flags, repeated = data[0], data[1], data[2]
-    stream = data[3:] * (1 if repeated < 192 else repeated - 190)
+    stream = data[3:] * (1 if repeated < 240 else 4 * (repeated - 239))
     stream = stream[:MAX_STREAM]
     rng = random.Random(seed)
     exchange.play(SERVER, stream, rng, exchange.cut(stream, rng, seed), flags)
