@@ -5,19 +5,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz import exchange, framing, targets
 
 FUZZ = Path(__file__).parent / "fuzz"
-sys.path.insert(0, str(FUZZ))
-
-import exchange  # noqa: E402
-import framing  # noqa: E402
-import targets  # noqa: E402
-
 SEEDS = sorted(path for path in (FUZZ / "seeds").rglob("*") if path.is_file())
 
 

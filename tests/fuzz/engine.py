@@ -7,7 +7,8 @@ import importlib
 import sys
 
 import atheris
-from targets import TARGETS
+
+from fuzz.targets import TARGETS
 
 
 def watch_the_core() -> None:

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from framing import Message, Stream, read_stream
 from wire import parse_replies
 
 from fastinfer import _core
 from fastinfer.errors import FastinferError
+from fuzz.framing import Message, Stream, read_stream
 
 WIDE = _core.Signature([_core.Tensor("x", "FP32", (-1, -1))], [_core.Tensor("y", "FP32", (-1, -1))])
 ENCODER = _core.Encoder("m", "1", WIDE)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import exchange
 import numpy as np
 import reference
 
@@ -19,6 +18,7 @@ from fastinfer import _core
 from fastinfer._core import Signature, Tensor
 from fastinfer.errors import FastinferError, InvalidRequestError
 from fastinfer.preprocessing.program import Program
+from fuzz import exchange
 
 MAX_STREAM = 1 << 18  # bytes
 HEADER_END = b"\xff\xfe"  # between JSON and binary tensors in an input
