@@ -5,8 +5,9 @@ a column goes through its whole chain while it is in the cache, and few register
 reused as soon as their value has been read for the last time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -54,6 +55,10 @@ class Precisions(Sequence[Precision]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self.parts[self.features.part_of(index)]
+
+    def __iter__(self) -> Iterator[Precision]:
+        sizes = np.diff(self.features.starts).tolist()
+        return chain.from_iterable(repeat(part, size) for part, size in zip(self.parts, sizes, strict=True))
 
 
 @dataclass(slots=True)

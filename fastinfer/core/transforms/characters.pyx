@@ -258,7 +258,7 @@ cdef bint map_characters(const char* text, size_t size, int which, Writer* out) 
                 return False
         else:
             place = page.places[which][code & 0xFF]
-            if not writer_put(out, page.pool + (place >> 8), place & 0xFF):
+            if place & 0xFF and not writer_put(out, page.pool + (place >> 8), place & 0xFF):
                 return False
         if not page.flags[code & 0xFF] & IS_IGNORABLE:
             cased = (page.flags[code & 0xFF] & IS_CASED) != 0
