@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save_model
+from onnxruntime import InferenceSession
 
 ONNX_TYPES = {
     "BOOL": TensorProto.BOOL,
@@ -89,7 +94,23 @@ def picky(path: Path) -> Path:
 
 
 def slow(path: Path) -> Path:
-    """y = steps, after about as many milliseconds: INT64 [1] to INT64 [1]."""
+    """y = steps, after about as many milliseconds, whatever the machine: INT64 [1] to INT64 [1]."""
+    return write_loop(path, trips_per_millisecond())
+
+
+@functools.cache
+def trips_per_millisecond() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        session = InferenceSession(write_loop(Path(folder) / "loop.onnx", 1))
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        session.run(None, {"steps": np.array([20])})
+        times.append(time.perf_counter() - started)
+    return math.ceil(20 / (1000 * min(times)))
+
+
+def write_loop(path: Path, trips_per_step: int) -> Path:
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_on"]),
@@ -101,7 +122,8 @@ def slow(path: Path) -> Path:
         [value("go_on", "BOOL", []), value("m_out", "FP32", [256, 256])],
     )
     nodes = [
-        helper.make_node("Squeeze", ["steps"], ["trips"]),
+        helper.make_node("Squeeze", ["steps"], ["count"]),
+        helper.make_node("Mul", ["count", "trips_per_step"], ["trips"]),
         helper.make_node("Loop", ["trips", "yes", "matrix"], ["last"], body=body),
         # Uses the loop's result, so that no optimiser drops the loop.
         helper.make_node("ReduceMin", ["last"], ["least"], keepdims=0),
@@ -110,7 +132,8 @@ def slow(path: Path) -> Path:
         helper.make_node("Add", ["steps", "nothing"], ["y"]),
     ]
     matrix = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32) / 16
-    constants = {"matrix": matrix, "yes": np.array(True), "zero": np.array(0, dtype=np.int64)}
+    constants = {"matrix": matrix, "yes": np.array(True), "zero": np.array(0)}
+    constants["trips_per_step"] = np.array(trips_per_step)
     return write(path, nodes, [value("steps", "INT64", [1])], [value("y", "INT64", [1])], **constants)
 
 

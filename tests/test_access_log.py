@@ -120,7 +120,7 @@ def test_the_fast_lane_serves_all_the_same(models: Path, start_server: Start, la
 @LANES
 def test_a_client_that_left_is_logged(models: Path, start_server: Start, lane: str) -> None:
     server = start_server(models, "--access-log", lane)
-    body = b'{"inputs":[{"name":"steps","shape":[1],"datatype":"INT64","data":[1500]}]}'
+    body = b'{"inputs":[{"name":"steps","shape":[1],"datatype":"INT64","data":[3000]}]}'
     with server.connect() as connection:
         connection.sendall(message("/v2/models/slow/infer", body, "X-Request-ID: gone"))
         time.sleep(0.3)

@@ -262,7 +262,7 @@ def test_what_does_not_end_within_the_timeout_is_cut_off(slow: Path, start_serve
 def test_requests_whose_client_left_do_not_run(slow: Path, start_server: Start) -> None:
     server = start_server(slow, "--inline-budget-us", "0")
     running = server.connect()
-    running.sendall(slow_request(1500))
+    running.sendall(slow_request(3000))
     wait_for(lambda: in_flight(server) == 1)
     waiting = [server.connect() for _ in range(5)]
     for connection in waiting:
