@@ -128,6 +128,7 @@ cdef class Signature:
     cdef NameTable output_names
     cdef NameTable ignored_names    # fields that a record may have and nothing reads
     cdef int n_ignored
+    cdef readonly bint lenient      # a record may have any other field too
 
 cdef size_t datatype_size(Datatype datatype) noexcept nogil
 

@@ -20,8 +20,15 @@ class Signature:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     batched: bool
+    lenient: bool
     def __init__(
-        self, inputs: Any, outputs: Any, *, batched: bool = True, ignored: Iterable[str] = ()
+        self,
+        inputs: Any,
+        outputs: Any,
+        *,
+        batched: bool = True,
+        ignored: Iterable[str] = (),
+        lenient: bool = False,
     ) -> None: ...
 
 @final
@@ -216,6 +223,16 @@ class Endpoint:
     def statistics(self) -> dict[str, Any]: ...
     def counters(self) -> dict[str, Any]: ...
 
+def split_rows(
+    data: Any, most: int, last: bool, delimiter: str | None = None
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int, int]: ...
+def decode_lines(
+    signature: Signature, data: Any, lines: np.ndarray[Any, Any]
+) -> tuple[Rows, list[tuple[int, FastinferError]]]: ...
+def transform_rows(program: CompiledProgram, rows: Rows, start: int, count: int) -> np.ndarray[Any, Any]: ...
+def encode_lines(
+    encoder: Encoder, outputs: list[np.ndarray[Any, Any]], numbers: Any, extras: list[bytes] | None = None
+) -> bytes: ...
 def prefers_server_timing(value: bytes) -> bool: ...
 
 @final

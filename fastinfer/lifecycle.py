@@ -1,6 +1,5 @@
 """Loading, readiness and the end of models; which version answers a request."""
 
-import asyncio
 import contextvars
 import functools
 import logging
@@ -8,7 +7,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastinfer._core import Endpoint
 from fastinfer.errors import (
@@ -22,6 +21,9 @@ from fastinfer.errors import (
 from fastinfer.model import Model
 from fastinfer.repository import Found, find
 from fastinfer.settings import Settings
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger("fastinfer.lifecycle")
 
@@ -39,11 +41,16 @@ def load(path: str | Path, *, version: str | None = None) -> Model:
         ConfigurationError: there is no such model, or more than one.
         ModelLoadError: its files do not load.
     """
-    found = [each for each in find(Path(path)).found if version in (None, each.version)]
+    return load_found(find_one(Path(path), version), Settings())
+
+
+def find_one(path: Path, version: str | None = None) -> Found:
+    """The one model that `load` loads; raises as it does."""
+    found = [each for each in find(path).found if version in (None, each.version)]
     if len({each.name for each in found}) != 1:
         names = ", ".join(sorted({each.name for each in found})) or f"no version {version}"
         raise ConfigurationError(f"{path}: one model is wanted, and this is {names}")
-    return load_found(found[0], Settings())
+    return found[0]
 
 
 def load_found(found: Found, settings: Settings) -> Model:
@@ -127,7 +134,7 @@ class Registry:
         order = sorted(versions, key=lambda version: int(version) if version.isdigit() else -1, reverse=True)
         self._models[model.name] = {version: versions[version] for version in order}
 
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+    def attach(self, loop: "asyncio.AbstractEventLoop") -> None:
         """Serve from this loop; models that load later are attached as they come."""
         self._loop = loop
         for model in self.models():

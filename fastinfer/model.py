@@ -10,6 +10,7 @@ from fastinfer import probe, runtimes
 from fastinfer._core import Batcher, CompiledProgram, Endpoint, Signature, Task, Tensor
 from fastinfer.errors import InvalidInputError, ModelLoadError
 from fastinfer.settings import ModelConfig, Settings
+from fastinfer.tensors import tensors_from
 
 if TYPE_CHECKING:
     from fastinfer.preprocessing.program import Program
@@ -115,12 +116,20 @@ class Model:
 
         Args:
             rows: with a feature program what ``Program.transform`` takes (a frame, records, a dict of columns, an
-                array); else a dict of input name to array, or one array for a model with one input.
+                array); else what ``fastinfer.tensors.tensors_from`` takes: the same, with a column an input, or, where
+                the model has one wide input, a column a feature.
 
         Returns:
             dict of output name to array, rows first.
+
+        Raises:
+            InvalidRequestError: rows that the model does not take; the subclasses say in which way.
         """
-        return self.runtime.run(self._inputs(rows))
+        return self.answer(self.inputs(rows))
+
+    def answer(self, inputs: runtimes.Arrays) -> runtimes.Arrays:
+        """What the estimator's inputs, C-contiguous arrays by name, are answered with: all but decode and encode."""
+        return self.runtime.run(inputs)
 
     def transform(self, rows: Any) -> np.ndarray[Any, Any]:
         """The estimator's input for these rows, [rows, features].
@@ -255,14 +264,11 @@ class Model:
         for rows, nanoseconds in times:
             self.batcher.seed(rows, nanoseconds)
 
-    def _inputs(self, rows: Any) -> runtimes.Arrays:
+    def inputs(self, rows: Any) -> runtimes.Arrays:
+        """The estimator's inputs for these rows, C-contiguous; raises as `predict` does."""
         if self.program is not None:
             return {self.runtime.inputs[0].name: self.program.transform_dense(rows)}
-        if isinstance(rows, dict):
-            return {name: np.ascontiguousarray(array) for name, array in rows.items()}
-        if len(self.runtime.inputs) != 1:
-            raise InvalidInputError(f"model {self.name!r} has {len(self.runtime.inputs)} inputs: give a dict of arrays")
-        return {self.runtime.inputs[0].name: np.ascontiguousarray(rows)}
+        return tensors_from(rows, self.inner.inputs, self.inner.batched)
 
 
 def load_program(features: Path) -> "Program":

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "fastinfer"
 
 # A module imports only from its left (a folder stands for its modules).
 LAYERS = [
-    "errors", "options", "settings", "_core", "preprocessing", "runtimes", "probe", "model", "importing", "formats",
-    "repository", "lifecycle", "metrics", "service", "protocols", "pages", "openapi", "app", "logs", "sockets",
-    "server", "workers", "cli", "__main__",
+    "errors", "options", "settings", "_core", "preprocessing", "runtimes", "probe", "tensors", "model", "importing",
+    "formats", "repository", "lifecycle", "metrics", "service", "protocols", "pages", "openapi", "app", "logs",
+    "sockets", "server", "workers", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def imported_by(statement: str) -> set[str]:
             "import fastinfer.lifecycle, fastinfer.app, fastinfer.server",
             {"sklearn", "onnx", "pandas", "pyarrow", "prometheus_client", "click"},
         ),
-        ("import fastinfer; fastinfer.load", {"starlette", "uvicorn", "sklearn", "pandas"}),
+        ("import fastinfer; fastinfer.load", {"starlette", "uvicorn", "asyncio", "sklearn", "pandas", "pyarrow"}),
     ],
 )
 def test_imports_stay_light(statement: str, forbidden: set[str]) -> None:

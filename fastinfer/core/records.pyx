@@ -297,6 +297,9 @@ cdef inline const char* find_column(Request self, const char* p, int count, Py_s
     i = self.signature.input_names.find(key.data, key.size)
     if i < 0:
         i = self.signature.ignored_names.find(key.data, key.size)
+        if i < 0 and self.signature.lenient:
+            column[0] = self.signature.n_inputs + self.signature.n_ignored  # one stamp for all of them
+            return p
         if i < 0:
             fail(failure, BAD_RECORD, RECORD_UNKNOWN, key.offset, -1, row)
             return NULL

@@ -110,13 +110,14 @@ cdef inline uint32_t hash_name(const char* name, Py_ssize_t size) noexcept nogil
 
 @cython.final
 cdef class Signature:
-    """The declared inputs and outputs of a model, in order, and fields that a record may have for nothing.
+    """The declared inputs and outputs of a model, in order, and fields that a record may have for nothing: those named
+    in ``ignored``, or, where it is lenient, any.
 
     Raises:
         ConfigurationError: an unknown datatype, a rank over 8, a dimension below -1, a name declared twice.
     """
 
-    def __cinit__(self, inputs, outputs, *, bint batched=True, ignored=()):
+    def __cinit__(self, inputs, outputs, *, bint batched=True, ignored=(), bint lenient=False):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
@@ -125,6 +126,7 @@ cdef class Signature:
         self.input_names = NameTable([tensor.name for tensor in self.inputs])
         self.ignored_names = NameTable(list(ignored))
         self.n_ignored = len(self.ignored_names.names)
+        self.lenient = lenient
         self.output_names = NameTable([tensor.name for tensor in self.outputs])
         self.input_info = compile_tensors(self.inputs, self.input_names, batched)
         self.output_info = compile_tensors(self.outputs, self.output_names, batched)
