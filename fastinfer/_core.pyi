@@ -7,6 +7,7 @@ from fastinfer.errors import FastinferError
 
 DATATYPES: tuple[str, ...]
 DTYPES: tuple[str, ...]
+TIME_PART_NAMES: tuple[str, ...]
 
 class Tensor(NamedTuple):
     name: str

@@ -105,6 +105,9 @@ class Model:
         properties = {"batched": "false" if self.unbatched else "true"}
         if self.unbatched:
             properties["unbatched_reason"] = self.unbatched
+        dates = [] if self.program is None else [each.name for each in self.program.columns if each.kind == "time"]
+        if dates:
+            properties["dates"] = ",".join(dates)
         if self.task is not None:
             properties["task"] = self.task.kind
             if self.task.classes:

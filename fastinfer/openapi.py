@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastinfer import __version__
 from fastinfer.errors import NotFoundError
-from fastinfer.pages import categories, one_row, speaks_json
+from fastinfer.pages import categories, is_date, one_row, speaks_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -166,6 +166,8 @@ def _record(model: Model) -> Schema:
         known = categories(model, tensor.name)
         if known:
             schema["description"] = "Known values: " + ", ".join(map(str, known))
+        if is_date(model, tensor.name):
+            schema = {"type": "string", "format": "date-time", "description": "An ISO 8601 date, or date and time"}
         if tensor.nullable:
             # 3.0 writes null as "nullable", 3.1 as a type: no schema at all is valid as both and takes either.
             schema = {"description": schema.get("description", "") or f"{schema['type']}, or null"}

@@ -174,6 +174,8 @@ def _inputs(model: Model) -> str:
         known = categories(model, tensor.name)
         if known:
             notes.append(f"one of {_listed(known)}")
+        if is_date(model, tensor.name):
+            notes.append("an ISO 8601 date, or date and time")
         if tensor.nullable:
             notes.append("may be null")
         rows.append([*_cells(tensor), ", ".join(notes)])
@@ -192,6 +194,12 @@ def categories(model: Model, column: str) -> tuple[Any, ...]:
         if each.name == column:
             return tuple(each.categories or ())
     return ()
+
+
+def is_date(model: Model, column: str) -> bool:
+    """Whether the text in a feature program's column is a date."""
+    columns = () if model.program is None else model.program.columns
+    return any(each.name == column and each.kind == "time" for each in columns)
 
 
 def _cells(tensor: Tensor) -> list[str]:

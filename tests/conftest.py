@@ -141,6 +141,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx_models.fixed_batch(root / "fixed" / "1" / "model.onnx")
     onnx_models.picky(root / "picky" / "1" / "model.onnx")
     onnx_models.with_program(root / "people" / "1")
+    onnx_models.with_dates(root / "visits" / "1")
     return root
 
 

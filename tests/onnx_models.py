@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import tempfile
 import time
@@ -153,3 +154,26 @@ def with_program(folder: Path) -> Path:
     node = helper.make_node("MatMul", ["x", "w"], ["value"])
     features, answer = value("x", "FP32", ["n", 4]), value("value", "FP32", ["n", 1])
     return write(folder / "model.onnx", [node], [features], [answer], w=weights)
+
+
+def with_dates(folder: Path) -> Path:
+    """parts = year, month, day, hour and microsecond of the date "when", and whether the date "seen" is missing."""
+    from fastinfer import Program
+
+    parts = ["year", "month", "day", "hour", "microsecond"]
+    seen = ["seen", "days"]
+    column = {"datatype": "BYTES", "dtype": "datetime"}
+    program = Program.from_json(json.dumps({
+        "fastinfer": 2,
+        "columns": [{"name": "when", **column, "example": "2024-02-29T12:30:00Z"},
+                    {"name": "seen", **column, "nullable": True, "example": "1999-12-31"}],
+        "steps": [*[{"op": "date_part", "from": ["when"], "to": [part], "part": part} for part in parts],
+                  {"op": "date_part", "from": ["seen"], "to": [seen[1]], "part": "days"},
+                  {"op": "indicate", "from": [seen[1]], "to": ["unseen"], "missing": "nan"}],
+        "output": {"dtype": "float64", "allow": "finite",
+                   "features": [{"name": name, "value": name} for name in [*parts, "unseen"]]},
+    }))
+    folder.mkdir(parents=True)
+    program.save(folder / "features.json")
+    node = helper.make_node("Identity", ["x"], ["parts"])
+    return write(folder / "model.onnx", [node], [value("x", "FP64", ["n", 6])], [value("parts", "FP64", ["n", 6])])

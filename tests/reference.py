@@ -1,5 +1,7 @@
 """Plain twins of the compiled core: json and NumPy, one obvious line at a time, never fast."""
 
+import calendar
+import datetime
 import json
 import math
 import re
@@ -476,3 +478,51 @@ def counted(text, step):
         if sign:
             found[column] = found.get(column, 0) + sign
     return {column: 1 if step.get("binary") else found[column] for column in sorted(found)}
+
+
+# ---- dates and times ---------------------------------------------------------------------------------------------
+TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?([Zz]|[+-]\d\d:\d\d)?)?",
+                  re.ASCII)
+EPOCH = datetime.datetime(1970, 1, 1)
+
+
+def instant(written):
+    """The moment in UTC that a text names."""
+    found = TIME.fullmatch(written)
+    expect(found)
+    year, month, day, hour, minute, second = [int(group or 0) for group in found.groups()[:6]]
+    fraction = int(((found[7] or "") + "000000")[:6])
+    try:
+        moment = datetime.datetime(year, month, day, hour, minute, second, fraction)
+        if found[8] and found[8] not in "Zz":
+            hours, minutes = int(found[8][1:3]), int(found[8][4:])
+            expect(hours < 24 and minutes < 60)
+            offset = datetime.timedelta(hours=hours, minutes=minutes)
+            moment += -offset if found[8][0] == "+" else offset
+    except (ValueError, OverflowError) as error:
+        raise Refused(str(error)) from None
+    return moment
+
+
+def date_part(moment, part):
+    after = moment + datetime.timedelta(days=1) if moment.date() < datetime.date.max else None
+    first, last = moment.day == 1, after is None or after.month != moment.month
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return float({
+        "quarter": lambda: (moment.month + 2) // 3,
+        "week": lambda: moment.isocalendar().week,
+        "day_of_year": lambda: moment.timetuple().tm_yday,
+        "weekday": moment.weekday,
+        "second_of_day": (moment - midnight).total_seconds,
+        "days": lambda: (midnight - EPOCH).days,
+        "seconds": (moment - EPOCH).total_seconds,
+        "days_in_month": lambda: calendar.monthrange(moment.year, moment.month)[1],
+        "is_weekend": lambda: moment.weekday() >= 5,
+        "is_month_start": lambda: first,
+        "is_month_end": lambda: last,
+        "is_quarter_start": lambda: first and moment.month in (1, 4, 7, 10),
+        "is_quarter_end": lambda: last and moment.month in (3, 6, 9, 12),
+        "is_year_start": lambda: first and moment.month == 1,
+        "is_year_end": lambda: last and moment.month == 12,
+        "is_leap_year": lambda: calendar.isleap(moment.year),
+    }.get(part, lambda: getattr(moment, part))())

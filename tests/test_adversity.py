@@ -20,6 +20,7 @@ GOOD = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32",
 INFER = "/v2/models/affine/infer"
 PREDICT = "/v1/models/affine:predict"
 PEOPLE = "/v1/models/people:predict"
+VISITS = "/v1/models/visits:predict"
 MIB = 1 << 20
 
 
@@ -168,6 +169,11 @@ REFUSED = {
     "a number for a category": (PEOPLE, records('{"age":30,"job":1}'), 400),
     "text for a number": (PEOPLE, records('{"age":"30","job":"clerk"}'), 400),
     "a boolean for a feature": (PEOPLE, records('{"age":true,"job":"clerk"}'), 400),
+    "a number for a date": (VISITS, records('{"when":20240101}'), 400),
+    "a date that is none": (VISITS, records('{"when":"2023-02-29"}'), 400),
+    "a required date that is empty": (VISITS, records('{"when":""}'), 400),
+    "a required date that is null": (VISITS, records('{"when":null}'), 400),
+    "a date past the years": (VISITS, records('{"when":"9999-12-31T23:59:59-01:00"}'), 400),
     "the estimator's own tensor": (
         "/v2/models/people/infer",
         tensor(shape=[1, 4], data=[0, 0, 0, 0]),
@@ -234,6 +240,11 @@ def people(ages: list[Any], jobs: list[Any], *, swapped: bool = False) -> bytes:
         (PEOPLE_INFER, people([1, 2], ["clerk", "king"]), "$.inputs[1].data[1]"),
         (PEOPLE_INFER, people([[1], [2]], [["king"], ["clerk"]]), "$.inputs[1].data[0][0]"),
         (PEOPLE_INFER, people([1, 2], ["clerk", "king"], swapped=True), "$.inputs[0].data[1]"),
+        (VISITS, records('{"when":"2024-01-01"},{"when":"2024-01-01","seen":"yesterday"}'), "$.records[1].seen"),
+        ("/v2/models/visits/infer", json.dumps({"inputs": [
+            {"name": "seen", "shape": [2], "datatype": "BYTES", "data": [None, None]},
+            {"name": "when", "shape": [2], "datatype": "BYTES", "data": ["2024-01-01", "2024-01-01T"]},
+        ]}).encode(), "$.inputs[1].data[1]"),
         (PEOPLE_INFER, people([1] * 200, ["clerk"] * 199 + ["king"]), "$.inputs[1].data[199]"),
     ],
 )

@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ PLAIN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "records": (PREDICT, b'{"records":[{"x":[1,2,3,4]},{"x":[0,0,0,0]}]}', ()),
     "records of a version": ("/v1/models/affine/versions/1:predict", b'{"records":[{"x":[1,2,3,4]}]}', ()),
     "records through a program": ("/v1/models/people:predict", PEOPLE, ()),
+    "dates through a program": (
+        "/v1/models/visits:predict",
+        b'{"records":[{"when":"2024-02-29"},{"when":"0001-01-01T00:00:00.5Z","seen":"9999-12-31 23:59"}]}',
+        (),
+    ),
     "columns through a program": (
         "/v2/models/people/infer",
         b'{"inputs":[{"name":"job","shape":[1],"datatype":"BYTES","data":["other"]},'
@@ -441,6 +447,12 @@ def binary_bodies(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
 @st.composite
 def record_bodies(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     """Records, of a model with a feature program and of one without."""
+    if draw(st.integers(0, 2)) == 0:
+        times = st.datetimes(min_value=datetime(2, 1, 1))
+        dates = times.map(str) | st.dates().map(str) | times.map(lambda time: f"{time.isoformat()}+14:00")
+        visit = st.fixed_dictionaries({"when": dates}, optional={"seen": st.none() | dates | st.just("")})
+        visits = draw(st.lists(visit, min_size=1, max_size=3))
+        return "/v1/models/visits:predict", json.dumps({"records": visits}).encode(), []
     if draw(st.booleans()):
         ages, jobs = st.floats(-1e3, 1e3), st.sampled_from(["clerk", "fixed", "other"])
         person = st.fixed_dictionaries({"age": ages, "job": jobs})

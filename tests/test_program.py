@@ -190,8 +190,8 @@ def test_a_file_that_is_not_there_or_not_json(tmp_path: Path) -> None:
 
 EDITS: list[tuple[str, Any, str]] = [
     ("$", [], "$: expected an object"),
-    ("$.fastinfer", 2, "$.fastinfer: written by a newer fastinfer (format 2)"),
-    ("$.fastinfer", 0, "$.fastinfer: expected 1, got 0"),
+    ("$.fastinfer", 3, "$.fastinfer: written by a newer fastinfer (format 3)"),
+    ("$.fastinfer", 0, "$.fastinfer: expected a format from 1 to 2, got 0"),
     ("$.fastinfer", "1", "$.fastinfer: expected an integer"),
     ("$.stages", [], "$.stages: unknown member; known are fastinfer, columns, steps, output"),
     ("$.columns", {}, "$.columns: expected a list"),

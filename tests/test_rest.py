@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +231,33 @@ def test_raw_columns_are_the_inputs_of_a_model_with_a_program(client: httpx.Clie
     ]
     answer = client.post("/v2/models/people/infer", json={"inputs": inputs}).json()
     assert answer["outputs"][0]["data"] == [10.0, 0.0]
+
+
+def test_dates_in_records_and_tensors(client: httpx.Client) -> None:
+    metadata = client.get("/v2/models/visits").json()
+    assert metadata["inputs"][0] == {"name": "when", "datatype": "BYTES", "shape": [-1, 1]}
+    assert metadata["properties"]["dates"] == "when,seen"
+    dates = ["2024-02-29", "1969-12-31T23:59:59.999999+00:30", "9999-12-31 00:00:00Z"]
+    parts = [[2024.0, 2.0, 29.0, 0.0, 0.0], [1969.0, 12.0, 31.0, 23.0, 999999.0], [9999.0, 12.0, 31.0, 0.0, 0.0]]
+    visits = [{"when": dates[0]}, {"when": dates[1], "seen": None}, {"seen": "2000-01-01", "when": dates[2]}]
+    unseen = [[*row, missing] for row, missing in zip(parts, [1.0, 1.0, 0.0], strict=True)]
+    answer = client.post("/v1/models/visits:predict", json={"records": visits}).json()
+    assert answer["predictions"] == [{"parts": row} for row in unseen]
+    inputs = [
+        {"name": "when", "shape": [3, 1], "datatype": "BYTES", "data": [[date] for date in dates]},
+        {"name": "seen", "shape": [3], "datatype": "BYTES", "data": ["", None, "2000-01-01"]},
+    ]
+    answer = client.post("/v2/models/visits/infer", json={"inputs": inputs}).json()
+    assert answer["outputs"][0]["data"] == [value for row in unseen for value in row]
+    blobs = [b"".join(struct.pack("<I", len(text)) + text.encode() for text in texts)
+             for texts in (dates, ["", "", "2000-01-01"])]
+    head = json.dumps({"inputs": [
+        {"name": name, "shape": [3, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(blob)}}
+        for name, blob in zip(("when", "seen"), blobs, strict=True)
+    ]}).encode()  # fmt: skip
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = client.post("/v2/models/visits/infer", content=head + b"".join(blobs), headers=headers).json()
+    assert answer["outputs"][0]["data"] == [value for row in unseen for value in row]
 
 
 def test_zero_rows(client: httpx.Client) -> None:

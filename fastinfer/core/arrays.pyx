@@ -48,6 +48,12 @@ cdef int fill_spans(Rows rows, int input, values) except -1:
     cdef Span* spans = <Span*>rows.slabs[input].data
     cdef Py_ssize_t i = 0, size
     cdef const char* data
+    cdef cnp.ndarray times
+    if isinstance(values, np.ndarray) and values.dtype == np.int64:  # microseconds, of a column of times
+        times = np.ascontiguousarray(values)
+        for i in range(len(times)):
+            spans[i].offset, spans[i].length = (<const uint64_t*>cnp.PyArray_DATA(times))[i], TIME_BYTES
+        return 0
     for value in values:
         if isinstance(value, str):
             data = PyUnicode_AsUTF8AndSize(value, &size)

@@ -21,6 +21,7 @@ cnp.import_array()
 
 NUMPY_TYPES = tuple([np.dtype(name).num for name in DTYPES])  # in the order of Datatype
 cdef uint64_t MISSING_BYTES = <uint64_t>0xFFFFFFFFFFFFFFFF  # a Span's length for a missing value
+cdef uint64_t TIME_BYTES = <uint64_t>0xFFFFFFFFFFFFFFFE     # and where its offset is a time, of a program's column
 cdef size_t ALIGNMENT = 64                                  # a cache line, and the widest vector load
 cdef size_t MAX_SLAB = <size_t>1 << 46
 

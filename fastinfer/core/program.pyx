@@ -80,6 +80,10 @@ cdef KernelEntry kernel_entry(str name) except *:
         return KernelEntry(load_bool, BOOL_COLUMN, NUMBER)
     if name == "load_text":
         return KernelEntry(load_text, BYTES_COLUMN, TEXT)
+    if name == "load_time":
+        return KernelEntry(load_time, BYTES_COLUMN, NUMBER)
+    if name == "date_part":
+        return KernelEntry(date_part, NUMBER, NUMBER)
     if name == "from_integer":
         return KernelEntry(from_integer, NUMBER, NUMBER)
     if name == "round_float32":
@@ -283,6 +287,11 @@ cdef class CompiledProgram:
             says += "too large for float32"
         elif failure.reason == SAYS_MANY:
             says += "more of one feature than float32 can count"
+        elif failure.reason == SAYS_TIME:
+            says += ("not a date as YYYY-MM-DD, or with a time as YYYY-MM-DDThh:mm:ss, a fraction, and Z or an offset "
+                     "as +hh:mm")
+        elif failure.reason == SAYS_YEAR:
+            says += "outside the years 1 to 9999 in UTC"
         else:
             says += "outside what the feature program takes"
         if request is not None and request.kind == KIND_INFER:
@@ -465,6 +474,8 @@ cdef int compile_table(CompiledProgram program, Operation* operation, str kernel
         operation.table = own(program, 2 * sizeof(UfuncLoop))
         compile_function(program, operation, table[0], <UfuncLoop*>operation.table)
         compile_function(program, operation, table[1], <UfuncLoop*>operation.table + 1)
+    elif kernel == "date_part":
+        compile_part(operation)
     elif kernel in ("divide_values", "multiply_values"):
         if operation.n_sources != 2:
             raise ConfigurationError(f"{kernel} takes two values")

@@ -21,8 +21,9 @@ from fastinfer._core import CompiledProgram
 from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError
 from fastinfer.preprocessing.conditioning import well_conditioned
 from fastinfer.preprocessing.lowering import Precision
-from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Place, Spec, Step
+from fastinfer.preprocessing.spec import DATETIME, MAX_WIDTH, Column, Place, Spec, Step
 from fastinfer.preprocessing.texts import telling_texts
+from fastinfer.preprocessing.times import TELLING_DATES
 from fastinfer.preprocessing.vectors import Run
 from fastinfer.preprocessing.writing import document, plain
 
@@ -291,6 +292,8 @@ def basics(column: Column) -> list[Any]:
         return [True, False]
     if column.datatype == "INT64":
         return [column.example or 0, 0, -1, 2**31, 2**53 + 1, -(2**63)]
+    if column.dtype == DATETIME:
+        return [column.example or TELLING_DATES[0], missing_text(column), *TELLING_DATES]
     if column.datatype == "BYTES":
         return [column.example or "", missing_text(column), "", UNKNOWN_TEXT]
     example = float(column.example) if isinstance(column.example, (int, float)) else 0.0

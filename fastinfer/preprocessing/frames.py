@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastinfer.errors import InvalidRecordError
-from fastinfer.preprocessing.spec import Column
+from fastinfer.preprocessing.spec import DATETIME, Column
+from fastinfer.preprocessing.times import times_of
 
 
 def columns_from(data: Any, columns: Sequence[Column], ignored: Sequence[str] = ()) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def recorded(records: Sequence[Mapping[str, Any]], column: Column) -> list[Any]:
 
 def as_datatype(column: Column, values: Any) -> Any:
     """Values of one column: an array, or for text a list of str, None and NaN."""
+    if column.dtype == DATETIME:
+        return times_of(column, values)
     array = values if isinstance(values, np.ndarray) else to_array(values)
     if array.ndim != 1:
         raise InvalidRecordError(f"the column {column.name!r} has {array.ndim} dimensions", f"$.{column.name}")

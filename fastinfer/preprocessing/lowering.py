@@ -12,13 +12,14 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from fastinfer._core import CompiledProgram, Instruction, Signature, Tensor
+from fastinfer._core import TIME_PART_NAMES, CompiledProgram, Instruction, Signature, Tensor
 from fastinfer.errors import ConfigurationError
 from fastinfer.preprocessing import lowering_vectors
-from fastinfer.preprocessing.spec import FUNCTIONS, KINDS, SCIPY_FUNCTIONS, Column, Kind, Spec, Step
+from fastinfer.preprocessing.spec import FUNCTIONS, SCIPY_FUNCTIONS, Column, Kind, Spec, Step
 from fastinfer.preprocessing.vectors import Features, Run, widths_of
 
 LOADS: Final = {"FP64": "load_float64", "INT64": "load_int64", "BOOL": "load_bool", "BYTES": "load_text"}
+KINDS: Final[Mapping[str, Kind]] = {"load_int64": "integer", "load_time": "time"}  # else: the register
 DENSE_L1, DENSE_L2, LARGEST, SPARSE_L1, SPARSE_L2 = range(5)  # how rows.pyx takes a norm
 NORMS: Final = {("l1", False): DENSE_L1, ("l2", False): DENSE_L2, ("max", False): LARGEST, ("max", True): LARGEST,
                 ("l1", True): SPARSE_L1, ("l2", True): SPARSE_L2}
@@ -117,8 +118,7 @@ class Program:
         if value in self.hot or value in self.slices:
             return "number"
         atom = self.atoms[value]
-        integer = atom.instruction.kernel == "load_int64"
-        return "integer" if integer else atom.bank
+        return KINDS.get(atom.instruction.kernel, atom.bank)
 
     def add(self, kernel: str, sources: str | tuple[str, ...], targets: str | tuple[str, ...] | None, *,
             text: bool = False, precision: Precision = "exact", **fields: Any) -> None:
@@ -220,6 +220,10 @@ def lower_function(program: Program, step: Step, i: int) -> None:
 
 def lower_bucketize(program: Program, step: Step, i: int) -> None:
     program.add("bucketize", step.sources[i], step.targets[i], table=list(step.parameters["edges"]))
+
+
+def lower_date_part(program: Program, step: Step, i: int) -> None:
+    program.add("date_part", step.sources[i], step.targets[i], flags=TIME_PART_NAMES.index(step.parameters["part"]))
 
 
 def lower_encoding(program: Program, step: Step, target: str, codes: list[float]) -> None:
@@ -333,6 +337,7 @@ LOWERINGS: Final[Mapping[str, Callable[[Program, Step, int], None]]] = {
     "binarize": lower_binarize,
     "function": lower_function,
     "bucketize": lower_bucketize,
+    "date_part": lower_date_part,
     "ordinal": lower_ordinal,
     "onehot": lower_onehot,
     "power": lower_power,
@@ -351,10 +356,7 @@ def build(spec: Spec) -> Program:
     """Every step as atoms."""
     program = Program(spec, widths=widths_of(spec.steps))
     for i, column in enumerate(spec.columns):
-        kernel = "load_float32" if column.dtype == "float32" else LOADS[column.datatype]
-        flags = FLAGS[column.missing] if column.datatype == "BYTES" else 0
-        instruction = Instruction(kernel, i, 0, i, flags=flags)
-        program.atoms[column.name] = Atom(instruction, (), (column.name,), i, KINDS[column.datatype] == "text")
+        program.atoms[column.name] = Atom(load(column, i), (), (column.name,), i, column.kind == "text")
     for step in spec.steps:
         for source in step.sources:
             if source in program.hot or source in program.slices:
@@ -365,6 +367,13 @@ def build(spec: Spec) -> Program:
         for i in range(len(step.sources)):
             LOWERINGS[step.op](program, step, i)
     return program
+
+
+def load(column: Column, i: int) -> Instruction:
+    if column.kind == "time":
+        return Instruction("load_time", i, 0, i, flags=int(column.nullable))
+    kernel = "load_float32" if column.dtype == "float32" else LOADS[column.datatype]
+    return Instruction(kernel, i, 0, i, flags=FLAGS[column.missing] if column.kind == "text" else 0)
 
 
 def materialise(program: Program, value: str) -> None:

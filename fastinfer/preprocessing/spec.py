@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from fastinfer._core import TIME_PART_NAMES
 from fastinfer.errors import ConfigurationError
 from fastinfer.preprocessing import vectors
 from fastinfer.preprocessing.vectors import Features, Run
 
-VERSION: Final = 1
+VERSION: Final = 2
+DATETIME: Final = "datetime"  # the dtype of a column of dates
 MAX_WIDTH: Final = 16_384  # features of a dense program
-Kind = Literal["number", "integer", "text", "vector"]
+Kind = Literal["number", "integer", "text", "time", "vector"]
 KINDS: Final[Mapping[str, Kind]] = {"FP64": "number", "INT64": "integer", "BOOL": "number", "BYTES": "text"}
 # A column's dtype as fitted, for each datatype it may travel as.
 DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "FP64": ("float64", "float32", "object"),
     "INT64": ("int64", "int32", "int16", "int8", "uint32", "uint16", "uint8", "object"),
     "BOOL": ("bool", "object"),
-    "BYTES": ("str", "object"),
+    "BYTES": ("str", "object", DATETIME),
 }
 # numpy functions of one number, by name. True: rounded exactly by IEEE 754, so equal on every machine.
 FUNCTIONS: Final[Mapping[str, bool]] = {
@@ -45,7 +47,7 @@ class Column:
     Attributes:
         name: as records write it.
         datatype: on the wire, FP64, INT64, BOOL or BYTES.
-        dtype: in the frame that scikit-learn was fitted on.
+        dtype: in the frame that was fitted; "datetime" where the text is a date, with or without a time.
         nullable: whether the program takes a missing value there.
         missing: what scikit-learn saw as missing text, "nan" or "none".
         categories: known values, for pages and documentation; not read by the program.
@@ -59,6 +61,11 @@ class Column:
     missing: str = "nan"
     categories: tuple[str | float, ...] = ()
     example: str | float | bool | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What its values are to the steps."""
+        return "time" if self.dtype == DATETIME else KINDS[self.datatype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +307,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "binarize": Operation(("number",), "number", "each", {"threshold": Place.number}),
     "function": Operation(("number",), "number", "each", {"function": Place.text}, {"dtype": read_dtype}),
     "bucketize": Operation(("number",), "number", "one", {"edges": Place.numbers}),
+    "date_part": Operation(("time",), "number", "each", {"part": lambda place: place.choice(*TIME_PART_NAMES)}),
     "ordinal": Operation(
         ("number", "integer", "text"), "number", "one",
         {"categories": read_categories, "codes": Place.numbers},
@@ -367,8 +375,8 @@ def parse(document: Any) -> Spec:
         version = Place(document["fastinfer"], "$.fastinfer")
         if version.integer() > VERSION:
             raise version.fault(f"written by a newer fastinfer (format {version.value}); this one reads {VERSION}")
-        if version.value != VERSION:
-            raise version.wrong(str(VERSION))
+        if version.value < 1:
+            raise version.wrong(f"a format from 1 to {VERSION}")
     required = ("fastinfer", "columns", "steps", "output")
     members = root.members((*required, "ignored", "task", "certificate"), required)
     columns = tuple([parse_column(place) for place in members["columns"].items()])
@@ -376,7 +384,7 @@ def parse(document: Any) -> Spec:
     for column, place in zip(columns, members["columns"].items(), strict=True):
         if column.name in kinds:
             raise place.fault(f"the column {column.name!r} stands twice")
-        kinds[column.name] = KINDS[column.datatype]
+        kinds[column.name] = column.kind
     widths: dict[str, int] = {}
     steps = tuple([parse_step(place, kinds, widths) for place in members["steps"].items()])
     task = members.get("task")

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from fastinfer.preprocessing import vectors
-from fastinfer.preprocessing.spec import OPERATIONS, VERSION, Spec
+from fastinfer.preprocessing.spec import DATETIME, OPERATIONS, Spec
 from fastinfer.preprocessing.vectors import Run
+
+SECOND_FORMAT: Final = ("date_part",)  # operations that format 1 does not have
 
 
 def plain_number(value: float) -> float | int | str:
@@ -28,13 +30,19 @@ def plain(value: Any) -> Any:
     return plain_number(value) if isinstance(value, float) else value
 
 
+def format_of(spec: Spec) -> int:
+    """The lowest format that has all that the spec uses, so that an older reader takes what it understands."""
+    dated = any(column.dtype == DATETIME for column in spec.columns)
+    return 2 if dated or any(step.op in SECOND_FORMAT for step in spec.steps) else 1
+
+
 def document(spec: Spec) -> dict[str, Any]:
     """The spec as JSON values; `parse` of it is the spec again."""
     columns = []
     for column in spec.columns:
         entry: dict[str, Any] = {"name": column.name, "datatype": column.datatype, "dtype": column.dtype,
                                  "nullable": column.nullable}
-        if column.datatype == "BYTES":
+        if column.datatype == "BYTES" and column.dtype != DATETIME:
             entry["missing"] = column.missing
         if column.categories:
             entry["categories"] = plain(column.categories)
@@ -53,7 +61,7 @@ def document(spec: Spec) -> dict[str, Any]:
               **({"sparse": True} if spec.output.sparse else {}), "features": [
                   part.document() if isinstance(part, Run) else {"name": part[0], "value": part[1]}
                   for part in spec.output.features.parts]}
-    result: dict[str, Any] = {"fastinfer": VERSION, "columns": columns, "steps": steps, "output": output}
+    result: dict[str, Any] = {"fastinfer": format_of(spec), "columns": columns, "steps": steps, "output": output}
     if spec.ignored:
         result["ignored"] = list(spec.ignored)
     if spec.task is not None:

@@ -185,7 +185,7 @@ cdef bint load_text(const Operation* operation, const Block* block) noexcept nog
     cdef uint64_t missing = NONE_TEXT if operation.flags & HOLDS_NONE else NAN_TEXT
     cdef Py_ssize_t i
     for i in range(block.rows):
-        if spans[i].length != MISSING_BYTES:
+        if spans[i].length < TIME_BYTES:
             target[i].data = block.arena + spans[i].offset if spans[i].length else <const char*>""
             target[i].size = spans[i].length
             continue

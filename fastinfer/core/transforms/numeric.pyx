@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
 cdef enum ProgramReason:
-    SAYS_MISSING = 1, SAYS_INFINITE, SAYS_TOO_LARGE, SAYS_UNKNOWN, SAYS_RANGE
+    SAYS_MISSING = 1, SAYS_INFINITE, SAYS_TOO_LARGE, SAYS_UNKNOWN, SAYS_RANGE, SAYS_TIME, SAYS_YEAR
 
 
 cdef inline double* numbers_of(const Block* block, int32_t register) noexcept nogil:
