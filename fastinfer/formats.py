@@ -15,7 +15,8 @@ class Format(NamedTuple):
     """A file format of models.
 
     `mark` is a pattern for the first bytes where the suffix alone says too little. A format that is not served natively
-    becomes ONNX by `convert`, which takes the modules that the extra called as the `kind` installs.
+    becomes ONNX by `convert`, or by an import where that is empty; either takes the modules that the extra called as
+    the `kind` installs.
     """
 
     kind: str
@@ -29,8 +30,7 @@ ONNX = Format("onnx", "an ONNX model")
 PICKLE = Format("pickle", "a pickle")
 LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n", "onnxmltools.convert_lightgbm",
                   ("lightgbm", "onnxmltools"))
-XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', "onnxmltools.convert_xgboost",
-                      ("xgboost", "onnxmltools"))
+XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', modules=("xgboost", "sklearn", "onnx", "pandas"))
 XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
 CATBOOST = Format("catboost", "a CatBoost model", None, "CatBoost.save_model('model.onnx', format='onnx')",
                   ("catboost",))
@@ -76,7 +76,11 @@ def refusal(form: Format, file: Path, name: str) -> ModelLoadError | None:
         return ModelLoadError(
             f"{file} is a pickle: it is imported once, then served. Loading it runs the code in it; if you trust it:\n"
             f"  fastinfer import {shlex.quote(str(file))} --out models/{name}/1 --trust-pickle")
-    sentence = f"{file} is {form.label}, which this version serves as ONNX: convert it with {form.convert}."
+    if form.convert:
+        sentence = f"{file} is {form.label}, which this version serves as ONNX: convert it with {form.convert}."
+    else:
+        sentence = (f"{file} is {form.label}, which is imported once, then served: "
+                    f"fastinfer import {shlex.quote(str(file))} --out models/{name}/1")
     if any(importlib.util.find_spec(module) is None for module in form.modules):
         sentence += f"\n  pip install 'fastinfer[{form.kind}]'"
     return ModelLoadError(sentence)

@@ -159,8 +159,8 @@ def test_a_path_without_a_model_is_named(lay, path, name, message):
     ("m.txt", "tree\nversion=v4", "m.txt is a LightGBM model, which this version serves as ONNX: convert it with "
                                   "onnxmltools.convert_lightgbm."),
     ("m.txt", "a street", "m.txt is not a LightGBM model, which is the only .txt file that is a model."),
-    ("m.json", '{"learner":{}}', "m.json is an XGBoost model, which this version serves as ONNX: convert it with "
-                                 "onnxmltools.convert_xgboost."),
+    ("m.json", '{"learner":{}}', "m.json is an XGBoost model, which is imported once, then served: "
+                                 "fastinfer import m.json --out models/m/1"),
     ("m.json", "{}", "m.json is not an XGBoost model, which is the only .json file that is a model."),
     ("m.ubj", "{L", "m.ubj is an XGBoost model"),
     ("m.cbm", "CBM1", "m.cbm is a CatBoost model"),

@@ -57,7 +57,7 @@ def import_pipeline(
     trust_pickle: bool = False,
     tolerance: float = 1e-6,
 ) -> ImportReport:
-    """Import a fitted scikit-learn pipeline or estimator (or LightGBM's) as one version of a model.
+    """Import a fitted scikit-learn pipeline or estimator (or LightGBM's or XGBoost's) as one version of a model.
 
     Args:
         pipeline_or_path: the fitted object, or the joblib or pickle file that holds it.

@@ -1,6 +1,5 @@
 """A fitted estimator becomes one ONNX model: its matrix in; label and probabilities, or value, out."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from onnx import TensorProto
 from fastinfer._core import Task
 from fastinfer.importing.answers import Classifier, Regressor, refuse
 from fastinfer.importing.estimators import write
-from fastinfer.importing.graph import MOST_FEATURES, Floats, Front, Graph
+from fastinfer.importing.graph import MOST_FEATURES, Floats, Front, Graph, ProgramShape
 
 
 class EstimatorModel(NamedTuple):
@@ -37,21 +36,21 @@ class EstimatorModel(NamedTuple):
 
 
 def estimator_model(
-    estimator: Any, width: int, path: str, program_width: Callable[[Any, str], int] | None = None
+    estimator: Any, width: int, path: str, program_shape: ProgramShape | None = None
 ) -> EstimatorModel:
     """Write a fitted estimator, or a pipeline that ends in one.
 
     Args:
-        estimator: fitted; scikit-learn's or LightGBM's.
+        estimator: fitted; scikit-learn's, LightGBM's or XGBoost's.
         width: columns that it takes.
         path: its place, for refusals.
-        program_width: columns that the feature program makes of a transformer's work, raising ImportRefusedError
-            where it cannot do it; without it the graph does all the work.
+        program_shape: what the feature program makes of a transformer's work, raising ImportRefusedError where it
+            cannot do it; without it the graph does all the work.
 
     Raises:
         ImportRefusedError: it cannot be written exactly; the message names the part.
     """
-    graph = Graph(width, program_width)
+    graph = Graph(width, program_shape)
     answer = write(graph, estimator, graph.features, path)
     if isinstance(answer, Regressor):
         outputs: list[Any] = [("value", answer.value, TensorProto.DOUBLE, [1])]

@@ -114,9 +114,9 @@ class _Categories:
         known = estimator._preprocessor.named_transformers_["encoder"].categories_
         if all(values.dtype.kind in "iufb" for values in known):
             self._values = [values.astype(np.float64) for values in known]
-        elif x == graph.features and graph.program_width is not None:
+        elif x == graph.features and graph.program_shape is not None:
             transformer = _encoding(estimator._preprocessor)
-            self._x = graph.front(transformer, graph.program_width(transformer, path), path)
+            self._x = graph.front(transformer, graph.program_shape(transformer, path), path)
             self._values = [np.arange(len(values), dtype=np.float64) for values in known]
             self._places = np.arange(self._width)
         else:

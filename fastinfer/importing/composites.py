@@ -10,7 +10,7 @@ from onnx import TensorProto
 from fastinfer.errors import ImportRefusedError
 from fastinfer.importing.answers import Answer, Classifier, Regressor, classifier, refuse, regressor
 from fastinfer.importing.estimators import write
-from fastinfer.importing.graph import MOST_FEATURES, Graph
+from fastinfer.importing.graph import MOST_FEATURES, Graph, Made
 from fastinfer.importing.links import normalised, softmax
 from fastinfer.importing.vectors import pair_confidences, pair_votes
 
@@ -31,10 +31,10 @@ def pipeline(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
     from fastinfer.importing.transformers import transform
 
     steps = estimator.steps
-    start, width = _front(graph, estimator, path) if x == graph.features else (0, 0)
-    if start:
-        make = graph.front if width <= MOST_FEATURES else graph.wide
-        x = make(_prefix(graph, estimator, start), width, path)
+    start, made = _front(graph, estimator, path) if x == graph.features else (0, None)
+    if made is not None:
+        make = graph.front if made.width <= MOST_FEATURES else graph.wide
+        x = make(_prefix(graph, estimator, start), made, path)
     for name, step in steps[start:-1]:
         if step not in (None, "passthrough"):
             x = transform(graph, step, x, f"{path}[{name!r}]")
@@ -42,22 +42,22 @@ def pipeline(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
     return write(graph, last, x, f"{path}[{name!r}]")
 
 
-def _front(graph: Graph, estimator: Any, path: str) -> tuple[int, int]:
-    """How many of the steps the program does, and the columns they make: as many as it can, the graph the others."""
+def _front(graph: Graph, estimator: Any, path: str) -> tuple[int, Made | None]:
+    """How many of the steps the program does, and what they make: as many as it can, the graph the others."""
     from fastinfer.importing.transformers import knows
 
     steps = estimator.steps
     refusal: ImportRefusedError | None = None
-    if graph.program_width is None:
-        return 0, 0
+    if graph.program_shape is None:
+        return 0, None
     for count in range(len(steps) - 1, 0, -1):
         try:
-            return count, graph.program_width(estimator[:count], path)
+            return count, graph.program_shape(estimator[:count], path)
         except ImportRefusedError as error:
             refusal = refusal or error
         if not knows(steps[count - 1][1]):
             raise refusal
-    return 0, 0
+    return 0, None
 
 
 def _prefix(graph: Graph, estimator: Any, start: int) -> Any:

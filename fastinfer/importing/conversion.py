@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastinfer.errors import ImportRefusedError
 from fastinfer.importing.assembly import EstimatorModel, estimator_model
 from fastinfer.importing.frames import Frames, checked_sample
-from fastinfer.importing.graph import MOST_FEATURES, Front
+from fastinfer.importing.graph import MOST_FEATURES, Front, Made
 from fastinfer.preprocessing.from_sklearn import raw_names as program_names
 from fastinfer.preprocessing.imports import text_sample
 from fastinfer.preprocessing.program import Program
@@ -62,11 +62,12 @@ def convert(fitted: Any, sample: Any | None) -> Imported:
     if sample is not None:
         sample = checked_sample(sample, names, named)
 
-    def program_width(transformer: Any, path: str) -> int:
-        return Program.from_sklearn(transformer, sample=sample, path=path).width
+    def program_shape(transformer: Any, path: str) -> Made:
+        program = Program.from_sklearn(transformer, sample=sample, path=path)
+        return Made(program.width, program.spec.output.sparse)
 
     path = "pipeline" if type(fitted).__name__ == "Pipeline" else "estimator"
-    model = estimator_model(fitted, len(names), path, program_width)
+    model = estimator_model(fitted, len(names), path, program_shape)
     width = sum(front.width for front in model.fronts) or len(names)
     inner = fitted if not model.fronts else stripped(fitted, model.fronts)
     matrices = [front for front in model.fronts if not is_scored(front)]

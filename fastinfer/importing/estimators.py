@@ -61,9 +61,16 @@ _SKLEARN: dict[str, str] = {
     "DummyClassifier": "dummies:dummy_classifier",
     "DummyRegressor": "dummies:dummy_regressor",
 }
+_XGBOOST = {
+    "XGBClassifier": "xgboost:xgboost_classifier",
+    "XGBRegressor": "xgboost:xgboost_regressor",
+    "XGBRanker": "xgboost:xgboost_regressor",
+}
 _LIGHTGBM = {"LGBMClassifier": "lightgbm:lightgbm_classifier", "LGBMRegressor": "lightgbm:lightgbm_regressor"}
 WRITERS = {("sklearn", name): place for names, place in _SKLEARN.items() for name in names.split()} | {
-    ("lightgbm", name): place for name, place in _LIGHTGBM.items()
+    (package, name): place
+    for package, table in (("lightgbm", _LIGHTGBM), ("xgboost", _XGBOOST))
+    for name, place in table.items()
 }
 _METHODS = ("predict", "predict_proba", "decision_function")
 

@@ -13,6 +13,8 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
+from fastinfer.runtimes.onnx import IN_ORDER
+
 OPSET = 18
 ML_OPSET = 5  # TreeEnsemble with float64 thresholds, leaves and sums; onnxruntime has it from 1.21 on
 IR_VERSION = 10
@@ -20,6 +22,16 @@ INPUT = "features"
 MOST_FEATURES = 16_384  # columns of a matrix that is served
 
 Floats = NDArray[np.float64]
+
+
+class Made(NamedTuple):
+    """What the feature program makes of a transformer's work: columns, and whether scikit-learn's are sparse."""
+
+    width: int
+    sparse: bool
+
+
+ProgramShape = Callable[[Any, str], Made]  # of a transformer at a path; raises where the program cannot do its work
 
 
 class Front(NamedTuple):
@@ -62,20 +74,25 @@ class Graph:
         features: name of what the fitted object itself takes, as float64: the matrix, where there are no fronts.
         fronts: what the program does before the matrix, where raw columns are not the matrix.
         wides: by name, matrices too wide to be served; their scores are the matrix's last columns.
-        program_width: columns that the program makes of a transformer's work; raises where it cannot do it.
+        sparse: matrices that are sparse in scikit-learn, where zeros are not stored.
+        program_shape: what the program would make of a transformer's work, or None where the graph does it all.
         thresholds: (feature, threshold) pairs at which some tree turns, for the proof.
+        in_order: whether float32 sums must be made in their order, which several threads do not keep.
     """
 
-    def __init__(self, width: int, program_width: Callable[[Any, str], int] | None = None) -> None:
+    def __init__(self, width: int, program_shape: ProgramShape | None = None) -> None:
         self.width = width
         self.features = "features64"
         self.fronts: list[Front] = []
         self.wides: dict[str, Wide] = {}
         self._scores: list[tuple[Wide, str, int, int]] = []
-        self.program_width = program_width
+        self.sparse: set[str] = set()
+        self.program_shape = program_shape
         self.thresholds: list[tuple[NDArray[np.int64], Floats]] = []
+        self.in_order = False
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._singles: dict[str, str] = {}
         self._rounded: dict[str, str] = {}
         self._origins: dict[str, NDArray[np.int64]] = {self.features: np.arange(width)}
         self._count = 0
@@ -116,6 +133,8 @@ class Graph:
         name = str(self.op("Gather", x, self.constant(taken, np.int64), axis=1))
         if x in self._origins:
             self._origins[name] = self._origins[x][taken]
+        if x in self.sparse:
+            self.sparse.add(name)
         return name
 
     def concat(self, parts: Iterable[str]) -> str:
@@ -131,7 +150,7 @@ class Graph:
         return name
 
     def like(self, x: str, changed: str) -> str:
-        """Note that ``changed`` holds the columns of ``x``, some values replaced."""
+        """Note that ``changed`` holds the columns of ``x``, some values replaced or rounded."""
         if x in self._origins:
             self._origins[changed] = self._origins[x]
         return changed
@@ -142,12 +161,16 @@ class Graph:
     def floats(self, x: str) -> str:
         return self.cast(x, TensorProto.DOUBLE)
 
+    def single(self, x: str) -> str:
+        """``x`` as float32."""
+        if x not in self._singles:
+            self._singles[x] = self.like(x, self.cast(x, TensorProto.FLOAT))
+        return self._singles[x]
+
     def round32(self, x: str) -> str:
         """``x`` rounded to float32, as scikit-learn's trees do to their input before they compare it."""
         if x not in self._rounded:
-            self._rounded[x] = self.floats(self.cast(x, TensorProto.FLOAT))
-            if x in self._origins:
-                self._origins[self._rounded[x]] = self._origins[x]
+            self._rounded[x] = self.like(x, self.floats(self.single(x)))
         return self._rounded[x]
 
     def sum(self, x: str) -> str:
@@ -178,24 +201,26 @@ class Graph:
             known = features < len(origin)  # the rest are columns that the writer derived
             self.thresholds.append((origin[features[known]], thresholds[known]))
 
-    def front(self, transformer: Any, width: int, path: str) -> str:
+    def front(self, transformer: Any, made: Made, path: str) -> str:
         """The matrix of a transformer of raw columns, which the program will run."""
         for i, known in enumerate(self.fronts):
             if known.transformer is transformer:
                 return f"front{i}"
         start = sum(front.width for front in self.fronts)
         name = f"front{len(self.fronts)}"
-        self.fronts.append(Front(transformer, path, start, width))
-        self._origins[name] = np.arange(start, start + width)
+        self.fronts.append(Front(transformer, path, start, made.width))
+        self._origins[name] = np.arange(start, start + made.width)
+        if made.sparse:
+            self.sparse.add(name)
         return name
 
-    def wide(self, transformer: Any, width: int, path: str) -> str:
+    def wide(self, transformer: Any, made: Made, path: str) -> str:
         """The matrix of a transformer that is too wide to be served; `linear` alone may read it."""
         for name, known in self.wides.items():
             if known.transformer is transformer:
                 return name
         name = f"wide{len(self.wides)}"
-        self.wides[name] = Wide(transformer, path, width)
+        self.wides[name] = Wide(transformer, path, made.width)
         return name
 
     def transformers(self) -> list[Any]:
@@ -240,12 +265,11 @@ class Graph:
         if len(self.fronts) > 1 or self.wides:
             nodes = self._slices() + nodes
         readers = [node for node in nodes if whole in node.input]
-        rounded = self._rounded.get(whole)
-        single = bool(readers) and all(n.op_type == "Cast" and _feeds(nodes, n, rounded) for n in readers)
+        rounded = self._singles.get(whole, "")
+        single = bool(readers) and all(node.output[0] == rounded for node in readers)
         if single:
-            nodes = [n for n in nodes if n not in readers]
-            to_double = next(n for n in nodes if n.output[0] == rounded)
-            to_double.input[0] = INPUT
+            nodes = [node for node in nodes if node not in readers]
+            nodes.insert(0, helper.make_node("Identity", [INPUT], [rounded]))
         else:
             nodes.insert(0, helper.make_node("Identity", [INPUT], [whole]))
         used = {name for node in nodes for name in node.input}
@@ -260,6 +284,8 @@ class Graph:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fastinfer")
         model.doc_string = producer
+        if self.in_order:
+            model.domain = IN_ORDER
         return model, "float32" if single else "float64"
 
     def reads_raw(self, outputs: list[str]) -> bool:
@@ -303,8 +329,3 @@ def _live(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]
             wanted = wanted | set(node.input)
     return kept[::-1]
 
-
-def _feeds(nodes: list[onnx.NodeProto], node: onnx.NodeProto, name: str | None) -> bool:
-    """Whether ``node`` is read by the operator that makes ``name`` and by no other."""
-    readers = [n for n in nodes if node.output[0] in n.input]
-    return len(readers) == 1 and readers[0].output[0] == name

@@ -119,7 +119,7 @@ class _Splits:
         graph, x = self._graph, self._x
         tiny = graph.op("LessOrEqual", graph.op("Abs", x), graph.constant(ZERO))
         read = x
-        if self._near_zero:
+        if self._near_zero and x not in graph.sparse:  # of a sparse matrix it takes what is stored as it is
             read = graph.like(x, str(graph.op("Where", tiny, graph.constant(0.0), read)))
         if self._zero_missing.any():
             lost = graph.op("And", tiny, graph.constant(self._zero_missing[None, :], np.bool_))

@@ -1,5 +1,6 @@
 """Fitted objects and samples from files. A pickle runs code when it is loaded, so it is loaded only when told to."""
 
+import json
 import re
 import warnings
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Any
 from fastinfer.errors import ConfigurationError, ImportRefusedError
 
 EXTRA = "pip install 'fastinfer[sklearn]'"
+XGBOOST_CLASSIFIERS = {"binary:logistic", "binary:hinge", "multi:softprob", "multi:softmax"}
 _SAVED_BY = re.compile(rb"_sklearn_version.{0,12}?(\d+\.\d+(?:\.\d+|rc\d+|\.dev\d+)*)", re.DOTALL)
 
 
@@ -21,7 +23,7 @@ def needed(module: str, extra: str = EXTRA) -> Any:
 
 
 def load_pipeline(path: Path, *, trust_pickle: bool) -> Any:
-    """A fitted object from a joblib or pickle file.
+    """A fitted object from a joblib or pickle file, or from XGBoost's own .json or .ubj, which runs no code.
 
     Raises:
         ConfigurationError: no such file, not trusted, a package is missing, or not a pickle.
@@ -29,6 +31,8 @@ def load_pipeline(path: Path, *, trust_pickle: bool) -> Any:
     """
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file")
+    if path.suffix.lower() in (".json", ".ubj"):
+        return load_xgboost(path)
     if not trust_pickle:
         raise ConfigurationError(
             f"{path}: loading a pickle runs the code in it;"
@@ -53,8 +57,33 @@ def load_pipeline(path: Path, *, trust_pickle: bool) -> Any:
             saved_by = _saved_by(path)
             if saved_by not in (None, sklearn.__version__):
                 raise _other_version(path, str(saved_by), sklearn.__version__) from error
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigurationError(f"{path}: cannot be loaded as a pickle: {reason}") from error
+            raise ConfigurationError(f"{path}: cannot be loaded as a pickle: {_reason(error)}") from error
+
+
+def load_xgboost(path: Path) -> Any:
+    """A booster as XGBoost saved it, in the class of scikit-learn's interface that answers by its objective.
+
+    Raises:
+        ConfigurationError: not such a file, or XGBoost is missing.
+    """
+    xgboost = needed("xgboost", "pip install 'fastinfer[xgboost]'")
+    try:
+        booster = xgboost.Booster(model_file=str(path))
+        objective = str(json.loads(booster.save_config())["learner"]["objective"]["name"])
+        saved = json.loads(booster.attr("scikit_learn") or "{}").get("_estimator_type")
+        kind = saved or ("classifier" if objective in XGBOOST_CLASSIFIERS else "regressor")
+        wrapper = {"classifier": "XGBClassifier", "ranker": "XGBRanker"}.get(kind, "XGBRegressor")
+        fitted = getattr(xgboost, wrapper)()
+        fitted.load_model(str(path))
+    except Exception as error:
+        raise ConfigurationError(f"{path}: XGBoost cannot load it: {_reason(error)}") from error
+    return fitted
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that says something: XGBoost puts a time and a place of its source before it."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return re.sub(r"^\[\d\d:\d\d:\d\d\] \S+: ", "", line)
 
 
 def _other_version(path: Path, saved_by: str, here: str) -> ImportRefusedError:

@@ -67,8 +67,8 @@ class Forest:
             weights = np.where(here.any(axis=1), values[nodes, targets], 0.0)
             self.add(*_pruned(tree, weights, targets))
 
-    def write(self, graph: Graph, x: str, columns: int) -> str:
-        """The sums, [rows, columns] of float64."""
+    def write(self, graph: Graph, x: str, columns: int, dtype: Any = np.float64) -> str:
+        """The sums, [rows, columns], of ``dtype`` as ``x`` is: thresholds, leaves and every partial sum are."""
         parts = [np.concatenate(part) for part in zip(*self._inner, strict=True)]
         feature, threshold, missing, true, true_leaf, false, false_leaf = parts
         weights, targets = (np.concatenate(part) for part in zip(*self._leaves, strict=True))
@@ -77,7 +77,7 @@ class Forest:
             "TreeEnsemble",
             x,
             domain="ai.onnx.ml",
-            nodes_splits=threshold,
+            nodes_splits=threshold.astype(dtype),
             nodes_featureids=feature,
             nodes_modes=np.zeros(len(feature), np.uint8),  # BRANCH_LEQ
             nodes_missing_value_tracks_true=missing.astype(np.int64),
@@ -86,7 +86,7 @@ class Forest:
             nodes_falsenodeids=false,
             nodes_falseleafs=false_leaf.astype(np.int64),
             tree_roots=np.array(self._roots, np.int64),
-            leaf_weights=weights,
+            leaf_weights=weights.astype(dtype),
             leaf_targetids=targets,
             n_targets=columns,
             aggregate_function=1,  # SUM

@@ -140,7 +140,12 @@ class Trial:
             return
         matrix = np.asarray(imported.program.transform_dense(base), np.float64)
         made = rows.matrix_rows(matrix, turns, imported.model.dtype, imported.allow != "finite", self._rng)
-        self._proof.check(imported.inner, made, made, lambda row: f"of features {plain(made[row])}")
+        given: Any = made
+        if imported.program.spec.output.sparse:
+            from scipy.sparse import csr_matrix
+
+            given = csr_matrix(made)
+        self._proof.check(imported.inner, given, made, lambda row: f"of features {plain(made[row])}")
 
 
 def _values(specials: list[Special]) -> Values:

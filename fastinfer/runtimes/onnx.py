@@ -12,6 +12,8 @@ from fastinfer.runtimes import Arrays, Runtime
 from fastinfer.settings import ModelConfig
 
 SMALL_FILE = 8 << 20  # a model up to this size runs on one thread: waking others costs more than they compute
+IN_ORDER = "fastinfer.in-order"  # the domain of a model whose sums several threads would make in another order
+HEAD_BYTES = 256  # of a file, where its domain stands
 OPTIMISATIONS = {"all": 99, "extended": 2, "basic": 1, "disabled": 0}  # onnxruntime's GraphOptimizationLevel
 # Spinning saves a batch microseconds and burns whole cores between batches.
 ENTRIES = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
@@ -84,8 +86,13 @@ def shared_object() -> Path | None:
 
 
 def default_threads(path: Path, workers: int = 1) -> int:
-    """One thread for a small model, else this process's share of the CPUs that it may use."""
-    return 1 if path.stat().st_size <= SMALL_FILE else max(1, usable_cpus() // workers)
+    """One thread for a small model and for sums that have an order, else this process's share of the CPUs."""
+    if path.stat().st_size <= SMALL_FILE:
+        return 1
+    with path.open("rb") as stream:
+        if IN_ORDER.encode() in stream.read(HEAD_BYTES):
+            return 1
+    return max(1, usable_cpus() // workers)
 
 
 def usable_cpus() -> int:
