@@ -406,7 +406,9 @@ cdef struct Row:
     int64_t waiting_rows                # gauge
     uint64_t executions, rows_run
     uint64_t failed, failed_ns, cancelled, refused
-    uint64_t spare
+    uint64_t admitted
+    uint64_t in_time, late, expired     # answered with 200 by the deadline, after it; not run because of it
+    uint64_t spare[5]
     Durations queue_time, preprocess_time, run_time, total_time
     uint64_t answered[LANE_CELLS][STATUS_CELLS]
 
@@ -435,18 +437,72 @@ cdef class Scoreboard:
     cdef int sum(self, Py_ssize_t row, Row* total) except -1
     cdef list sum_sizes(self, Py_ssize_t row)
 
+# ---- cost.pyx -------------------------------------------------------------------------------------------------
+cdef enum:
+    COST_LEVELS = 17                    # powers of two of the rows
+    COST_WINDOW = 64                    # runs that a level's quantile is of
+
+# Nanoseconds that a run is thought to take.
+cdef struct Guess:
+    bint known
+    double mean
+    double high                         # which few such runs are over
+    double best                         # which none was under
+
+cdef class Cost:
+    cdef int64_t budget_ns
+    cdef double mean[COST_LEVELS]
+    cdef double deviation[COST_LEVELS]
+    cdef double high[COST_LEVELS]
+    cdef double best[COST_LEVELS]
+    cdef double size[COST_LEVELS]       # rows, on average
+    cdef float* window[COST_LEVELS]     # the last runs, where there were any
+    cdef uint64_t seen[COST_LEVELS]
+    cdef uint64_t changes               # runs
+    cdef bint threaded[COST_LEVELS]
+    cdef int level(self, Py_ssize_t rows) noexcept nogil
+    cdef void observe(self, Py_ssize_t rows, int64_t nanoseconds) noexcept nogil
+    cdef void keep(self, int level, float took) noexcept nogil
+    cdef double predict(self, Py_ssize_t rows) noexcept nogil
+    cdef Guess guess(self, Py_ssize_t rows) noexcept nogil
+    cdef Py_ssize_t most(self, double nanoseconds, Py_ssize_t limit) noexcept nogil
+    cdef bint runs_inline(self, Py_ssize_t rows) noexcept nogil
+
+# ---- queue.pyx ------------------------------------------------------------------------------------------------
+cdef enum:
+    LOWEST_RANK = 7                     # of 8 levels; the first goes first
+cdef extern from *:
+    """
+    #define FASTINFER_NEVER INT64_MAX
+    """
+    const int64_t NEVER "FASTINFER_NEVER"
+
+# A slot that waits.
+cdef struct Waiting:
+    int64_t deadline                    # monotonic, or NEVER
+    uint64_t order                      # of arrival
+    int64_t key                         # whose it is; 0: nobody's in particular
+    Py_ssize_t rows
+    void* slot                          # which is kept alive
+    int rank
+
+cdef struct Queue:
+    Waiting* data
+    size_t begin, end                   # of those who wait, first to go first
+    size_t capacity
+    uint64_t orders                     # given away
+
 # ---- batch.pyx ------------------------------------------------------------------------------------------------
 cdef enum BatchState:
     FORMING, RUNNING, DONE
-
-cdef enum:
-    COST_LEVELS = 32
 
 cdef class Slot:
     cdef Ticket ticket
     cdef Batch batch
     cdef Py_ssize_t start
     cdef Py_ssize_t rows
+    cdef size_t nbytes                  # as the queue counts them
+    cdef uint64_t order                 # in the queue; 0: it does not wait
     cdef Outputs own_outputs            # where the batch was bisected
     cdef object error
 
@@ -460,22 +516,11 @@ cdef class Batch:
     cdef bint bisected
     cdef bint timed_out                 # its run was given up and may still write
     cdef double answer_bytes            # of the outputs, a row
+    cdef Py_ssize_t live                # rows of those that wait in it
+    cdef Py_ssize_t limit               # rows that it may have
     cdef Py_ssize_t unread              # slots whose answer was not rendered yet
-    cdef size_t nbytes                  # of its requests
-    cdef size_t counted                 # of which the queue's books hold so many
     cdef int64_t created_ns, started_ns, finished_ns
-    cdef void drop_cancelled(self)
-
-cdef class Cost:
-    cdef int64_t budget_ns
-    cdef double mean[COST_LEVELS]
-    cdef double deviation[COST_LEVELS]
-    cdef uint64_t seen[COST_LEVELS]
-    cdef bint threaded[COST_LEVELS]
-    cdef int level(self, Py_ssize_t rows) noexcept nogil
-    cdef void observe(self, Py_ssize_t rows, int64_t nanoseconds) noexcept nogil
-    cdef double predict(self, Py_ssize_t rows) noexcept nogil
-    cdef bint runs_inline(self, Py_ssize_t rows) noexcept nogil
+    cdef void compact(self)
 
 cdef class Batcher:
     # settings, fixed at load
@@ -483,7 +528,7 @@ cdef class Batcher:
     cdef object run
     cdef Session session                # in place of `run`, where the engine is onnxruntime's C API
     cdef readonly Py_ssize_t max_batch_size
-    cdef int64_t max_delay_ns
+    cdef int64_t max_delay_ns, slo_ns   # slo_ns 0: none
     cdef int instances
     cdef Py_ssize_t queue_rows, queue_bytes
     cdef double run_timeout_s
@@ -494,13 +539,19 @@ cdef class Batcher:
     # state
     cdef Lane lane                      # whose answers leave when a batch is done
     cdef Cost cost
-    cdef object queue                   # deque of Batch, oldest first
-    cdef list forming                   # those of the queue that take more rows
+    cdef Queue queue                    # who waits, in the order of going
+    cdef list forming                   # batches that take more rows
     cdef list spare                     # Rows to use again
     cdef set running                    # on worker threads
     cdef int given_up                   # of which so many are past their time
     cdef Py_ssize_t waiting_rows
     cdef size_t waiting_bytes
+    cdef object expiry                  # a timer that runs out when the next deadline passes
+    cdef int64_t expiry_ns, swept_ns
+    cdef bint expired_some              # and their answers have not left
+    cdef int64_t fit_budget             # what rows_within last said
+    cdef uint64_t fit_changes
+    cdef Py_ssize_t fit_rows
     cdef bint scheduled, closed
     cdef unsigned long thread           # the loop's: slabs are given back on no other
     # counters: in memory of its own, until the scoreboard has a row for them
@@ -512,14 +563,27 @@ cdef class Batcher:
 
     cdef int admit(self, Py_ssize_t rows, size_t nbytes) except -1
     cdef int refuse_waiting(self, error) except -1
-    cdef Batch open(self, Py_ssize_t rows, const int* ranks, const int64_t* dims)
+    cdef Batch open(self, Ticket ticket, Py_ssize_t rows, const int* ranks, const int64_t* dims)
+    cdef Batch new_batch(self, const int* ranks, const int64_t* dims)
+    cdef Py_ssize_t rows_within(self, int64_t budget) noexcept
     cdef int commit(self, Batch batch, Ticket ticket, Py_ssize_t rows, size_t nbytes) except -1
     cdef int append(self, Rows source, Ticket ticket) except -1
     cdef int enter(self, Batch batch, Slot slot) except -1
+    cdef void withdraw(self, Ticket ticket)
+    cdef void withdraw_slot(self, Slot slot)
+    cdef void strike(self, Slot slot)
+    cdef void discard(self, Batch batch)
+    cdef void close_batch(self, Batch batch)
+    cdef int end(self, Ticket ticket, error) except -1
+    cdef int expire(self, Ticket ticket) except -1
+    cdef int look_out(self, int64_t deadline, int64_t now) except -1
+    cdef Batch next_batch(self, int64_t now)
+    cdef Batch whole(self, Batch batch, int64_t now)
+    cdef bint joins(self, Batch batch, Py_ssize_t rows, const Waiting* entry)
+    cdef Batch composed(self, Batch first, int64_t now)
     cdef Rows take_rows(self)
     cdef void give_rows(self, Rows rows)
     cdef void give_slot(self, Slot slot)
-    cdef void forget(self, Batch batch)
     cdef int start_thread(self, Batch batch, work) except -1
     cdef Outputs run_rows(self, Rows rows)
     cdef int run_batch(self, Batch batch) except -1
@@ -528,6 +592,12 @@ cdef class Batcher:
     cdef void measure(self, Batch batch)
 
 # ---- infer.pyx ------------------------------------------------------------------------------------------------
+cdef class Arrival:
+    cdef int64_t arrived_ns             # when the first byte was read
+    cdef int64_t timeout_ns             # that the head gives; 0: none
+    cdef int64_t key                    # whose it is, for the fair share
+    cdef Connection connection          # which it leaves with, or None
+
 cdef class Decoded:
     cdef Request request
     cdef Rows rows                      # the runtime's inputs
@@ -555,6 +625,11 @@ cdef class Ticket:
     cdef readonly Py_ssize_t rows
     cdef readonly int64_t identity      # who asks; 0 is anonymous, and the standard lane's
     cdef readonly int64_t started_ns, queued_ns, finished_ns, preprocess_ns, queue_ns, run_ns
+    cdef int64_t arrived_ns, timeout_ns  # as of the head
+    cdef int64_t deadline               # or NEVER
+    cdef int64_t key                    # whose it is; 0: nobody's in particular
+    cdef int rank
+    cdef Py_ssize_t limit               # rows of a batch that it is in
     cdef int piece_done(self, Slot slot, int64_t now) except -1
     cdef int finish(self, int64_t now) except -1
     cdef bint is_large(self)
@@ -562,7 +637,8 @@ cdef class Ticket:
     cdef Outputs joined(self)
     cdef void count_success(self)
     cdef void release(self)
-    cdef void enter(self)
+    cdef void take(self, Arrival arrival)
+    cdef void enter(self, Arrival arrival)
     cdef void leave(self)
 
 cdef class Endpoint:
@@ -581,8 +657,10 @@ cdef class Endpoint:
 
     cdef int total(self, Row* total) except -1
     cdef void count_refused(self, error)
-    cdef Ticket new_ticket(self, done)
-    cdef Ticket submit_fast(self, int kind, const char* body, size_t size, Py_ssize_t header_length, int64_t now)
+    cdef Ticket new_ticket(self, done, int64_t arrived_ns, int64_t timeout_ns, int64_t key)
+    cdef void set_deadline(self, Ticket ticket) noexcept
+    cdef Ticket submit_fast(self, int kind, const char* body, size_t size, const Head* head, int64_t now,
+                            int64_t arrived_ns, int64_t key)
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
                           Py_ssize_t header_length) except -1
     cdef int submit_direct(self, Ticket ticket, size_t size) except -1
@@ -621,6 +699,7 @@ cdef struct Head:
     bint close
     bint keep_alive
     bint timing                         # Prefer: server-timing
+    int64_t timeout_ns                  # the least X-Request-Timeout above 0; 0 absent
     bint plain                          # nothing in it needs the standard lane
     const char* length_text             # where Content-Length's value stands
     Py_ssize_t length_size
@@ -679,6 +758,14 @@ cdef class Lane:
     cdef bytes next_id(self)
     cdef int flush(self) except -1
 
+cdef enum:
+    MAX_MARKS = 16
+
+# The bytes of a connection's stash from a place on were read then.
+cdef struct Mark:
+    int64_t begin                       # counted from the first that was ever kept
+    int64_t read_ns
+
 cdef class Connection:
     cdef object protocol, transport, write
     cdef Lane lane
@@ -705,11 +792,16 @@ cdef class Connection:
     cdef int empty_lines                # before the next message
     # the message that the standard lane has
     cdef bint answer_due, in_body, chunked
+    cdef int64_t message_ns             # when its first byte was read
+    cdef Ticket standard                # its way through the core, once it is submitted
     cdef int64_t body_left
     cdef Chunks chunks
     # clocks, monotonic nanoseconds; 0 where nothing runs
     cdef int64_t read_ns                # now, as of the last time that anything was looked at
     cdef int64_t quiet_since, head_ns, body_ns
+    cdef Mark[MAX_MARKS] marks          # when the bytes of the stash were read
+    cdef int n_marks
+    cdef int64_t kept                   # bytes that were ever kept
     cdef readonly int64_t body_bytes
 
     cdef int keep(self, const char* data, Py_ssize_t size) except -1
@@ -728,7 +820,8 @@ cdef class Connection:
     cdef Py_ssize_t served(self, const char* p, const char* end) noexcept
     cdef Ticket take_first(self)
     cdef bint is_fast(self, Head* head) except -1
-    cdef bint serve(self, Head* head, const char* body) except -1
+    cdef bint serve(self, Head* head, const char* p, const char* body) except -1
+    cdef int64_t arrival(self, const char* p) noexcept
     cdef int ready(self) except -1
     cdef int write_answers(self) except -1
     cdef int send(self) except -1

@@ -194,6 +194,16 @@ class QueueFullError(UnavailableError):
     code = "queue_full"
 
 
+class ExpiredError(UnavailableError):
+    """The request's deadline passed while it waited; it did not run."""
+
+    code = "expired"
+    grpc = "DEADLINE_EXCEEDED"
+
+    def __init__(self) -> None:
+        super().__init__("the request's deadline passed while it waited")
+
+
 class NotReadyError(UnavailableError):
     """The model is loading, or could not be loaded."""
 

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from fastinfer.model import Model
 
 PHASES = ("queue", "preprocess", "run", "total")
+COUNTS = {
+    "rows": "Rows that models have run.",
+    "batches": "Batches that models have run.",
+    "refused": "Requests refused by a full queue.",
+    "cancelled": "Requests whose client left first.",
+    "admitted": "Requests that were let in.",
+    "goodput": "Requests answered with 200 by their deadline, or that had none.",
+    "late": "Requests answered with 200 after their deadline.",
+    "expired": "Requests whose deadline passed in the queue, which did not run.",
+}
 EDGES = (*map(str, BOUNDS), "+Inf")
 
 
@@ -121,19 +131,17 @@ class Snapshot:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         labels = ["model", "version"]
-        rows = CounterMetricFamily("fastinfer_rows", "Rows that models have run.", labels=labels)
-        batches = CounterMetricFamily("fastinfer_batches", "Batches that models have run.", labels=labels)
-        refused = CounterMetricFamily("fastinfer_refused", "Requests refused by a full queue.", labels=labels)
-        cancelled = CounterMetricFamily("fastinfer_cancelled", "Requests whose client left first.", labels=labels)
+        for key, text in COUNTS.items():
+            family = CounterMetricFamily(f"fastinfer_{key}", text, labels=labels)
+            for name, version, counted in self.rows:
+                if name:
+                    family.add_metric([name, version], counted[key])
+            yield family
         waiting = GaugeMetricFamily("fastinfer_queue_rows", "Rows that wait for the model.", labels=labels)
         for name, version, counted in self.rows:
             if name:
-                rows.add_metric([name, version], counted["rows"])
-                batches.add_metric([name, version], counted["batches"])
-                refused.add_metric([name, version], counted["refused"])
-                cancelled.add_metric([name, version], counted["cancelled"])
                 waiting.add_metric([name, version], counted["pending_rows"])
-        yield from (rows, batches, refused, cancelled, waiting)
+        yield waiting
 
     def _gauges(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

@@ -255,6 +255,7 @@ class Model:
             queue_bytes=chosen("queue_bytes"),
             inline_budget_us=chosen("inline_budget_us"),
             run_timeout_ms=chosen("run_timeout_ms"),
+            slo_ms=self.config.slo_ms or 0,
             session=self.runtime.native,
         )
 

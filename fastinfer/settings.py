@@ -145,6 +145,10 @@ class ModelConfig:
         "0 never makes a lone request wait.", low=0, high=10_000_000)
     instances: int = option(
         1, INTEGER, "Batches of this model that may run at the same time.", low=1, high=64)
+    slo_ms: int | None = option(
+        None, INTEGER, "Longest time from a request's arrival to its answer, in milliseconds; a client may ask for "
+        "less. What waits longer is answered 503 and does not run.", low=1, high=DAY * 1000,
+        unset="none: only what clients ask for counts")
     warmup_rows: int = option(
         8, INTEGER, "Rows of the load's own trial run, beside 1 and max_batch_size.", low=1, high=1 << 16)
     queue_rows: int | None = option(

@@ -8,6 +8,8 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp, memcpy
 
+from fastinfer.errors import InvalidParameterError
+
 cdef enum:
     MAX_HEADERS = 100
     MAX_HEAD = 32 * 1024
@@ -15,6 +17,7 @@ cdef enum:
     MAX_CHUNKS = 1 << 20                # of one body
     MAX_CHUNK_EXTENSIONS = 16 * 1024    # bytes, of all chunks of a body
     MAX_TRAILERS = 8 * 1024             # bytes
+    MAX_SECONDS = 1_000_000_000         # of X-Request-Timeout; more is as much
 
 
 cdef extern from *:
@@ -72,6 +75,7 @@ cdef HeadFault parse_head(Head* head, const char* begin, const char* end) noexce
     head.hosts = head.fields = 0
     head.chunked = head.close = head.keep_alive = head.plain = False
     head.timing = False
+    head.timeout_ns = 0
     head.credentials = 0
     head.request_id_size = 0
     head.plain = True
@@ -211,6 +215,12 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
         if head.chunked or size != 7 or not same_name(value, b"chunked", 7):
             return HEAD_CODING
         head.chunked = True
+    elif name_size == 17 and same_name(name, b"x-request-timeout", 17):
+        number = parse_seconds(value, size)
+        if number < 0:
+            head.plain = False
+        elif number and (number < head.timeout_ns or not head.timeout_ns):
+            head.timeout_ns = number
     elif name_size == 10 and same_name(name, b"connection", 10):
         take_connection(head, value, size)
     elif name_size == 12 and same_name(name, b"x-request-id", 12):
@@ -294,6 +304,54 @@ cdef bint prefers_timing(const char* p, Py_ssize_t size) noexcept nogil:
             return False
         p += 1
     return False
+
+
+cdef int64_t parse_seconds(const char* p, Py_ssize_t size) noexcept nogil:
+    """Nanoseconds of a decimal number of seconds, rounded up; 0 of one that is not above 0, -1 of what is no number."""
+    cdef const char* end = p + size
+    cdef const char* start
+    cdef bint negative = p < end and p[0] == c'-'
+    cdef bint some = False
+    cdef int64_t whole = 0, part = 0, unit = 100_000_000
+    p += negative
+    start = p
+    while p < end and c'0' <= p[0] <= c'9':
+        whole = min(whole * 10 + (p[0] - c'0'), MAX_SECONDS)
+        p += 1
+    if p == start:
+        return -1
+    if p < end and p[0] == c'.':
+        p += 1
+        start = p
+        while p < end and c'0' <= p[0] <= c'9':
+            if unit:
+                part += (p[0] - c'0') * unit
+                unit //= 10
+            else:
+                some = some or p[0] != c'0'
+            p += 1
+        if p == start:
+            return -1
+    if p != end:
+        return -1
+    return 0 if negative else whole * 1_000_000_000 + part + some
+
+
+def request_timeout(list values not None):
+    """Nanoseconds that X-Request-Timeout fields allow: the least above 0 of their values, or 0.
+
+    Raises:
+        InvalidParameterError: one is no number of seconds.
+    """
+    cdef int64_t least = 0, number
+    cdef bytes value
+    for value in values:
+        number = parse_seconds(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
+        if number < 0:
+            raise InvalidParameterError("X-Request-Timeout takes a number of seconds, such as 2 or 0.25")
+        if number and (number < least or not least):
+            least = number
+    return least
 
 
 def prefers_server_timing(bytes value not None):

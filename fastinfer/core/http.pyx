@@ -77,6 +77,9 @@ cdef class Connection:
             elif not ticket.elsewhere:
                 ticket.release()
             ticket.cancel()
+        if self.standard is not None:
+            self.standard.cancel()
+            self.standard = None
         self.protocol = self.transport = self.write = None
         slab_free(&self.stash)
         self.stash_start = self.stash_end = 0
@@ -102,9 +105,16 @@ cdef class Connection:
     def answered(self):
         """The standard lane has answered the message it was given."""
         self.answer_due = False
+        self.standard = None
         self.quiet_since = self.read_ns = monotonic_ns()
         if not self.in_body:
             self.consume_stash()
+
+    def arrived(self, int64_t timeout_ns):
+        """The Arrival of the message that the standard lane has; ``timeout_ns`` is what its head allows, or 0."""
+        cdef Arrival arrival = Arrival(self.message_ns, timeout_ns)
+        arrival.connection = self
+        return arrival
 
     def writable(self, bint yes):
         """Whether the client reads; while it does not, no request of it is begun."""
@@ -150,6 +160,7 @@ cdef class Connection:
     cdef int keep(self, const char* data, Py_ssize_t size) except -1:
         """Set bytes aside that cannot be used yet."""
         cdef size_t have = self.stash_end - self.stash_start
+        cdef int i
         if self.stash_start and <size_t>self.stash_end + size > self.stash.capacity:
             memmove(self.stash.data, self.stash.data + self.stash_start, have)
             self.stash_start = 0
@@ -158,7 +169,32 @@ cdef class Connection:
             raise MemoryError
         memcpy(self.stash.data + self.stash_end, data, size)
         self.stash_end += size
+        if have == 0:
+            self.n_marks = 0
+        while self.n_marks > 1 and self.marks[1].begin <= self.kept - <int64_t>have:
+            self.n_marks -= 1
+            memmove(&self.marks[0], &self.marks[1], self.n_marks * sizeof(Mark))
+        if self.n_marks == MAX_MARKS:  # tell every second read from the one before it no more
+            self.n_marks //= 2
+            for i in range(self.n_marks):
+                self.marks[i] = self.marks[2 * i]
+        self.marks[self.n_marks].begin = self.kept
+        self.marks[self.n_marks].read_ns = self.read_ns
+        self.n_marks += 1
+        self.kept += size
         return 0
+
+    cdef int64_t arrival(self, const char* p) noexcept:
+        """When the byte at ``p`` was read, which lies in the stash or in what has just been read."""
+        cdef int64_t at
+        cdef int i
+        if self.stash.data == NULL or not self.stash.data <= p < self.stash.data + self.stash_end:
+            return self.read_ns
+        at = self.kept - (self.stash.data + self.stash_end - p)
+        for i in range(self.n_marks - 1, -1, -1):
+            if self.marks[i].begin <= at:
+                return self.marks[i].read_ns
+        return self.read_ns
 
     cdef int consume_stash(self) except -1:
         cdef Py_ssize_t used
@@ -218,7 +254,7 @@ cdef class Connection:
         if not self.waiting:
             body = self.known_message(p, end)
             if body != NULL:
-                if self.serve(&self.lane.known[self.known].head, body):
+                if self.serve(&self.lane.known[self.known].head, p, body):
                     return self.served(p, body + self.lane.known[self.known].head.content_length)
                 refused = True
         if not self.head_ns:
@@ -237,7 +273,7 @@ cdef class Connection:
             if end - body < head.content_length:
                 self.body_wanted(body, end)
                 return 0
-            if self.serve(&head, body):
+            if self.serve(&head, p, body):
                 if self.unlike < MAX_UNLIKE:
                     self.unlike += 1
                     self.known = self.lane.know(&head, self.route.index, p, body)
@@ -306,6 +342,7 @@ cdef class Connection:
     # ---- the standard lane -----------------------------------------------------------------------------------------
     cdef int hand_over(self, Head* head, const char* p, const char* body) except -1:
         self.answer_due = True
+        self.message_ns = self.arrival(p)
         self.chunked = head.chunked
         self.for_head = head.method_size == 4 and memcmp(head.method, b"HEAD", 4) == 0
         self.body_left = max(head.content_length, <int64_t>0)
@@ -378,14 +415,14 @@ cdef class Connection:
             return False
         return head.request_id_size == 0 or is_request_id(head.request_id, head.request_id_size)
 
-    cdef bint serve(self, Head* head, const char* body) except -1:
-        """Submit a whole request; False when it is at fault, which the standard lane then tells."""
+    cdef bint serve(self, Head* head, const char* p, const char* body) except -1:
+        """Submit a whole request that begins at ``p``; False when it is at fault, which the standard lane tells."""
         cdef Endpoint endpoint = self.route.endpoint
         cdef Ticket ticket
-        cdef int64_t header_length = head.header_length if self.route.kind == KIND_INFER else -1
-        if header_length > head.content_length:
+        if self.route.kind == KIND_INFER and head.header_length > head.content_length:
             return False
-        ticket = endpoint.submit_fast(self.route.kind, body, <size_t>head.content_length, header_length, self.read_ns)
+        ticket = endpoint.submit_fast(self.route.kind, body, <size_t>head.content_length, head, self.read_ns,
+                                      self.arrival(p), self.identity)
         if ticket is None:
             return False
         ticket.connection = self

@@ -13,8 +13,25 @@ from fastinfer.errors import BodyTooLargeError, CancelledError, FastinferError, 
 
 cdef int MAX_SPARE_REQUESTS = 256
 cdef size_t MAX_REQUEST_BYTES = 512 << 20
+cdef int64_t FOREVER = 1_000_000_000_000_000_000  # nanoseconds; a longer time is as good as none
 cdef size_t TIMING_SIZE = 128
 cdef size_t LARGE_ANSWER = 256 << 10    # bytes of output tensors past which a ticket asks to be encoded on a thread
+
+
+@cython.final
+cdef class Arrival:
+    """When and how a request arrived that the standard lane serves.
+
+    Args:
+        arrived_ns: monotonic time of the read that held its first byte.
+        timeout_ns: what its head allows from then on; 0: nothing in particular.
+        key: whose it is; 0: nobody's in particular.
+    """
+
+    def __init__(self, int64_t arrived_ns, int64_t timeout_ns=0, int64_t key=0):
+        self.arrived_ns = arrived_ns
+        self.timeout_ns = timeout_ns
+        self.key = key
 
 
 @cython.final
@@ -79,7 +96,8 @@ cdef class Ticket:
         if self.error is not None:
             endpoint.counts.failed += 1
             endpoint.counts.failed_ns += now - self.started_ns
-            self.release()
+            if not self.missing:
+                self.release()
         if self.connection is not None:
             return self.connection.ready()
         done, self.done = self.done, None
@@ -172,6 +190,10 @@ cdef class Ticket:
         counts.infer_ns += self.run_ns
         counts.output_ns += now - self.finished_ns
         counts.last_ns = now
+        if now > self.deadline:
+            counts.late += 1
+        else:
+            counts.in_time += 1
         observe(&counts.queue_time, self.queue_ns)
         observe(&counts.preprocess_time, self.preprocess_ns)
         observe(&counts.run_time, self.run_ns)
@@ -194,10 +216,19 @@ cdef class Ticket:
             self.endpoint.spare.append(self.request)
         self.request = None
 
-    cdef void enter(self):
+    cdef void take(self, Arrival arrival):
+        if arrival is not None:
+            self.arrived_ns = arrival.arrived_ns
+            self.timeout_ns = arrival.timeout_ns
+            self.key = arrival.key
+
+    cdef void enter(self, Arrival arrival):
         """In flight from here."""
+        if arrival is not None and arrival.connection is not None:
+            arrival.connection.standard = self
         self.counted = True
         self.endpoint.counts.in_flight += 1
+        self.endpoint.counts.admitted += 1
 
     cdef void leave(self):
         """No longer in flight."""
@@ -214,6 +245,9 @@ cdef class Ticket:
         self.done = None
         self.error = CancelledError("the client closed the connection")
         self.endpoint.counts.cancelled += 1
+        self.endpoint.batcher.withdraw(self)
+        if not self.missing:
+            self.slot = self.pieces = None  # reference cycles
 
 
 cdef bint expands(Rows rows, Py_ssize_t count) noexcept nogil:
@@ -266,7 +300,7 @@ cdef class Endpoint:
         self.spare = []
         self.counts = batcher.counts
 
-    def submit(self, int kind, body, Py_ssize_t header_length, done):
+    def submit(self, int kind, body, Py_ssize_t header_length, done, Arrival arrival=None):
         """Decode, preprocess and queue one request; on the loop's thread.
 
         Args:
@@ -274,13 +308,16 @@ cdef class Endpoint:
             body: bytes-like; not needed after the call.
             header_length: of the JSON part where the binary tensor extension is used, else -1.
             done: called with the ticket, later, on the loop's thread, when the answer or an error is there.
+            arrival: when it came, where that was not now.
 
         Raises:
             FastinferError: the request is at fault, or refused.
         """
-        cdef Ticket ticket = self.new_ticket(done)
+        cdef int64_t now = monotonic_ns()
+        cdef Ticket ticket = self.new_ticket(done, now, 0, 0)
         cdef Py_buffer view
-        ticket.started_ns = monotonic_ns()
+        ticket.started_ns = now
+        ticket.take(arrival)
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             self.submit_bytes(ticket, kind, <const char*>view.buf, <size_t>view.len, header_length)
@@ -290,18 +327,19 @@ cdef class Endpoint:
             raise
         finally:
             PyBuffer_Release(&view)
-        ticket.enter()
+        ticket.enter(arrival)
         return ticket
 
-    cdef Ticket submit_fast(self, int kind, const char* body, size_t size, Py_ssize_t header_length, int64_t now):
+    cdef Ticket submit_fast(self, int kind, const char* body, size_t size, const Head* head, int64_t now,
+                            int64_t arrived_ns, int64_t key):
         """As ``submit``, for the fast lane: None where it raises, and nothing is counted then."""
-        cdef Ticket ticket = self.new_ticket(None)
+        cdef Ticket ticket = self.new_ticket(None, arrived_ns, head.timeout_ns, key)
         ticket.started_ns = now
         try:
-            self.submit_bytes(ticket, kind, body, size, header_length)
+            self.submit_bytes(ticket, kind, body, size, head.header_length if kind == KIND_INFER else -1)
         except FastinferError:
             return None
-        ticket.enter()
+        ticket.enter(None)
         return ticket
 
     def decode(self, int kind, body, Py_ssize_t header_length):
@@ -322,12 +360,15 @@ cdef class Endpoint:
             PyBuffer_Release(&view)
         return decoded
 
-    def submit_decoded(self, Decoded decoded not None, done):
+    def submit_decoded(self, Decoded decoded not None, done, Arrival arrival=None):
         """Queue what ``decode`` made; on the loop's thread. As ``submit`` otherwise."""
         cdef Ticket ticket = Ticket.__new__(Ticket)
         ticket.endpoint = self
         ticket.request = decoded.request
         ticket.done = done
+        ticket.arrived_ns = decoded.started_ns
+        ticket.take(arrival)
+        self.set_deadline(ticket)
         ticket.started_ns = decoded.started_ns
         ticket.preprocess_ns = decoded.decoded_ns - decoded.started_ns
         ticket.rows = decoded.request.rows
@@ -337,7 +378,7 @@ cdef class Endpoint:
         except FastinferError as error:
             self.count_refused(error)
             raise
-        ticket.enter()
+        ticket.enter(arrival)
         return ticket
 
     cdef void count_refused(self, error):
@@ -346,12 +387,26 @@ cdef class Endpoint:
         if isinstance(error, QueueFullError):
             self.counts.refused += 1
 
-    cdef Ticket new_ticket(self, done):
+    cdef Ticket new_ticket(self, done, int64_t arrived_ns, int64_t timeout_ns, int64_t key):
         cdef Ticket ticket = Ticket.__new__(Ticket)
         ticket.endpoint = self
         ticket.done = done
+        ticket.arrived_ns = arrived_ns
+        ticket.timeout_ns = timeout_ns
+        ticket.key = key
         ticket.request = <Request>self.spare.pop() if self.spare else Request(self.signature, self.name)
         return ticket
+
+    cdef void set_deadline(self, Ticket ticket) noexcept:
+        """The smallest of what the model, the head and the body allow, from the request's arrival on."""
+        cdef int64_t budget = self.batcher.slo_ns
+        cdef Request request = ticket.request
+        if ticket.timeout_ns and (ticket.timeout_ns < budget or not budget):
+            budget = ticket.timeout_ns
+        if request.timeout_us and (request.timeout_us < budget // 1000 or not budget):
+            budget = request.timeout_us * 1000 if request.timeout_us < FOREVER // 1000 else FOREVER
+        ticket.deadline = ticket.arrived_ns + budget if budget and budget < FOREVER else NEVER
+        ticket.rank = <int>(request.priority - 1) if 1 <= request.priority <= LOWEST_RANK else LOWEST_RANK
 
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
                           Py_ssize_t header_length) except -1:
@@ -361,6 +416,7 @@ cdef class Endpoint:
         if not ticket.request.scan(kind, body, size, header_length, &failure):
             raise ticket.request.error(&failure)
         ticket.rows = ticket.request.rows
+        self.set_deadline(ticket)
         self.batcher.admit(ticket.rows, size)
         if 0 < ticket.request.rows <= self.batcher.max_batch_size:
             return self.submit_direct(ticket, size)
@@ -380,11 +436,11 @@ cdef class Endpoint:
         failure_clear(&failure)
         if self.program is not None:
             self.fill_columns(self.columns, request)
-            batch = self.batcher.open(request.rows, self.inner_ranks, self.inner_dims)
+            batch = self.batcher.open(ticket, request.rows, self.inner_ranks, self.inner_dims)
             if not self.program.run(self.columns, 0, request.rows, rows_at(batch.rows, 0, batch.rows.rows), &failure):
                 raise self.program.error(&failure, request)
         else:
-            batch = self.batcher.open(request.rows, request.ranks, request.dims)
+            batch = self.batcher.open(ticket, request.rows, request.ranks, request.dims)
             arena = batch.rows.arena_size
             if not request.fill(batch.rows, batch.rows.rows, &failure):
                 batch.rows.arena_size = arena

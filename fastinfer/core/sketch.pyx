@@ -71,6 +71,7 @@ cdef dict row_counters(const Row* row):
     answered = {(LANES[lane], status): row.answered[lane][cell]
                 for lane in range(LANE_CELLS) for cell, status in enumerate(STATUSES) if row.answered[lane][cell]}
     return {"cancelled": row.cancelled, "refused": row.refused, "pending_rows": row.waiting_rows,
+            "admitted": row.admitted, "goodput": row.in_time, "late": row.late, "expired": row.expired,
             "fast": row.answered[LANE_FAST][0], "in_flight": row.in_flight,
             "rows": row.rows_run, "batches": row.executions, "answered": answered,
             "phases": {"queue": cumulative(<Durations*>&row.queue_time),

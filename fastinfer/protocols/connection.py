@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from fastinfer import _core
 from fastinfer.errors import FastinferError, MalformedHeadError, UnavailableError
-from fastinfer.protocols.exchange import CLIENT_GONE, JSON, dump, error_answer
+from fastinfer.protocols.exchange import CLIENT_GONE, JSON, WIRE, dump, error_answer
 from fastinfer.protocols.journal import address
 
 if TYPE_CHECKING:
@@ -231,6 +231,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # its clients do not know the answer (RFC 9110, 10.1.1)
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # what else is in it is the server's business
+        scope[WIRE] = self.wire
         super().on_headers_complete()
         self.headers = []  # trailer fields go here: they must not pass for the head's (RFC 9110, 6.5.1)
         if self.leaving:

@@ -14,6 +14,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
+from fastinfer._core import Arrival, request_timeout
 from fastinfer.errors import (
     BodyTooLargeError,
     FastinferError,
@@ -27,7 +28,7 @@ from fastinfer.protocols.compression import MIN_SIZE, accepted, compress, decomp
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from fastinfer._core import Ticket
+    from fastinfer._core import Connection, Ticket
     from fastinfer.service import Service
 
 LARGE = 256 * 1024  # bytes; more than this is decoded, encoded and compressed on a worker thread
@@ -35,6 +36,7 @@ KEPT_BODY = 64 * 1024  # a refused body up to this is read and dropped, and the 
 LINGER = 5.0  # seconds in which a client may read the refusal of a body it is still sending
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@,;~-]{1,128}")
 JSON = b"application/json"
+WIRE = "fastinfer.connection"  # where a scope has the compiled connection, if it came over one of ours
 CLIENT_GONE = 499  # nginx's number; it is only counted, there is nobody to send it to
 prefix = secrets.token_hex(6)  # of the request ids that this process makes
 sequence = itertools.count(1)
@@ -90,6 +92,19 @@ class Exchange:
         self.ticket: Ticket | None = None
         self._complete = False  # the body has been read to its end
         self._held = 0  # bytes of bodies that this request accounts for
+
+    def arrival(self) -> Arrival:
+        """When the request came, and what time its head gives it.
+
+        Raises:
+            InvalidParameterError: X-Request-Timeout is no number of seconds.
+        """
+        timeout_ns = 0
+        if b"x-request-timeout" in self.headers:
+            fields = self.scope["headers"]
+            timeout_ns = request_timeout([value for name, value in fields if name == b"x-request-timeout"])
+        wire: Connection | None = self.scope.get(WIRE)
+        return Arrival(self.started_ns, timeout_ns) if wire is None else wire.arrived(timeout_ns)
 
     # ---- the body -------------------------------------------------------------------------------------------------
     async def body(self) -> bytes:

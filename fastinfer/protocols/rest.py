@@ -19,7 +19,7 @@ from fastinfer.protocols.exchange import JSON, LARGE, ClientGoneError, Exchange,
 if TYPE_CHECKING:
     from starlette.routing import Route
 
-    from fastinfer._core import Ticket
+    from fastinfer._core import Arrival, Ticket
     from fastinfer.model import Model
     from fastinfer.protocols.router import Router
 
@@ -63,9 +63,10 @@ async def answer_infer(exchange: Exchange, kind: int) -> None:
     path = exchange.path
     model = await exchange.service.model(path["name"], path.get("version"))
     exchange.model, exchange.version = model.name, model.version
+    arrival = exchange.arrival()
     body = await exchange.body()
     header_length = binary_header(exchange.headers, len(body)) if kind == INFER else -1
-    ticket = await run(exchange, model, kind, body, header_length)
+    ticket = await run(exchange, model, kind, body, header_length, arrival)
     if ticket.large:
         answer, json_size = await exchange.service.on_worker(ticket.encode)
     else:
@@ -99,7 +100,9 @@ def binary_header(headers: dict[bytes, bytes], size: int) -> int:
     return length
 
 
-async def run(exchange: Exchange, model: Model, kind: int, body: bytes, header_length: int) -> Ticket:
+async def run(
+    exchange: Exchange, model: Model, kind: int, body: bytes, header_length: int, arrival: Arrival
+) -> Ticket:
     """Submit, and wait for the result or for the client to leave.
 
     Raises:
@@ -114,9 +117,9 @@ async def run(exchange: Exchange, model: Model, kind: int, body: bytes, header_l
 
     if len(body) > LARGE or b"content-encoding" in exchange.headers:
         decoded = await exchange.service.on_worker(model.endpoint.decode, kind, body, header_length)
-        ticket = model.endpoint.submit_decoded(decoded, done)
+        ticket = model.endpoint.submit_decoded(decoded, done, arrival)
     else:
-        ticket = model.endpoint.submit(kind, body, header_length, done)
+        ticket = model.endpoint.submit(kind, body, header_length, done, arrival)
     exchange.ticket = ticket
     exchange.rows = ticket.rows
     watch = Watch(exchange, waiter)
