@@ -16,8 +16,8 @@ PACKAGE = ROOT / "fastinfer"
 # A module imports only from its left (a folder stands for its modules).
 LAYERS = [
     "errors", "options", "settings", "_core", "preprocessing", "runtimes", "probe", "tensors", "model", "importing",
-    "formats", "repository", "lifecycle", "metrics", "service", "protocols", "pages", "openapi", "app", "logs",
-    "sockets", "server", "workers", "cli", "__main__",
+    "formats", "repository", "lifecycle", "scoring", "metrics", "service", "protocols", "pages", "openapi", "app",
+    "logs", "sockets", "server", "workers", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -75,6 +75,7 @@ def imported_by(statement: str) -> set[str]:
             {"sklearn", "onnx", "pandas", "pyarrow", "prometheus_client", "click"},
         ),
         ("import fastinfer; fastinfer.load", {"starlette", "uvicorn", "asyncio", "sklearn", "pandas", "pyarrow"}),
+        ("import fastinfer.scoring", {"starlette", "uvicorn", "asyncio", "onnxruntime", "pyarrow", "rich", "click"}),
     ],
 )
 def test_imports_stay_light(statement: str, forbidden: set[str]) -> None:

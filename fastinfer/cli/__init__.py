@@ -1,6 +1,7 @@
-"""The command line: `fastinfer serve`, `check` and `import`.
+"""The command line: `fastinfer serve`, `check`, `import` and `score`.
 
-Exit codes: 0 done, 1 `check` found something wrong, 2 usage or configuration, in one or two lines on stderr.
+Exit codes: 0 done, 1 `check` found something wrong or `score` rejected rows, 2 usage or configuration, in one or two
+lines on stderr, 130 interrupted.
 """
 
 import os

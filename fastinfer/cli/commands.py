@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fastinfer.options import BOOLEAN, PATH, Option, nearest, options
+from fastinfer.options import BOOLEAN, NAMES, PATH, Option, nearest, options
 from fastinfer.settings import PREFIX, SETTINGS_FILE, Settings, flag
 
 PRECEDENCE = (f"Every option can also be given as a variable ({PREFIX}LOG_LEVEL=debug) and in {SETTINGS_FILE} "
@@ -78,7 +78,18 @@ def import_(pipeline: str, out: str, sample: str | None, trust_pickle: bool) -> 
                       sample=path_option(sample, "--sample"), trust_pickle=trust_pickle)
 
 
+def score(model: str, source: str, out: str, rejects: str | None, keep: str | None, features: str | None,
+          restart: bool) -> int:
+    from fastinfer.cli.score import run_score
+
+    return run_score(PATH_OPTION.read(model, "MODEL"), PATH_OPTION.read(source, "IN"), PATH_OPTION.read(out, "--out"),
+                     rejects=path_option(rejects, "--rejects"), restart=restart,
+                     keep=() if keep is None else NAMES_OPTION.read(keep, "--keep"),
+                     features=None if features is None else NAMES_OPTION.read(features, "--features"))
+
+
 PATH_OPTION = Option(kind=PATH, text="")
+NAMES_OPTION = Option(kind=NAMES, text="")
 
 
 def path_option(text: str | None, place: str) -> Path | None:
@@ -123,4 +134,21 @@ fastinfer.add_command(click.Command(
         click.Option(["--sample"], metavar="FILE", help="Rows (.parquet or .csv) to compare on, as the pipeline was "
                      "fitted on; without it rows are made from what the fitted steps know."),
         click.Option(["--trust-pickle"], is_flag=True, help="Load the file, which runs whatever code is in it."),
+    ]))
+fastinfer.add_command(click.Command(
+    "score", callback=score, short_help="Score the rows of a file.",
+    epilog="Exits with 0 if every row was scored, 1 if some were rejected, 130 if it was interrupted.",
+    help="Score the rows of IN, a Parquet, CSV or NDJSON file or a folder of such, with MODEL: a model file, a "
+         "version's folder, or a model's folder. The same command goes on where an interrupted one was.",
+    params=[
+        click.Argument(["model"], metavar="MODEL"),
+        click.Argument(["source"], metavar="IN"),
+        click.Option(["--out"], metavar="OUT", required=True,
+                     help="File to write: .parquet, .csv, .tsv, .ndjson or .jsonl, the text ones also with .gz."),
+        click.Option(["--rejects"], metavar="FILE", help="Where the rows go that cannot be scored, with the reason.  "
+                     "[default: OUT.rejects.ndjson]"),
+        click.Option(["--keep"], metavar="NAMES", help="Columns of IN that go along, as in id,country."),
+        click.Option(["--features"], metavar="NAMES", help="Columns that make up the one wide tensor of a model "
+                     "without a feature program, in order.  [default: all that are not kept]"),
+        click.Option(["--restart"], is_flag=True, help="Begin anew, whatever an interrupted run has done."),
     ]))
