@@ -34,7 +34,7 @@ def split(text: bytes, delimiter=None, step=None, most=1000):
 
 @given(st.lists(st.sampled_from(["a", "bc", '"', '""', ",", "\n", "\r\n", "\r", " ", "é"]), max_size=40),
        st.integers(1, 12), st.integers(1, 5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @example(["\r"], 1, 1)
 @example(['"', "\n", '"', ",", "\n"], 1, 1)
 def test_rows_of_csv_are_those_of_pythons_reader(pieces, step, most):
@@ -71,7 +71,7 @@ line = st.one_of(record, record.map(lambda text: text[:-1]), st.just('{"n": 1}, 
 
 
 @given(st.lists(line, max_size=8))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_line_is_decoded_as_a_request_with_that_record_alone(lines):
     text, cells = lines_of([each.encode() for each in lines])
     rows, faults = decode_lines(SIGNATURE, text, cells)

@@ -68,6 +68,7 @@ def models(tmp_path_factory):
     labels = np.where(frame["income"].fillna(0) + 20 * frame["age"] > 2500, "good", "bad")
     import_pipeline(make_pipeline(steps, trees).fit(frame, labels), root / "credit" / "1", sample=frame)
     onnx_models.with_program(root / "people" / "1")
+    onnx_models.with_dates(root / "dates" / "1")
     onnx_models.affine(root / "affine" / "1" / "model.onnx")
     onnx_models.classifier(root / "classifier" / "1" / "model.onnx")
     onnx_models.two_inputs(root / "two" / "1" / "model.onnx")
@@ -299,6 +300,25 @@ def test_types_of_parquet(models, tmp_path):
             want = fastinfer.load(models / "people").predict({"age": [30.0, 40.0], "job": ["clerk", "fixed"]})["value"]
             assert read(out)["value"].to_numpy(np.float32).tobytes() == want.tobytes()
             assert [each["row"] for each in rejects_of(out)] == [2]
+
+
+def test_dates_are_text_or_timestamps(models, tmp_path):
+    texts = ["2024-02-29T12:30:00.000001", "1969-12-31", "9999-12-31T23:00:00"]
+    seen = [None, "2024-01-01", None]
+    (tmp_path / "in.ndjson").write_text("".join(json.dumps({"when": a, "seen": b}) + "\n"
+                                                for a, b in zip([*texts, "soon"], [*seen, None], strict=True)))
+    (tmp_path / "in.csv").write_text("\n".join(["when,seen", *(f"{a},{b or ''}" for a, b in zip(texts, seen,
+                                                                                               strict=True))]))
+    moments = pa.array(texts).cast(pa.timestamp("us"))
+    pq.write_table(pa.table({"when": moments, "seen": pa.array(seen).cast(pa.date32())}), tmp_path / "in.parquet")
+    outs = []
+    for name in ("ndjson", "csv", "parquet"):
+        out = tmp_path / f"{name}.out.ndjson"
+        scoring.score(models / "dates", tmp_path / f"in.{name}", out)
+        outs.append(out.read_text())
+    assert len(set(outs)) == 1
+    assert outs[0].count("\n") == 3
+    assert [each["field"] for each in rejects_of(tmp_path / "ndjson.out.ndjson")] == ["when"]
 
 
 def test_only_the_rows_on_which_the_model_fails_are_rejected(models, tmp_path, small):

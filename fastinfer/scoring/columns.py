@@ -28,9 +28,12 @@ def check_types(schema: Any, fields: Sequence[Field], place: str) -> None:
             value = value.value_type
         text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
         number = types.is_integer(value) or types.is_floating(value) or types.is_decimal(value)
-        wrong = {"BYTES": number or types.is_boolean(value), "BOOL": text or number}.get(field.datatype, text)
+        time = types.is_temporal(value)
+        wrong = {"BYTES": number or types.is_boolean(value) or (time and not field.time),
+                 "BOOL": text or number or time}.get(field.datatype, text or time)
         if wrong or types.is_nested(value):
-            takes = {"BYTES": "text", "BOOL": "true and false"}.get(field.datatype, "numbers")
+            takes = {"BYTES": "dates" if field.time else "text", "BOOL": "true and false"}.get(field.datatype,
+                                                                                              "numbers")
             raise ConfigurationError(f"{place}: the column {field.name!r} is {found}, and the model takes {takes}.")
 
 

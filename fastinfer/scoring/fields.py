@@ -23,12 +23,14 @@ class Field(NamedTuple):
         datatype: as the protocol names it.
         nullable: whether it may be missing.
         many: values in a row; -1 where that varies.
+        time: its text is a date; a column of timestamps will do.
     """
 
     name: str
     datatype: str
     nullable: bool = False
     many: int = 1
+    time: bool = False
 
 
 class Fields:
@@ -68,8 +70,10 @@ class Fields:
             self.wide = model.inner.inputs[0]
             self.fields = [Field(name, self.wide.datatype) for name in features]
         else:
-            self.fields = [Field(each.name, each.datatype, each.nullable, int(np.prod(each.shape[1:])))
-                           for each in self._inputs()]
+            times = [] if model.program is None else [each.name for each in model.program.columns
+                                                      if each.kind == "time"]
+            self.fields = [Field(each.name, each.datatype, each.nullable, int(np.prod(each.shape[1:])),
+                                 each.name in times) for each in self._inputs()]
         self.names = [field.name for field in self.fields]
         if columns:
             self._check(columns)
