@@ -65,6 +65,28 @@ class Program:
         return cls(import_sklearn(fitted, sample=sample, dtype=dtype, allow=allow, path=path))
 
     @classmethod
+    def fit(cls, frame: Any, spec: str | Path | Mapping[str, Any], y: Any = None) -> Self:
+        """A program of the transforms that ``spec`` names, with what they learn from a frame; without scikit-learn.
+
+        What a transform of scikit-learn's learns is what that learns, bit by bit.
+
+        Args:
+            frame: training data: a pandas, polars or Arrow frame, a dict of columns, a list of records, or an array
+                [rows, columns], whose columns are called x0, x1, ….
+            spec: TOML, as text or as the path of a file, or the dict that it stands for; docs/guide/features.md
+                describes it.
+            y: the target, for transforms that learn from it: values [rows], or the name of a column of ``frame``.
+
+        Raises:
+            ConfigurationError: the spec is not as documented, or does not suit the data; the message names the place,
+                and the nearest known name.
+        """
+        from fastinfer.preprocessing.fitting import fit_plan
+        from fastinfer.preprocessing.plans import read_plan
+
+        return cls(fit_plan(read_plan(spec), frame, y))
+
+    @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """A program from the text of a features.json; its certificate is checked.
 

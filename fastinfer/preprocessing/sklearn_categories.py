@@ -1,7 +1,7 @@
 """scikit-learn's encoders of categories as look-ups."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ def encoded_features(trace: Trace, matrix: Matrix, path: str) -> tuple[Feature, 
     return matrix.features
 
 
-def lookup(feature: Feature, categories: Sequence[Any], codes: Sequence[Any], path: str) -> dict[str, Any]:
+def lookup(feature: Feature, categories: Iterable[Any], codes: Sequence[Any], path: str) -> dict[str, Any]:
     """The parameters of a look-up: categories that a value of this kind can equal, with their codes.
 
     A category of another type (text among numbers) equals no value, and is left out; its code stays taken.
@@ -98,7 +98,7 @@ def encode_onehot(trace: Trace, encoder: Any, matrix: Matrix, path: str, dtype: 
         if encoder.handle_unknown != "error":
             takes = encoder.handle_unknown in ("infrequent_if_exist", "warn") and group is not None
             parameters["unknown"] = position(group) if takes and group is not None else None
-        names = [f"{feature.name}_{label}" for label in labels(categories, indices, drop)]
+        names = [f"{feature.name}_{label}" for label in labels(categories, indices, drop, group)]
         if len(names) != width:
             raise refuse(path, f"{width} columns for the categories of {feature.name!r}")
         values = trace.write("onehot", path, [feature], names, **parameters)
@@ -107,12 +107,12 @@ def encode_onehot(trace: Trace, encoder: Any, matrix: Matrix, path: str, dtype: 
     return Matrix(tuple(features), "sparse" if encoder.sparse_output else "array")
 
 
-def labels(categories: Sequence[Any], indices: list[int], drop: int | None) -> list[str]:
-    """A label for each column; a group of infrequent categories has scikit-learn's."""
+def labels(categories: Sequence[Any], indices: list[int], drop: int | None, group: int | None) -> list[str]:
+    """A label for each column; the group of infrequent categories has scikit-learn's, be it of one."""
     found: dict[int, list[str]] = {}
     for category, index in zip(categories, indices, strict=True):
         found.setdefault(index, []).append(str(category))
-    return [names[0] if len(names) == 1 else "infrequent_sklearn" for index, names in sorted(found.items())
+    return ["infrequent_sklearn" if index == group else names[0] for index, names in sorted(found.items())
             if index != drop]
 
 

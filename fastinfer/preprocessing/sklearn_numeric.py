@@ -29,7 +29,7 @@ def standard_scaler(trace: Trace, scaler: Any, matrix: Matrix, path: str) -> Mat
     matrix = trace.floats(matrix, path, allow_nan=True, sparse=True)
     if matrix.container == "sparse":
         return scale_sparse(trace, matrix, path, scaler.scale_)
-    dtype = matrix.dtype if casts_mean_first() else FLOAT64
+    dtype = matrix.dtype if getattr(scaler, "casts_mean_first", None) or casts_mean_first() else FLOAT64
     if scaler.with_mean:
         matrix = trace.arithmetic("subtract", path, matrix, scaler.mean_.astype(dtype))
     if scaler.with_std:

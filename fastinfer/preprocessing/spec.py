@@ -133,9 +133,10 @@ class Place:
     def fault(self, message: str) -> ConfigurationError:
         return ConfigurationError(f"{self.path}: {message}", self.path)
 
-    def wrong(self, wanted: str) -> ConfigurationError:
+    def wrong(self, wanted: str, hint: str = "") -> ConfigurationError:
         shown = json.dumps(self.value, ensure_ascii=False, default=repr)
-        return self.fault(f"expected {wanted}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
+        return self.fault(f"expected {wanted}, got {shown if len(shown) <= 80 else shown[:77] + '...'}.{hint}"
+                          .removesuffix("."))
 
     def items(self) -> "list[Place]":
         if not isinstance(self.value, list):

@@ -40,7 +40,7 @@ def times_of(column: Column, values: Any) -> npt.NDArray[np.int64] | list[str | 
         InvalidRecordError: a value is neither, or outside the years 1 to 9999.
     """
     if getattr(getattr(values, "dtype", None), "tz", None) is not None:  # pandas would make an array of objects
-        values = values.dt.tz_convert(None)
+        values = getattr(values, "dt", values).tz_convert(None)
     array = np.asarray(values.to_numpy()) if hasattr(values, "to_numpy") else values
     if not isinstance(array, np.ndarray):
         array = np.fromiter(array, dtype=object)
