@@ -208,7 +208,7 @@ def identity(found: Found, files: Sequence[Path], out: Path, rejects: Path, fiel
         "a model": {each.name: digest(each) for each in parts},
         "options": {"keep": list(keep), "features": fields.names, "rejects": str(rejects.resolve()),
                     "out": str(out.resolve())},
-        "a version of fastinfer": [__version__, fields.block_rows, CHUNK],
+        "a version of fastinfer": [__version__, fields.block_rows, fields.run_rows, CHUNK],
     }
 
 
