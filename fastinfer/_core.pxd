@@ -341,6 +341,24 @@ cdef class Call:
     cdef int look(self, Outputs outputs, int k) except -1
     cdef int read_texts(self, Result* result, void* value) except -1
 
+# ---- decision.pyx ---------------------------------------------------------------------------------------------
+cdef class Policy:
+    cdef Signature inner                    # the runtime's
+    cdef readonly Signature signature       # outputs = what is answered
+    cdef readonly tuple added               # names of the policy's own outputs
+    cdef list kept                          # places of the runtime's outputs that are answered
+    cdef int source                         # the judged one
+    cdef int column                         # of it
+    cdef bint decides, scores
+    cdef int32_t n_thresholds, n_classes
+    cdef double* turns                      # thresholds, or one a class with NaN for none
+    cdef Span* labels                       # of `text`
+    cdef bytes text
+    cdef bint log_odds
+    cdef double factor, offset, low, high
+    cdef double scale                       # a power of ten; 0: not rounded
+    cdef Outputs decide(self, Outputs given)
+
 # ---- encode.pyx -----------------------------------------------------------------------------------------------
 # A piece of JSON, owned by an Encoder.
 cdef struct Piece:
@@ -527,6 +545,7 @@ cdef class Batcher:
     cdef readonly Signature signature
     cdef object run
     cdef Session session                # in place of `run`, where the engine is onnxruntime's C API
+    cdef Policy policy                  # what becomes of a run's outputs; None: they are answered as they are
     cdef readonly Py_ssize_t max_batch_size
     cdef int64_t max_delay_ns, slo_ns   # slo_ns 0: none
     cdef int instances

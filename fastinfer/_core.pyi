@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
@@ -84,8 +84,29 @@ class Request:
     def __new__(cls, signature: Signature, model: str = "") -> Self: ...
 
 @final
+class Policy:
+    signature: Signature
+    added: tuple[str, ...]
+    def __new__(
+        cls,
+        inner: Signature,
+        *,
+        kept: Sequence[str],
+        source: str,
+        column: int = -1,
+        decision: str = "",
+        thresholds: Sequence[float] = (),
+        classes: Sequence[float] = (),
+        labels: Sequence[str] = (),
+        score: tuple[str, bool, float, float, int, float, float] | None = None,
+    ) -> Self: ...
+    def apply(self, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]: ...
+
+@final
 class Encoder:
-    def __new__(cls, name: str, version: str, signature: Signature, task: Task | None = None) -> Self: ...
+    def __new__(
+        cls, name: str, version: str, signature: Signature, task: Task | None = None, beside: Sequence[str] = ()
+    ) -> Self: ...
 
 def decode(
     signature: Signature, kind: int, body: bytes, header_length: int = -1, model: str = ""
@@ -161,6 +182,7 @@ class Batcher:
         run_timeout_ms: int = 30_000,
         slo_ms: int = 0,
         session: Session | None = None,
+        policy: Policy | None = None,
     ) -> None: ...
     def attach(
         self,

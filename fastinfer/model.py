@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastinfer import probe, runtimes
-from fastinfer._core import Batcher, CompiledProgram, Endpoint, Signature, Task, Tensor
+from fastinfer import policy, probe, runtimes
+from fastinfer._core import Batcher, CompiledProgram, Endpoint, Policy, Signature, Task, Tensor
 from fastinfer.errors import InvalidInputError, ModelLoadError
-from fastinfer.settings import ModelConfig, Settings
+from fastinfer.settings import DecisionError, ModelConfig, Settings
 from fastinfer.tensors import tensors_from
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Model:
         signature: inputs and outputs as clients see them; with a feature program its raw columns.
         endpoint: the compiled spine, for servers.
         program: the feature program, or None.
+        policy: what is decided of the runtime's outputs, or None.
         task: what its outputs mean, or None.
         unbatched: why requests run alone, or None where they are batched.
     """
@@ -51,14 +52,16 @@ class Model:
         self.unbatched = self._why_unbatched()
         self.inner = Signature(runtime.inputs, runtime.outputs, batched=self.unbatched is None)
         compiled = self._fit_program()
-        self.signature = (
-            self.inner
-            if compiled is None or program is None
-            else Signature(
-                compiled.columns.inputs, runtime.outputs, batched=self.inner.batched, ignored=program.ignored
-            )
-        )
         self.task = self._task()
+        self.policy = self._policy()
+        if self.policy is not None and config.decision is not None and config.decision.only:
+            self.task = None  # its outputs are not answered
+        self.signature = Signature(
+            self.inner.inputs if compiled is None else compiled.columns.inputs,
+            self.inner.outputs if self.policy is None else self.policy.signature.outputs,
+            batched=self.inner.batched,
+            ignored=() if program is None else program.ignored,
+        )
         self.batcher = self._batcher(settings)
         self.endpoint = Endpoint(name, version, self.signature, self.batcher, compiled, self.task)
         self._warm_up()
@@ -112,6 +115,11 @@ class Model:
             properties["task"] = self.task.kind
             if self.task.classes:
                 properties["classes"] = ",".join(self.task.classes)
+        if self.policy is not None and self.config.decision is not None:
+            properties["decision_outputs"] = ",".join(self.policy.added)
+            properties["decision_sha256"] = policy.fingerprint(self.config.decision)
+            if self.config.decision.version is not None:
+                properties["decision_version"] = self.config.decision.version
         return properties
 
     def predict(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -132,7 +140,8 @@ class Model:
 
     def answer(self, inputs: runtimes.Arrays) -> runtimes.Arrays:
         """What the estimator's inputs, C-contiguous arrays by name, are answered with: all but decode and encode."""
-        return self.runtime.run(inputs)
+        outputs = self.runtime.run(inputs)
+        return outputs if self.policy is None else self.policy.apply(outputs)
 
     def transform(self, rows: Any) -> np.ndarray[Any, Any]:
         """The estimator's input for these rows, [rows, features].
@@ -236,6 +245,16 @@ class Model:
         classes = self.runtime.classes.get(probabilities, ())
         return Task("classifier", label, probabilities, classes or self._numbered_classes(probabilities), None)
 
+    def _policy(self) -> Policy | None:
+        """The model's [decision], fitted to its outputs."""
+        decision = self.config.decision
+        if decision is None:
+            return None
+        try:
+            return policy.bound(decision, self.inner, self.task)
+        except DecisionError as fault:
+            raise ModelLoadError(f"{decision.source.removesuffix('decision')}{fault}") from None
+
     def _numbered_classes(self, probabilities: str) -> tuple[str, ...]:
         shape = next(tensor.shape for tensor in self.runtime.outputs if tensor.name == probabilities)
         return tuple(str(i) for i in range(shape[1])) if len(shape) == 2 and shape[1] > 0 else ()
@@ -257,6 +276,7 @@ class Model:
             run_timeout_ms=chosen("run_timeout_ms"),
             slo_ms=self.config.slo_ms or 0,
             session=self.runtime.native,
+            policy=self.policy,
         )
 
     def _warm_up(self) -> None:

@@ -1,6 +1,7 @@
 """What an option is: the type, bounds and help that its flag, variable, TOML key, reference page and schema share."""
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -17,6 +18,7 @@ SIZE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12
               "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 DURATION_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+MOST_NUMBERS = 100  # of one list
 QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -119,6 +121,46 @@ def take_names(value: object) -> tuple[str, ...]:
     return names
 
 
+def take_texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError
+    return tuple(take_text(each) for each in value)
+
+
+def read_texts(text: str) -> tuple[str, ...]:
+    return take_texts(each.strip() for each in text.split(","))
+
+
+def take_class(value: object) -> str:
+    """A class as its name is written in answers: `1` and `true` are classes too."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else take_text(value)
+
+
+def take_number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def read_number(text: str) -> float:
+    return take_number(float(text))
+
+
+def take_numbers(value: object) -> tuple[float, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError
+    numbers = tuple(take_number(each) for each in value)
+    if not 0 < len(numbers) <= MOST_NUMBERS or any(a >= b for a, b in itertools.pairwise(numbers)):
+        raise ValueError
+    return numbers
+
+
+def read_numbers(text: str) -> tuple[float, ...]:
+    return take_numbers(read_number(each) for each in text.split(","))
+
+
 def read_names(text: str) -> tuple[str, ...]:
     return take_names(name.strip() for name in text.split(","))
 
@@ -135,6 +177,13 @@ DURATION = Kind("duration", "a number of seconds, such as 30, 2.5 or 500ms,", ta
                 {"type": ["number", "string"]})
 NAMES = Kind("names", "a list of names without repetition", take_names, read_names,
              {"type": "array", "items": {"type": "string", "minLength": 1}, "uniqueItems": True})
+TEXTS = Kind("texts", "a list of texts that are not empty", take_texts, read_texts,
+             {"type": "array", "items": {"type": "string", "minLength": 1}})
+CLASS = Kind("class", "a class: text, a whole number, true or false", take_class, take_text,
+             {"type": ["string", "integer", "boolean"]})
+NUMBER = Kind("number", "a number", take_number, read_number, {"type": "number"})
+NUMBERS = Kind("numbers", f"a list of at most {MOST_NUMBERS} numbers, each larger than the one before", take_numbers,
+               read_numbers, {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": MOST_NUMBERS})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +223,7 @@ class Option:
                 if value and value % SIZE_UNITS[unit.lower()] == 0:
                     return f"{value // SIZE_UNITS[unit.lower()]}{unit}"
         if isinstance(value, tuple):
-            return ", ".join(value) or "none"
+            return ", ".join(map(str, value)) or "none"
         return f"{value:.15g}" if isinstance(value, float) else str(value)
 
     def take(self, value: object, place: str) -> Any:

@@ -3,6 +3,7 @@
     models/credit/model.toml          optional
     models/credit/1/model.onnx
     models/credit/1/features.json     optional: the feature program
+    models/credit/1/decision.toml     optional: the decision policy of this version, in place of model.toml's
 """
 
 import os
@@ -13,11 +14,12 @@ from pathlib import Path
 
 from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError
 from fastinfer.formats import FORMATS, SERVED, format_of, refusal
-from fastinfer.options import MODEL_NAME, NAME, RESERVED_MODEL_NAMES, nearest
-from fastinfer.settings import ModelConfig
+from fastinfer.options import MODEL_NAME, NAME, RESERVED_MODEL_NAMES, TomlFile, nearest, take_table
+from fastinfer.settings import DecisionConfig, ModelConfig
 
 CONFIG = "model.toml"
 PROGRAM = "features.json"
+DECISION = "decision.toml"
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 LAYOUT = "A repository is <name>/<version>/model.onnx, as in models/credit/1/model.onnx."
 
@@ -104,8 +106,10 @@ def _bare(file: Path, name: str | None) -> Found:
         if name is None:
             check_name(file.stem, str(file))
         # A model.onnx with a features.json beside it is what the import writes: the file alone would be half a model.
-        program = file.parent / PROGRAM if file.stem == "model" and (file.parent / PROGRAM).is_file() else None
-        return replace(found, kind=form.kind, program=program)
+        if file.stem != "model":
+            return replace(found, kind=form.kind)
+        program = file.parent / PROGRAM if (file.parent / PROGRAM).is_file() else None
+        return replace(found, kind=form.kind, program=program, config=_decided(file.parent, found.config))
     except FastinferError as error:
         return replace(found, error=error)
 
@@ -180,6 +184,7 @@ def _version(folder: Path, name: str, version: str, config: ModelConfig | Fastin
         if _is_version(folder) and (folder / CONFIG).exists():
             raise ConfigurationError(f"{folder / CONFIG} belongs to the model, not to a version: "
                                      f"move it to {folder.parent / CONFIG}.")
+        found = replace(found, config=_decided(folder, config))
         file = _model_file(folder, config)
         form = format_of(file)
         program = folder / PROGRAM if (folder / PROGRAM).is_file() else None
@@ -195,6 +200,18 @@ def _config(folder: Path) -> ModelConfig | FastinferError:
         return ModelConfig.read(folder / CONFIG) if (folder / CONFIG).exists() else ModelConfig()
     except FastinferError as error:
         return error
+
+
+def _decided(folder: Path, config: ModelConfig) -> ModelConfig:
+    """What model.toml says, with the version's own policy where it has one."""
+    path = folder / DECISION
+    if not path.is_file():
+        return config
+    file = TomlFile(path)
+    take_table((), file, tables=["decision"])
+    if "decision" not in file.table:
+        raise ConfigurationError(f"{path} has no table [decision].")
+    return replace(config, decision=DecisionConfig.read(file))
 
 
 def _model_file(folder: Path, config: ModelConfig) -> Path:

@@ -6,7 +6,7 @@ docs/reference and the JSON schemas all derive from here. Precedence: flag, FAST
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ from typing import Any
 from fastinfer.errors import ConfigurationError
 from fastinfer.options import (
     BOOLEAN,
+    CLASS,
     DURATION,
     INTEGER,
     NAME,
     NAMES,
+    NUMBER,
+    NUMBERS,
     PATH,
     SIZE,
     TEXT,
+    TEXTS,
     Option,
     TomlFile,
     check_fields,
@@ -133,6 +137,139 @@ class OnnxConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig:
+    """The table [decision.score]: points of the judged number."""
+
+    name: str = option(
+        "score", TEXT, "Name of the output.")
+    scale: str = option(
+        "linear", TEXT, "What is multiplied: the judged number p itself, or its log-odds ln(p / (1 - p)).",
+        choices=("linear", "log_odds"))
+    factor: float = option(
+        1.0, NUMBER, "Points of one unit.")
+    offset: float = option(
+        0.0, NUMBER, "Points that are added.")
+    decimals: int | None = option(
+        None, INTEGER, "Digits behind the point to which the sum is rounded, halves to the even digit.", low=0, high=15,
+        unset="not rounded")
+    low: float | None = option(
+        None, NUMBER, "Fewest points, applied last; log_odds takes both bounds.", unset="none")
+    high: float | None = option(
+        None, NUMBER, "Most points.", unset="none")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.factor == 0:
+            raise DecisionError(("score", "factor"), "is 0: every score would be the same")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise DecisionError(("score", "low"), f"is {self.low:g} and high is {self.high:g}")
+        if self.scale == "log_odds" and (self.low is None or self.high is None):
+            raise DecisionError(("score", "scale"), "is log_odds, which needs low and high: the odds of 0 and of 1 "
+                                "have no end")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionConfig:
+    """The table [decision]: what is answered for a model's number, beside it or in its place."""
+
+    version: str | None = option(
+        None, TEXT, "What you call this state of the policy; the model's metadata tells it.", unset="none")
+    name: str = option(
+        "decision", TEXT, "Name of the output.")
+    output: str | None = option(
+        None, TEXT, "The model's output that is judged.", unset="the classifier's probabilities, the "
+        "regressor's value, or the only output")
+    positive: str | None = option(
+        None, CLASS, "The class whose probability is judged; where the model names no classes, the number of the "
+        "column.", unset="none; needed where thresholds or a score judge one of several columns")
+    thresholds: tuple[float, ...] | None = option(
+        None, NUMBERS, "Where a band begins: a number at or above a threshold is in the band above it.", unset="none")
+    labels: tuple[str, ...] | None = option(
+        None, TEXTS, "Names of the bands, one more than thresholds, lowest first.",
+        unset="of one threshold and two classes: the other class and the positive one")
+    missing: str | None = option(
+        None, TEXT, "The decision where the model gives no number (NaN); needed wherever something is decided.",
+        unset="none")
+    otherwise: str | None = option(
+        None, TEXT, "With [decision.classes] for every class: the decision where none reaches its threshold.",
+        unset="none")
+    only: bool = option(
+        False, BOOLEAN, "Answer with the decision and the score alone; the model's own outputs are not served.")
+    classes: Mapping[str, float] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    score: ScoreConfig | None = None
+    source: str = field(default="decision", compare=False)  # where it is written, for errors
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for keys, fault in _faults(self):
+            raise DecisionError(keys, fault)
+
+    @property
+    def decides(self) -> bool:
+        """Whether there is a decision; else there is a score alone."""
+        return bool(self.thresholds or self.classes or self.names)
+
+    @classmethod
+    def read(cls, file: TomlFile) -> "DecisionConfig":
+        """The table [decision] of a file.
+
+        Raises:
+            ConfigurationError: an unknown key (names the nearest), a bad value, keys that do not fit together; names
+                file and line.
+        """
+        values = take_table(options(cls), file, "decision", tables=["classes", "names", "score"])
+        table = file.table["decision"]
+        try:
+            for name, take in (("classes", CLASS_THRESHOLD), ("names", CLASS_NAME)):
+                values[name] = {
+                    key: take.take(value, f"{file.place('decision', name, key)}: decision.{name}.{key}")
+                    for key, value in table.get(name, {}).items()
+                }
+            if "score" in table:
+                values["score"] = ScoreConfig(**take_table(options(ScoreConfig), file, "decision", "score"))
+            return cls(**values, source=f"{file.place('decision')}: decision")
+        except DecisionError as fault:
+            place = file.place("decision", *fault.keys)
+            raise ConfigurationError(f"{place}: {fault}") from None
+
+
+class DecisionError(ConfigurationError):
+    """Keys of a policy that do not fit together, or not to the model; `keys` is the one to look at."""
+
+    def __init__(self, keys: tuple[str, ...], fault: str) -> None:
+        super().__init__(f"{'.'.join(('decision', *keys))} {fault}.")
+        self.keys = keys
+
+
+CLASS_THRESHOLD = Option(kind=NUMBER, text="")
+CLASS_NAME = Option(kind=TEXT, text="")
+
+
+def _faults(policy: DecisionConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with a policy, whatever the model."""
+    if not policy.decides and policy.score is None:
+        yield (), "decides nothing: it takes thresholds, [decision.classes], [decision.names] or [decision.score]"
+    if policy.thresholds and policy.classes:
+        yield ("thresholds",), "are for one number, [decision.classes] for all classes: keep one of them"
+    if policy.labels is not None and not policy.thresholds:
+        yield ("labels",), "name the bands of thresholds, and there are none"
+    if policy.labels is not None and policy.thresholds and len(policy.labels) != len(policy.thresholds) + 1:
+        yield ("labels",), (f"are {len(policy.labels)}, and {len(policy.thresholds)} threshold"
+                            f"{'s' * (len(policy.thresholds) > 1)} make {len(policy.thresholds) + 1} bands")
+    if policy.decides and policy.missing is None:
+        yield ("missing",), "is not given: say what is decided where the model gives no number (NaN)"
+    if not policy.decides and policy.missing is not None:
+        yield ("missing",), "is given, and nothing is decided: it takes thresholds or [decision.classes]"
+    if policy.otherwise is not None and not policy.classes:
+        yield ("otherwise",), "is for [decision.classes], which is not there"
+    if policy.names and policy.labels is not None:
+        yield ("names",), "are names of classes, and labels names the bands already: keep one of them"
+    if policy.decides and policy.score is not None and policy.name == policy.score.name:
+        yield ("name",), f"and decision.score.name are both {policy.name!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """What model.toml says of one model; None where the server's own setting holds."""
 
@@ -162,6 +299,7 @@ class ModelConfig:
         None, INTEGER, "A batch predicted to take less than this, in microseconds, runs on the event loop.",
         low=0, high=1_000_000, unset="the server's inline_budget_us")
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
+    decision: DecisionConfig | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -174,7 +312,9 @@ class ModelConfig:
             ConfigurationError: not TOML, an unknown key (names the nearest), a bad value; names file and line.
         """
         file = TomlFile(path)
-        values = take_table(options(cls), file, tables=["onnx"])
+        values = take_table(options(cls), file, tables=["onnx", "decision"])
+        if "decision" in file.table:
+            values["decision"] = DecisionConfig.read(file)
         if "onnx" in file.table:
             engine = take_table(options(OnnxConfig), file, "onnx", tables=["provider_options"])
             chosen = engine.get("execution_providers", OnnxConfig().execution_providers)

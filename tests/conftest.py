@@ -126,6 +126,33 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
+DECISION = """
+[decision]
+version = "7"
+missing = "ask a person"
+[decision.classes]
+2 = 0.25
+[decision.names]
+0 = "approve"
+1 = "review \\"soon\\""
+"""
+DECISION_ONLY = """
+[decision]
+positive = 1
+thresholds = [0.1, 0.5]
+labels = ["approve", "review", "décline"]
+missing = "review"
+only = true
+[decision.score]
+scale = "log_odds"
+factor = -28.85
+offset = 600
+decimals = 0
+low = 300
+high = 850
+"""
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with every model of onnx_models that loads."""
@@ -140,6 +167,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx_models.classifier(root / "classifier" / "1" / "model.onnx")
     onnx_models.fixed_batch(root / "fixed" / "1" / "model.onnx")
     onnx_models.picky(root / "picky" / "1" / "model.onnx")
+    onnx_models.judged(root / "decided" / "1" / "model.onnx", columns=3)
+    onnx_models.judged(root / "decided" / "2" / "model.onnx", "FP64")
+    (root / "decided" / "model.toml").write_text(DECISION)
+    (root / "decided" / "2" / "decision.toml").write_text(DECISION_ONLY)
     onnx_models.with_program(root / "people" / "1")
     onnx_models.with_dates(root / "visits" / "1")
     return root

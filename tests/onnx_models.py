@@ -81,6 +81,16 @@ def classifier(path: Path) -> Path:
     return write(path, nodes, [value("x", "FP32", ["n", 4])], outputs, w=WEIGHTS, b=BIAS)
 
 
+def judged(path: Path, datatype: str = "FP32", columns: int | str = 2, rows: int | str = "n") -> Path:
+    """label (INT64 [n]) and probabilities, which are x as it is: whatever is sent is judged."""
+    nodes = [
+        helper.make_node("Identity", ["x"], ["probabilities"]),
+        helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=0),
+    ]
+    outputs = [value("label", "INT64", [rows]), value("probabilities", datatype, [rows, columns])]
+    return write(path, nodes, [value("x", datatype, [rows, columns])], outputs)
+
+
 def fixed_batch(path: Path) -> Path:
     """y = -x, FP32 [2, 3] and nothing else: it cannot be batched."""
     return write(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import socket
 import struct
 import time
@@ -59,6 +60,7 @@ def binary(name: str, shape: list[int], blob: bytes, datatype: str = "FP32", **r
 FLOATS = struct.pack("<4f", 1, -2.5, 3e-3, 4)
 BINARY_OUTPUT = {"parameters": {"binary_data_output": True}}
 BODY, HEADER = binary("x", [1, 4], FLOATS)
+NO_NUMBER, NO_NUMBER_HEADER = binary("x", [1, 2], struct.pack("<2d", 0, math.nan), "FP64")
 BOTH, BOTH_HEADER = binary("x", [1, 4], FLOATS, **BINARY_OUTPUT)
 WORDS, WORDS_HEADER = binary("x", [2, 1], struct.pack("<I2sI", 2, b"ab", 0), "BYTES", **BINARY_OUTPUT)
 LATIN, LATIN_HEADER = binary("x", [1, 1], struct.pack("<I", 1) + b"\xe4", "BYTES")
@@ -99,6 +101,29 @@ PLAIN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         "/v2/models/people/infer",
         b'{"inputs":[{"name":"job","shape":[1],"datatype":"BYTES","data":["other"]},'
         b'{"name":"age","shape":[1,1],"datatype":"FP64","data":[30]}]}',
+        (),
+    ),
+    "decisions of records": (
+        "/v1/models/decided/versions/1:predict",
+        b'{"records":[{"x":[0.5,0.25,0.25]},{"x":[0.8,0.2,0]},{"x":[0.3,0.6,0.1]}]}',
+        (),
+    ),
+    "decisions alone": ("/v1/models/decided:predict", b'{"records":[{"x":[0.5,0.25]},{"x":[0,1]},{"x":[1,0]}]}', ()),
+    "a decision that is asked for": (
+        "/v2/models/decided/infer",
+        b'{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP64","data":[1,0.1,0.5,0.5]}],"outputs":[{"name":"score"},'
+        b'{"name":"decision","parameters":{"binary_data":true}}]}',
+        (),
+    ),
+    "decisions of no number": ("/v2/models/decided/infer", NO_NUMBER, (NO_NUMBER_HEADER,)),
+    "decisions of more rows than a batch": (
+        "/v2/models/decided/versions/1/infer",
+        json.dumps({"inputs": [{**ROW, "shape": [200, 3], "data": [i % 7 / 7 for i in range(600)]}]}).encode(),
+        (),
+    ),
+    "decisions of no rows": (
+        "/v2/models/decided/versions/1/infer",
+        json.dumps({"inputs": [{**ROW, "shape": [0, 3], "data": []}]}).encode(),
         (),
     ),
     "a classifier's records": ("/v1/models/classifier:predict", b'{"records":[{"x":[1,2,3,4]}]}', ()),

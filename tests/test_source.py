@@ -15,9 +15,9 @@ PACKAGE = ROOT / "fastinfer"
 
 # A module imports only from its left (a folder stands for its modules).
 LAYERS = [
-    "errors", "options", "settings", "_core", "preprocessing", "runtimes", "probe", "tensors", "model", "importing",
-    "formats", "repository", "lifecycle", "scoring", "metrics", "service", "protocols", "pages", "openapi", "app",
-    "logs", "sockets", "server", "workers", "cli", "__main__",
+    "errors", "options", "settings", "_core", "preprocessing", "runtimes", "probe", "tensors", "policy", "model",
+    "importing", "formats", "repository", "lifecycle", "scoring", "metrics", "service", "protocols", "pages",
+    "openapi", "app", "logs", "sockets", "server", "workers", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -35,6 +35,7 @@ cdef class Batcher:
         signature: the runtime's inputs and outputs.
         run: dict of input arrays to dict of output arrays, rows first. Called on the loop or on a worker thread.
         session: of onnxruntime, plain, with the signature's inputs and outputs; runs in place of ``run``.
+        policy: what becomes of a run's outputs; without one they are answered as they are.
         max_batch_size: rows; ignored where the signature is not batched (then a request is a batch).
         max_delay_us: how long a batch that is not full waits for company while the runtime is free.
         instances: runs at the same time.
@@ -47,10 +48,11 @@ cdef class Batcher:
     def __init__(self, Signature signature not None, run, *, Py_ssize_t max_batch_size=64, int64_t max_delay_us=0,
                  int instances=1, Py_ssize_t queue_rows=4096, Py_ssize_t queue_bytes=64 << 20,
                  int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000, int64_t slo_ms=0,
-                 Session session=None):
+                 Session session=None, Policy policy=None):
         self.signature = signature
         self.run = run
         self.session = session
+        self.policy = policy
         self.max_batch_size = max_batch_size if signature.batched else 1
         self.max_delay_ns = max_delay_us * 1000
         self.slo_ns = slo_ms * 1_000_000
@@ -557,7 +559,7 @@ cdef class Batcher:
             arrays = self.run(rows.arrays())
             outputs = outputs_of(self.signature, [arrays[name] for name in self.output_names])
         outputs.check_rows(rows.rows)
-        return outputs
+        return outputs if self.policy is None else self.policy.decide(outputs)
 
     def complete(self, Batch batch):
         """Back on the loop from a thread: hand each request its rows, and run what waits."""

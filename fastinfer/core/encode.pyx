@@ -33,12 +33,14 @@ cdef class Encoder:
         name, version: as the answers name the model.
         signature: the wire's.
         task: what the outputs mean, or None: then predictions name the outputs.
+        beside: outputs that a prediction has beside the task's.
 
     Raises:
         ConfigurationError: a task that names an output which the signature lacks.
     """
 
-    def __cinit__(self, str name not None, str version not None, Signature signature not None, task=None):
+    def __cinit__(self, str name not None, str version not None, Signature signature not None, task=None,
+                  beside=()):
         self.signature = signature
         self.texts = []
         opening = f'{{"model_name":{quote(name)},"model_version":{quote(version)}'
@@ -52,6 +54,8 @@ cdef class Encoder:
             self.heads[k] = keep(self, head)
             self.openings[k] = keep(self, f'{opening},"outputs":[{head}')
         members = task_members(signature, task)
+        if task is not None:
+            members += [(name, task_output(signature, name, name), ()) for name in beside]
         self.members = <Member*>calloc(len(members) + 1, sizeof(Member))
         if self.members == NULL:
             raise MemoryError

@@ -175,7 +175,7 @@ cdef class Ticket:
             return self.empty_outputs
         parts = [(slot_outputs(slot), slot.start, slot.rows) for slot in [self.slot, *self.pieces]]
         try:
-            return joined_outputs(self.endpoint.inner, parts)
+            return joined_outputs(self.endpoint.signature, parts)
         except ValueError:
             raise InvalidShapeError("an output has another shape in each part of this request, which was split at "
                                     f"{self.endpoint.batcher.max_batch_size} rows; send fewer rows") from None
@@ -292,7 +292,7 @@ cdef class Endpoint:
         self.batcher = batcher
         self.inner = batcher.signature
         self.program = program
-        self.encoder = Encoder(name, version, signature, task)
+        self.encoder = Encoder(name, version, signature, task, () if batcher.policy is None else batcher.policy.added)
         self.columns = Rows(signature) if program is not None else None
         if program is not None:
             self.inner_ranks[0] = 1
@@ -526,12 +526,12 @@ cdef class Endpoint:
     cdef int finish_empty(self, Ticket ticket) except -1:
         """Zero rows need no run where the outputs' other dimensions are known."""
         empty = []
-        for tensor in self.inner.outputs:
+        for tensor in self.signature.outputs:
             if -1 in tensor.shape[1:]:
                 raise InvalidShapeError(f"a request of zero rows: the shape {list(tensor.shape)} of output "
                                         f"{tensor.name!r} is only known after a run")
             empty.append(np.empty((0, *tensor.shape[1:]), dtype=DTYPES[DATATYPES.index(tensor.datatype)]))
-        ticket.empty_outputs = outputs_of(self.inner, empty)
+        ticket.empty_outputs = outputs_of(self.signature, empty)
         ticket.queued_ns = monotonic_ns()
         ticket.preprocess_ns = ticket.queued_ns - ticket.started_ns
         self.batcher.call_soon(ticket.finish_empty)
