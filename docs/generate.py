@@ -17,7 +17,7 @@ import click
 from fastinfer import errors
 from fastinfer.cli.commands import fastinfer
 from fastinfer.options import Option, options
-from fastinfer.settings import ModelConfig, OnnxConfig, Settings, flag, variable
+from fastinfer.settings import DecisionConfig, ModelConfig, OnnxConfig, ScoreConfig, Settings, flag, variable
 
 REFERENCE = Path(__file__).parent / "reference"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -100,6 +100,8 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "settings": settings,
     "model": keys(ModelConfig),
     "onnx": keys(OnnxConfig),
+    "decision": keys(DecisionConfig),
+    "score": keys(ScoreConfig),
     "client errors": client_errors,
     "operator errors": operator_errors,
 }
@@ -119,6 +121,11 @@ def model_schema() -> dict[str, Any]:
     }
     schema = {"$schema": DRAFT, "title": "model.toml", **object_schema(ModelConfig)}
     schema["properties"]["onnx"] = {"description": "How onnxruntime runs the model.", **onnx}
+    decision = object_schema(DecisionConfig)
+    for name, text, value in (("classes", "Thresholds by class.", "number"), ("names", "Names by class.", "string")):
+        decision["properties"][name] = {"type": "object", "description": text, "additionalProperties": {"type": value}}
+    decision["properties"]["score"] = {"description": "Points of the judged number.", **object_schema(ScoreConfig)}
+    schema["properties"]["decision"] = {"description": "What is decided of the model's number.", **decision}
     return schema
 
 

@@ -103,6 +103,11 @@ class Model:
         return 0 if self.unbatched is not None else self.config.max_batch_size
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Outputs that a prediction has beside the task's: the policy's."""
+        return () if self.policy is None else self.policy.added
+
+    @property
     def properties(self) -> dict[str, str]:
         """What the metadata says beyond the tensors."""
         properties = {"batched": "false" if self.unbatched else "true"}
@@ -116,7 +121,7 @@ class Model:
             if self.task.classes:
                 properties["classes"] = ",".join(self.task.classes)
         if self.policy is not None and self.config.decision is not None:
-            properties["decision_outputs"] = ",".join(self.policy.added)
+            properties["decision_outputs"] = ",".join(self.beside)
             properties["decision_sha256"] = policy.fingerprint(self.config.decision)
             if self.config.decision.version is not None:
                 properties["decision_version"] = self.config.decision.version

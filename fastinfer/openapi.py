@@ -186,8 +186,8 @@ def _prediction(model: Model) -> Schema:
     if task is None:
         named = {tensor.name: _value(tensor, _row(model, tensor)) for tensor in model.signature.outputs}
         return {"type": "object", "properties": named}
-    beside = () if model.policy is None else model.policy.added
-    decided = {tensor.name: _scalar(tensor.datatype) for tensor in model.signature.outputs if tensor.name in beside}
+    outputs = model.signature.outputs
+    decided = {tensor.name: _scalar(tensor.datatype) for tensor in outputs if tensor.name in model.beside}
     if task.kind == "regressor":
         return {"type": "object", "properties": {"value": number, **decided}}
     properties = {"label": _value(t, ()) for t in model.signature.outputs if t.name == task.label}  # noqa: B035

@@ -60,7 +60,8 @@ def index(service: Service, base: str) -> bytes:
     models = service.registry.models()
     failures = [entry for entry in service.registry.index() if entry["state"] != "READY"]
     state = '<span class="state up">ready</span>' if service.ready else '<span class="state down">not ready</span>'
-    parts = [_model(model, base) for model in models[:MAX_SHOWN]]
+    first = {model.name: model for model in reversed(models)}  # which answers where no version is named
+    parts = [_model(model, base, named=first[model.name] is not model) for model in models[:MAX_SHOWN]]
     if len(models) > MAX_SHOWN:
         parts.append(f"<p>and {len(models) - MAX_SHOWN} more: POST {_text(base)}/v2/repository/index</p>")
     parts += [_failure(entry) for entry in failures[:MAX_SHOWN]]
@@ -98,12 +99,13 @@ def base_url(scope: Scope) -> str:
     return f"{scope.get('scheme', 'http')}://{host}{scope.get('root_path', '').rstrip('/')}"
 
 
-def curl(model: Model, base: str, *, socket: str | None = None) -> str:
-    """A command that can be pasted into a shell and answers with a prediction."""
+def curl(model: Model, base: str, *, socket: str | None = None, named: bool = False) -> str:
+    """A command that can be pasted into a shell and answers with a prediction; ``named`` asks for the very version."""
     options = [] if socket is None else ["--unix-socket", socket]
+    path = f"{model.name}/versions/{model.version}" if named else model.name
     if not speaks_json(model):
-        return _binary_curl(model, base, options)
-    words = ["curl", "-s", *options, f"{base}/v1/models/{model.name}:predict"]
+        return _binary_curl(model, f"{base}/v2/models/{path}/infer", options)
+    words = ["curl", "-s", *options, f"{base}/v1/models/{path}:predict"]
     body = json.dumps({"records": [model.example()]}, ensure_ascii=False)
     return f"{shlex.join(words)} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
@@ -114,7 +116,7 @@ def speaks_json(model: Model) -> bool:
     return all(tensor.datatype not in BINARY_ONLY for tensor in tensors)
 
 
-def _binary_curl(model: Model, base: str, options: list[str]) -> str:
+def _binary_curl(model: Model, url: str, options: list[str]) -> str:
     """Zeros as binary tensors where there is no other way, and a binary answer."""
     example = model.example()
     inputs, zeros = [], 0
@@ -126,7 +128,7 @@ def _binary_curl(model: Model, base: str, options: list[str]) -> str:
             zeros += size
         inputs.append(entry)
     body = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}, ensure_ascii=False)
-    words = ["curl", "-s", *options, f"{base}/v2/models/{model.name}/infer", "--data-binary", "@-", "--output", "-"]
+    words = ["curl", "-s", *options, url, "--data-binary", "@-", "--output", "-"]
     header = f"-H 'Inference-Header-Content-Length: {len(body.encode())}'"
     return f"{{ printf %s {shlex.quote(body)}; head -c {zeros} /dev/zero; }} | {shlex.join(words)} {header}"
 
@@ -145,7 +147,7 @@ def _flat(value: Any) -> list[Any]:
     return [leaf for item in value for leaf in _flat(item)]
 
 
-def _model(model: Model, base: str) -> str:
+def _model(model: Model, base: str, *, named: bool) -> str:
     kind = "" if model.task is None else f" · {model.task.kind}"
     classes = "" if model.task is None or not model.task.classes else f"<p>Classes: {_listed(model.task.classes)}</p>"
     batches = f"batches of up to {model.max_batch_size} rows" if model.max_batch_size else "one request at a time"
@@ -153,7 +155,7 @@ def _model(model: Model, base: str) -> str:
         f"<section><h2>{_text(model.name)}</h2>"
         f"<p>version {_text(model.version)} · {_text(model.platform)}{_text(kind)} · {batches}</p>{classes}"
         f"<h3>Inputs</h3>{_inputs(model)}<h3>Outputs</h3>{_outputs(model)}"
-        f"<h3>Try it</h3><pre>{_text(curl(model, base))}</pre></section>"
+        f"<h3>Try it</h3><pre>{_text(curl(model, base, named=named))}</pre></section>"
     )
 
 

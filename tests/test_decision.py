@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import ServerProcess
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastinfer import scoring
 from fastinfer._core import Policy, Signature, Tensor
 from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError, RuntimeFailedError
 from fastinfer.lifecycle import load
@@ -255,6 +257,22 @@ def test_it_is_answered_alike_on_every_way(
             answer = client.post("/v1/models/decided/versions/1:predict", json={"records": records}).json()
             assert [list(each) for each in answer["predictions"]] == 3 * [["label", "probabilities", "decision"]]
             assert [each["decision"] for each in answer["predictions"]] == wanted
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_file_is_scored_as_a_request_is_answered(
+    server: ServerProcess, repository: Path, tmp_path: Path, version: str
+) -> None:
+    rows = [{"x": [0.9, 0.1, 0.2][: 4 - int(version)]}, {"x": [0.0, 1.0, 0.26][: 4 - int(version)]}]
+    (tmp_path / "in.ndjson").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scoring.score(repository / "decided" / version, tmp_path / "in.ndjson", tmp_path / "out.ndjson")
+    scored = [json.loads(line) for line in (tmp_path / "out.ndjson").read_text().splitlines()]
+    with server.client() as client:
+        answer = client.post(f"/v1/models/decided/versions/{version}:predict", json={"records": rows}).json()
+    assert scored == [{"row": row, **prediction} for row, prediction in enumerate(answer["predictions"])]
+    scoring.score(repository / "decided" / version, tmp_path / "in.ndjson", tmp_path / "out.csv")
+    head = (tmp_path / "out.csv").read_text().splitlines()[0]
+    assert head.endswith(',"decision"' if version == "1" else ',"decision","score"')
 
 
 def test_only_the_decision(server: ServerProcess, repository: Path) -> None:

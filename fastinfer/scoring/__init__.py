@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fastinfer import __version__
 from fastinfer.errors import ConfigurationError
 from fastinfer.lifecycle import find_one, load_found
-from fastinfer.repository import CONFIG, Found
+from fastinfer.repository import CONFIG, DECISION, Found
 from fastinfer.scoring.answers import Result, Scorer
 from fastinfer.scoring.checkpoint import Checkpoint, State, beside
 from fastinfer.scoring.columns import check_types
@@ -201,8 +201,9 @@ def kept_types(reader: Source, keep: Sequence[str]) -> dict[str, Any]:
 def identity(found: Found, files: Sequence[Path], out: Path, rejects: Path, fields: Fields,
              keep: Sequence[str]) -> dict[str, Any]:
     """What the output follows from, by what a person calls it."""
-    parts = [each for each in (found.file, found.program, *(found.folder.glob("*.data")), found.folder / CONFIG,
-                               found.folder.parent / CONFIG) if each is not None and each.is_file()]
+    configured = (found.folder / CONFIG, found.folder.parent / CONFIG, found.folder / DECISION)
+    parts = [each for each in (found.file, found.program, *(found.folder.glob("*.data")), *configured)
+             if each is not None and each.is_file()]
     return {
         "an input": [[str(each.resolve()), each.stat().st_size, each.stat().st_mtime_ns] for each in files],
         "a model": {each.name: digest(each) for each in parts},

@@ -50,12 +50,13 @@ def members_of(model: Model) -> list[Member]:
     task = model.task
     if task is None:
         return [Member(name, tensor) for name, tensor in tensors.items()]
+    beside = [Member(name, tensors[name]) for name in model.beside]
     if task.kind == "regressor":
-        return [Member("value", tensors[str(task.value)])]
+        return [Member("value", tensors[str(task.value)]), *beside]
     members = [Member("label", tensors[str(task.label)])]
     if task.probabilities is not None:
         members.append(Member("probabilities", tensors[task.probabilities], tuple(task.classes)))
-    return members
+    return [*members, *beside]
 
 
 class Answers:
@@ -76,7 +77,7 @@ class Answers:
         self.members = members_of(model)
         rows = [each._replace(shape=(-1, *each.shape[1:])) for each in model.signature.outputs]
         self.outputs = [each.name for each in rows]
-        self.encoder = Encoder(model.name, model.version, Signature([], rows), model.task)
+        self.encoder = Encoder(model.name, model.version, Signature([], rows), model.task, model.beside)
         for member in self.members:
             if member.tensor.datatype == "BF16" or (member.tensor.datatype == "FP16" and kind.form == "ndjson"):
                 raise ConfigurationError(f"the output {member.tensor.name!r} is {member.tensor.datatype}, which "
