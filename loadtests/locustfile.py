@@ -1,99 +1,40 @@
 """Load on any Open Inference server: named records, JSON tensors, binary tensors.
 
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless -u 16 -r 16 -t 30s
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless --scenario spike --capacity 250
 
 Without ``--model`` the server's only model is taken. ``--rate`` makes it an open loop: Poisson arrivals, shared by all
-users of a process, latency counted from the moment a request was due. ``--targets`` judges the run at its end (exit
-code 0 met, 1 missed, 2 invalid). Tags: ``records``, ``oip_json``, ``oip_binary``.
+users of a process, latency counted from the moment a request was due. ``--scenario`` takes a course of load from
+scenarios/. ``--targets`` judges the run at its end (exit code 0 met, 1 missed, 2 invalid). Tags: ``records``,
+``oip_json``, ``oip_binary``.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import random
+import math
 from pathlib import Path
 from typing import Any
 
 import gevent
 import payloads
 import targets
-from locust import FastHttpUser, events, tag, task
+from locust import events
 from locust.contrib.fasthttp import FastHttpSession
-from locust.exception import StopTest, StopUser
+from locust.exception import StopTest
 from locust.runners import MasterRunner, WorkerRunner
 from recorder import Recorder
-from schedule import Arrivals
+from scenarios import SCENARIOS, Scenario, ScenarioError
+from scenarios.noisy_neighbour import GreedyUser
+from scenarios.slow_client import SlowUser
+from schedule import Arrivals, Clock, Phase, Timetable
+from users import ENCODERS, InferenceUser, OipBinaryUser, OipJsonUser, RecordsUser
+
+# Locust takes its user classes from here.
+__all__ = ["GreedyUser", "OipBinaryUser", "OipJsonUser", "RecordsUser", "SlowUser"]
 
 log = logging.getLogger("loadtests")
-
-
-class InferenceUser(FastHttpUser):
-    """Sends the prepared bodies of its kind, one after the other, each user from another one on."""
-
-    abstract = True
-    connection_timeout = 5.0
-    network_timeout = 30.0
-    kind = ""
-    answer_holds = b'"outputs"'
-    bodies: tuple[payloads.Body, ...] = ()
-    arrivals: Arrivals | None = None
-
-    def on_start(self) -> None:
-        if not self.bodies or not self.tasks:
-            raise StopUser  # the master chose this class before it could know: not served, or not tagged
-        start = random.randrange(len(self.bodies))
-        self.queue = itertools.cycle(self.bodies[start:] + self.bodies[:start])
-
-    def send(self) -> None:
-        """One request, in its turn; an answer that holds no result is a failure whatever its status."""
-        context: dict[str, Any] = {"user": self.kind}
-        if InferenceUser.arrivals is not None:
-            context |= InferenceUser.arrivals.wait()._asdict()
-        body = next(self.queue)
-        data: Any = body.data  # bytes; the annotation of post knows only str
-        with self.client.post(body.path, data, headers=body.headers, name=self.kind, context=context,
-                              catch_response=True) as response:
-            if response.ok and self.answer_holds not in (response.content or b""):
-                response.failure(f"status {response.status_code}, but the answer holds no {self.answer_holds.decode()}")
-
-
-class RecordsUser(InferenceUser):
-    """Named raw values in, named predictions out: fastinfer's own end point."""
-
-    kind = "records"
-    answer_holds = b'"predictions"'
-
-    @tag("records")
-    @task
-    def predict(self) -> None:
-        self.send()
-
-
-class OipJsonUser(InferenceUser):
-    """Open Inference Protocol, tensors as JSON."""
-
-    kind = "oip_json"
-
-    @tag("oip_json")
-    @task
-    def infer(self) -> None:
-        self.send()
-
-
-class OipBinaryUser(InferenceUser):
-    """Open Inference Protocol, tensors as bytes in both directions."""
-
-    kind = "oip_binary"
-
-    @tag("oip_binary")
-    @task
-    def infer(self) -> None:
-        self.send()
-
-
-ENCODERS = {RecordsUser: payloads.records, OipJsonUser: payloads.oip_json, OipBinaryUser: payloads.oip_binary}
 
 
 @events.init_command_line_parser.add_listener
@@ -104,15 +45,23 @@ def add_options(parser: Any) -> None:
     group.add_argument("--payload", default="", env_var="LOCUST_PAYLOAD",
                        help="NDJSON file of rows (input name to value); by default made from the model's metadata")
     group.add_argument("--rows", type=int, default=1, env_var="LOCUST_ROWS", help="Rows a request")
+    group.add_argument("--scenario", default="", choices=["", *SCENARIOS], env_var="LOCUST_SCENARIO",
+                       help="A course of load: " + ", ".join(SCENARIOS))
     group.add_argument("--rate", type=float, default=0.0, env_var="LOCUST_RATE",
                        help="Requests a second over all users (open loop); 0 sends as fast as answers come")
+    group.add_argument("--capacity", type=float, default=0.0, env_var="LOCUST_CAPACITY",
+                       help="Requests a second that a scenario's load and the targets of throughput are shares of")
+    group.add_argument("--load", type=float, default=0.0, env_var="LOCUST_LOAD",
+                       help="A scenario's load as a share of the capacity")
+    group.add_argument("--peak", type=float, default=0.0, env_var="LOCUST_PEAK",
+                       help="The same where it is highest")
+    group.add_argument("--seconds", type=float, default=0.0, env_var="LOCUST_SECONDS",
+                       help="How long a scenario measures")
     group.add_argument("--warmup", type=float, default=0.0, env_var="LOCUST_WARMUP",
-                       help="Seconds after the last user's start that are left out of the measurement")
+                       help="Seconds at the beginning that are left out of the measurement")
     group.add_argument("--window", type=float, default=0.0, env_var="LOCUST_WINDOW",
                        help="End the run so many seconds after the warm-up (--run-time counts from the start)")
     group.add_argument("--targets", default="", env_var="LOCUST_TARGETS", help="Judge the run against this TOML file")
-    group.add_argument("--capacity", type=float, default=0.0, env_var="LOCUST_CAPACITY",
-                       help="Requests a second that the throughput target is a share of")
     group.add_argument("--recording", default="", env_var="LOCUST_RECORDING",
                        help="Write what was measured to this JSON file")
 
@@ -187,6 +136,9 @@ def prepare(environment: Any) -> list[type[InferenceUser]]:
         log.warning("left out: %s", refusal)
     if not kept:
         raise payloads.PayloadError("no user class gets an answer; give rows that fit with --payload")
+    for user in environment.user_classes:
+        if issubclass(user, InferenceUser) and user not in ENCODERS:  # a scenario's own, or an importer's
+            user.bodies, user.answer_holds = kept[0].bodies, kept[0].answer_holds
     return kept
 
 
@@ -196,45 +148,113 @@ def tagged(user: type[InferenceUser], options: Any) -> bool:
     return (not wanted or user.kind in wanted) and user.kind not in unwanted
 
 
+class Test:
+    """One process's part in a run: what it sends when, and what it keeps of it."""
+
+    def __init__(self, environment: Any, runner: Any) -> None:
+        self.environment = environment
+        self.runner = runner
+        environment.events.test_stopping.add_listener(self.stopping)  # before the recorder's, which closes the run
+        self.recorder = Recorder(environment)
+        self.chosen = list(environment.user_classes)
+        self.optional = {user.__name__ for scenario in SCENARIOS.values() for user in scenario.extra_users}
+
+    @property
+    def options(self) -> Any:
+        return self.environment.parsed_options
+
+    def arrange(self) -> None:
+        """Offer the scenarios to the command line and to the class picker of the web UI."""
+        shapes = {name: scenario() for name, scenario in SCENARIOS.items()}
+        given = self.environment.shape_class  # of a scenario's own file, given as another locustfile
+        if isinstance(given, Scenario):
+            shapes[given.name] = given
+        courses = targets.load(Path(self.options.targets)).courses if self.options.targets else {}
+        for name, shape in shapes.items():
+            shape.configure(courses.get(name), self.options)
+            shape.runner = self.runner
+        self.environment.available_shape_classes = {**(self.environment.available_shape_classes or {}), **shapes}
+        if self.options.scenario:
+            self.environment.shape_class = shapes[self.options.scenario]
+
+    @property
+    def scenario(self) -> Scenario | None:
+        """The one that runs; a worker is told its name by the master."""
+        shape = self.environment.shape_class
+        if isinstance(shape, Scenario):
+            return shape
+        if shape is None and self.options.scenario:
+            return self.environment.available_shape_classes[self.options.scenario]
+        return None
+
+    def begin(self, **_: Any) -> None:
+        """Make ready, at each start of a test: the web UI starts several."""
+        try:
+            scenario = self.scenario
+            if scenario is not None:
+                self.options.scenario = scenario.name
+                if isinstance(self.runner, WorkerRunner):  # which did not have the master's options when it was made
+                    scenario.configure(None, self.options)
+                scenario.check()
+            kept = prepare(self.environment)
+        except (payloads.PayloadError, ScenarioError) as error:
+            abandon(self.environment, str(error))
+        if not isinstance(self.runner, WorkerRunner):  # a worker starts what the master says
+            self.environment.user_classes[:] = [user for user in self.chosen if self.takes_part(user, kept, scenario)]
+            if not self.environment.user_classes:
+                abandon(self.environment, "no user class is left")
+        InferenceUser.pending.clear()
+        clock, share = Clock(), local_share(self.environment, self.runner)
+        self.recorder.timetables = {group: Timetable(phases, clock) for group, phases in self.schedules().items()}
+        InferenceUser.arrivals = {
+            group: Arrivals(timetable, gevent.sleep, share=share, over=None if group else self.recorder.end_schedule)
+            for group, timetable in self.recorder.timetables.items() if timetable.open_loop}
+
+    def takes_part(self, user: Any, kept: list[type[InferenceUser]], scenario: Scenario | None) -> bool:
+        if user.__name__ in self.optional:
+            return scenario is not None and user.__name__ in {extra.__name__ for extra in scenario.extra_users}
+        return user not in ENCODERS or (user in kept and tagged(user, self.options))
+
+    def schedules(self) -> dict[str, list[Phase]]:
+        if self.scenario is not None:
+            return {group: list(phases) for group, phases in self.scenario.schedules().items()}
+        rate, window = self.options.rate or None, self.options.window or math.inf
+        warmup = [Phase("warm-up", self.options.warmup, rate, measured=False)] if self.options.warmup else []
+        return {"": [*warmup, Phase("steady" if rate else "closed", window, rate)]}
+
+    def spawned(self, **_: Any) -> None:
+        if self.options.window and not isinstance(self.runner, WorkerRunner):
+            end = self.runner.stop if self.environment.web_ui is not None else self.runner.quit
+            gevent.spawn_later(self.options.warmup + self.options.window, end)
+
+    def stopping(self, **_: Any) -> None:
+        for context in InferenceUser.pending.values():
+            self.recorder.lost(context)
+        InferenceUser.pending.clear()
+
+    def finish(self, **_: Any) -> None:
+        if isinstance(self.runner, WorkerRunner):
+            return
+        if self.options.recording:
+            self.recorder.recording.save(Path(self.options.recording))
+        if self.options.targets:
+            self.environment.process_exit_code = int(judge(self.options, self.recorder))
+
+
 @events.init.add_listener
 def arrange(environment: Any, runner: Any, **_: Any) -> None:
-    """Attach the recorder, and make ready at each start of a test (the web UI starts several)."""
-    options = environment.parsed_options
-    recorder = Recorder(environment, warmup=options.warmup)
-    chosen = list(environment.user_classes)
-
-    def begin(**_: Any) -> None:
-        try:
-            kept = prepare(environment)
-        except payloads.PayloadError as error:
-            abandon(environment, str(error))
-        recorder.warmup = options.warmup
-        if not isinstance(runner, WorkerRunner):  # a worker starts what the master says
-            environment.user_classes[:] = [user for user in chosen
-                                           if user not in ENCODERS or (user in kept and tagged(user, options))]
-            if not environment.user_classes:
-                abandon(environment, "no user class is left")
-        share = local_share(environment, runner)
-        InferenceUser.arrivals = Arrivals(options.rate * share, gevent.sleep) if options.rate else None
-
-    def spawned(**_: Any) -> None:
-        if options.window and not isinstance(runner, WorkerRunner):
-            end = runner.stop if environment.web_ui is not None else runner.quit
-            gevent.spawn_later(options.warmup + options.window, end)
-
+    """Attach the recorder, and make ready at each start of a test."""
+    test = Test(environment, runner)
+    try:
+        test.arrange()
+    except targets.TargetsError as error:
+        log.error("%s", error)
+        raise SystemExit(int(targets.Verdict.INVALID)) from None
     if isinstance(runner, MasterRunner) and environment.host:
-        begin()  # it shares out the classes before the test's start is announced
-    def finish(**_: Any) -> None:
-        if isinstance(runner, WorkerRunner):
-            return
-        if options.recording:
-            recorder.recording.save(Path(options.recording))
-        if options.targets:
-            environment.process_exit_code = int(judge(options, recorder))
-
-    environment.events.test_start.add_listener(begin)
-    environment.events.spawning_complete.add_listener(spawned)
-    environment.events.quitting.add_listener(finish)
+        test.begin()  # it shares out the classes before the test's start is announced
+    environment.events.test_start.add_listener(test.begin)
+    environment.events.spawning_complete.add_listener(test.spawned)
+    environment.events.quitting.add_listener(test.finish)
 
 
 def abandon(environment: Any, reason: str) -> None:
@@ -254,12 +274,13 @@ def local_share(environment: Any, runner: Any) -> float:
 
 def judge(options: Any, recorder: Recorder) -> targets.Verdict:
     """Print the table of the finished run."""
-    try:
-        wanted = targets.load(Path(options.targets))
-    except targets.TargetsError as error:
-        log.error("%s", error)
+    wanted = targets.load(Path(options.targets))
+    name = options.scenario or ("open-loop" if options.rate else "closed-loop")
+    course = wanted.courses.get(name)
+    if course is None:
+        log.error("%s has no table for the scenario %s", options.targets, name)
         return targets.Verdict.INVALID
-    judgement = targets.judge(wanted, recorder.recording, options.capacity or None)
+    judgement = targets.judge(wanted.validity, course, recorder.recording, options.capacity or None)
     print(targets.table(judgement))
     print(targets.conclusion(judgement))
     return judgement.verdict

@@ -1,18 +1,20 @@
 """Load-test a server and judge it: exit code 0 every target met, 1 a target missed (named), 2 the run says nothing.
 
     python loadtests/verify.py --model-repository .demo/models --server-python .venv/bin/python
-    python loadtests/verify.py --url http://127.0.0.1:8000 --model credit
+    python loadtests/verify.py --url http://127.0.0.1:8000 --model credit --scenarios open-loop,spike
 
-With a repository it starts the server on a free loopback port and stops it at the end; with two cores or more the
-server gets one and the generator another. Two runs of Locust follow, each in a process of its own: a closed loop that
-measures the capacity, and an open loop at a share of it that is judged against targets.toml. Needs nothing but the
-standard library; Locust lives in the environment of ``--locust-python``.
+Every scenario that targets.toml has a table for is run and judged, each in a Locust process of its own, after the
+capacity C was measured. With a repository it starts the server on a free loopback port and stops it at the end; the
+scenarios for the paced model get a server with that model alone, made for this machine. With two cores or more the
+server gets one and the generator another. Recordings, logs, junit.xml, report.md and report.html lie in ``--results``.
+Needs nothing but the standard library; Locust lives in the environment of ``--locust-python``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -21,17 +23,31 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import report
 from recorder import Recording, Usage, usage
-from targets import Capacity, Judgement, Steady, Targets, TargetsError, Verdict, conclusion, judge, load, table
+from targets import (
+    SAMPLES_BEYOND,
+    Capacity,
+    Course,
+    Paced,
+    Targets,
+    TargetsError,
+    Verdict,
+    judge,
+    load,
+    table,
+)
 
 HERE = Path(__file__).resolve().parent
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 35.0  # above the server's own time to drain
 LOG_LINES = 15
+LONGEST_RUN = 3600.0  # of a scenario whose length the targets file leaves to it
+STEP_ANSWERED = 0.98  # of what is due in a step of the staircase, else it is past the capacity
 
 
 class InvalidRunError(Exception):
@@ -103,11 +119,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(options: argparse.Namespace, results: Path, core: int | None) -> Iterator[Server]:
+def started(python: str, repository: str, log: Path, core: int | None, *more: str) -> Iterator[Server]:
     """A fastinfer server on the repository; stopped, and killed if it does not stop, on the way out."""
-    port, log = free_port(), results / "server.log"
-    command = [options.server_python, "-P", "-m", "fastinfer", "serve", options.model_repository, "--host", "127.0.0.1",
-               "--port", str(port)]
+    port = free_port()
+    command = [python, "-P", "-m", "fastinfer", "serve", repository, "--host", "127.0.0.1", "--port", str(port), *more]
     with log.open("wb") as output, pinned(core):
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
@@ -132,32 +147,38 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 class Generator:
     """Locust headless, a process a run."""
 
-    def __init__(self, options: argparse.Namespace, results: Path, core: int | None) -> None:
-        self._options = options
+    def __init__(self, python: str, results: Path, core: int | None, **same: str) -> None:
+        """``same`` are options that every run gets; empty ones are left out."""
+        self._python = python
         self._results = results
         self._core = core
+        self._same = same
 
-    def run(self, name: str, server: Server, loop: Capacity | Steady, *extra: str) -> Recording:
+    def run(self, label: str, server: Server, scenario: str, **settings: object) -> Recording:
         """One run; Locust's own tables go to a log beside the recording.
+
+        Args:
+            label: of the files.
+            settings: options of loadtests/locustfile.py; None leaves one to the scenario.
 
         Raises:
             InvalidRunError: Locust did not start, ended by itself, or the server is gone.
         """
-        recording, log = self._results / f"{name}.json", self._results / f"{name}.log"
+        recording, log = self._results / f"{label}.json", self._results / f"{label}.log"
         recording.unlink(missing_ok=True)
         command = [
-            self._options.locust_python, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--host", server.url,
-            "--headless", "--only-summary", "--exit-code-on-error", "0", "--stop-timeout", "0",
-            "--users", str(loop.users), "--spawn-rate", str(loop.users), "--warmup", str(loop.warmup),
-            "--window", str(loop.seconds), "--recording", str(recording), *extra,
+            self._python, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--host", server.url, "--headless",
+            "--only-summary", "--exit-code-on-error", "0", "--stop-timeout", "0", "--scenario", scenario,
+            "--recording", str(recording),
         ]
-        for option in ("model", "payload"):
-            if value := getattr(self._options, option):
-                command += [f"--{option}", value]
+        for option, value in {**self._same, **settings}.items():
+            if value is not None and value != "":
+                command += [f"--{option}", str(value)]
         with log.open("wb") as output, pinned(self._core):
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
-            status = self._wait(process, server, loop.warmup + loop.seconds)
+            seconds: Any = settings.get("seconds") or LONGEST_RUN
+            status = self._wait(process, server, float(seconds))
         finally:
             stop(process)
         if status or not recording.exists():
@@ -174,32 +195,68 @@ class Generator:
         return int(process.returncode)
 
 
-def measure_capacity(generator: Generator, server: Server, loop: Capacity) -> float:
-    recording = generator.run("capacity", server, loop)
+def measure_capacity(generator: Generator, server: Server, loop: Capacity, label: str = "capacity") -> float:
+    """C in requests a second, as targets.Capacity has it.
+
+    Raises:
+        InvalidRunError: nothing was answered, or the latency is past its bound at the lowest step already.
+    """
+    recording = generator.run(label, server, "closed-loop", users=loop.users, warmup=loop.warmup, seconds=loop.seconds)
     if not recording.throughput:
         raise InvalidRunError(f"no request was answered while the capacity was measured{reasons(recording)}")
     bound = " (the generator's)" if recording.generator_cpu + recording.generator_waited > 0.9 else ""
-    print(f"capacity: {recording.throughput:.0f} requests/s{bound}, {loop.users} users, closed loop, "
-          f"{recording.all().latency.count} answers in {recording.seconds:.1f} s")
-    return recording.throughput
+    print(f"{label}: {recording.throughput:.0f} requests/s{bound}, {loop.users} users, closed loop, "
+          f"{recording.all().latency.count} answers in {recording.seconds:.1f} s", flush=True)
+    if not loop.slo_ms:
+        return recording.throughput
+    top = recording.throughput
+    recording = generator.run(f"{label}-steps", server, "staircase", users=max(256, loop.users), warmup=loop.warmup,
+                              seconds=loop.staircase, capacity=f"{top:.3f}")
+    found = 0.0
+    for step in recording.phases:
+        if not keeps(recording, step, loop.slo_ms):
+            break
+        found = float(step) * top
+    if not found:
+        lowest = next(iter(recording.phases.values()), None)
+        raise InvalidRunError(f"no rate keeps {loop.slo_ms:g} ms at p99: at the lowest it is "
+                              f"{lowest.latency.percentile(99) if lowest else 0:.0f} ms{reasons(recording)}")
+    print(f"{label}: C = {found:.0f} requests/s, the highest open-loop rate with p99 within {loop.slo_ms:g} ms",
+          flush=True)
+    return found
 
 
-def judge_steady(generator: Generator, server: Server, targets: Targets, capacity: float) -> Judgement:
-    steady = targets.steady
-    rate = steady.load * capacity
+def keeps(recording: Recording, step: str, slo_ms: float) -> bool:
+    """Whether what was due in a step of the staircase was answered, in time."""
+    series = recording.phases[step]
+    return (series.latency.count >= SAMPLES_BEYOND and series.latency.percentile(99) <= slo_ms
+            and series.latency.count >= STEP_ANSWERED * series.requests)
+
+
+def run_course(generator: Generator, server: Server, targets: Targets, name: str, capacity: float) -> report.Result:
+    course = targets.courses[name]
     before, began = server.usage(), time.perf_counter()
-    recording = generator.run("steady", server, steady, "--rate", f"{rate:.3f}")
-    print(f"steady: {rate:.0f} requests/s asked, {recording.throughput:.0f} answered")
+    try:
+        recording = generator.run(name, server, name, users=course.users, load=course.load, peak=course.peak,
+                                  warmup=course.warmup, seconds=course.seconds, capacity=f"{capacity:.3f}")
+    except InvalidRunError as error:
+        server.check()
+        print(f"\n{name}: invalid run: {error}", flush=True)
+        return report.Result(name, course, capacity, Recording(), None, str(error))
+    print(f"\n{name}: {recording.all().requests} requests in {recording.seconds:.1f} s, "
+          f"{recording.throughput:.0f} answered a second")
     cores = {"generator": Usage(recording.generator_cpu, recording.generator_waited)}
     if before and (after := server.usage()):
         cores["server"] = after.share(before, time.perf_counter() - began)
-    for name, share in cores.items():
-        print(f"{name}: used {share.ran:.0%} of its core, waited for it {share.waited:.0%} of the time")
-    print(f"schedule: the generator sent {recording.lag.percentile(99):.2f} ms late at p99\n")
+    for side, share in cores.items():
+        print(f"{side}: used {share.ran:.0%} of its core, waited for it {share.waited:.0%} of the time")
+    if recording.lag.count:
+        print(f"schedule: the generator sent {recording.lag.percentile(99):.2f} ms late at p99")
     waited = cores["server"].waited if "server" in cores else 0.0
-    judgement = judge(targets, recording, capacity, server_waited=waited)
-    print(table(judgement) + reasons(recording) + "\n")
-    return judgement
+    judgement = judge(targets.validity, course, recording, capacity, server_waited=waited)
+    result = report.Result(name, course, capacity, recording, judgement)
+    print("\n" + table(judgement) + reasons(recording) + f"\n{result.conclusion}", flush=True)
+    return result
 
 
 def reasons(recording: Recording) -> str:
@@ -207,7 +264,40 @@ def reasons(recording: Recording) -> str:
     return "".join(f"\n  {count} x {text}" for text, count in recording.errors.most_common(5))
 
 
-def verify(options: argparse.Namespace) -> Judgement:
+def chosen(targets: Targets, names: str, *, paced: bool | None = None) -> dict[str, Course]:
+    """The scenarios to run, in the order of the targets file.
+
+    Raises:
+        TargetsError: one is asked for that has no table there.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(targets.courses)
+    for name in wanted:
+        if name not in targets.courses:
+            raise TargetsError(f"the targets file has no table for {name!r}; it has {', '.join(targets.courses)}")
+    return {name: course for name, course in targets.courses.items()
+            if name in wanted and paced in (None, course.paced)}
+
+
+def run_all(generator: Generator, server: Server, targets: Targets, courses: Mapping[str, Course], loop: Capacity,
+            label: str = "capacity") -> list[report.Result]:
+    capacity = measure_capacity(generator, server, loop, label)
+    return [run_course(generator, server, targets, name, capacity) for name in courses]
+
+
+def make_paced(options: argparse.Namespace, paced: Paced, results: Path, core: int | None) -> Path:
+    """The repository of the paced model, calibrated on the server's core."""
+    repository = results / "paced"
+    command = [options.server_python, str(HERE / "paced_model.py"), str(repository), "--rate", str(paced.rate),
+               "--max-batch-size", str(paced.max_batch_size), "--slo-ms", str(paced.slo_ms)]
+    with pinned(core):
+        made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        raise InvalidRunError(f"the paced model was not made:\n{made.stderr.strip()[-2000:]}")
+    print(f"paced model: {made.stdout.strip()}", flush=True)
+    return repository
+
+
+def verify(options: argparse.Namespace) -> list[report.Result]:
     """The whole run.
 
     Raises:
@@ -217,16 +307,34 @@ def verify(options: argparse.Namespace) -> Judgement:
     results = Path(options.results)
     results.mkdir(parents=True, exist_ok=True)
     cores = Cores.available()
-    generator = Generator(options, results, cores.generator)
-    with contextlib.ExitStack() as stack:
-        server = Server(options.url.rstrip("/")) if options.url else stack.enter_context(
-            started(options, results, cores.server))
-        if options.url:
-            server.wait_ready()
-        print(f"server: {server.url}" + ("" if options.url or cores.server is None else
-                                         f" on core {cores.server}, generator on core {cores.generator}"))
-        capacity = measure_capacity(generator, server, targets.capacity)
-        return judge_steady(generator, server, targets, capacity)
+    if options.url:
+        server = Server(options.url.rstrip("/"))
+        server.wait_ready()
+        print(f"server: {server.url}")
+        generator = Generator(options.locust_python, results, cores.generator, model=options.model,
+                              payload=options.payload)
+        return run_all(generator, server, targets, chosen(targets, options.scenarios), targets.capacity)
+    found: list[report.Result] = []
+    if plain := chosen(targets, options.scenarios, paced=False):
+        generator = Generator(options.locust_python, results, cores.generator, model=options.model,
+                              payload=options.payload)
+        with started(options.server_python, options.model_repository, results / "server.log", cores.server) as server:
+            print(where(server, cores), flush=True)
+            found += run_all(generator, server, targets, plain, targets.capacity)
+    if slow := chosen(targets, options.scenarios, paced=True):
+        generator = Generator(options.locust_python, results, cores.generator)
+        repository = make_paced(options, targets.paced, results, cores.server)
+        loop = dataclasses.replace(targets.capacity, slo_ms=targets.paced.slo_ms,
+                                   users=2 * targets.paced.max_batch_size)
+        with started(options.server_python, str(repository), results / "paced.log", cores.server) as server:
+            print(where(server, cores), flush=True)
+            found += run_all(generator, server, targets, slow, loop, "paced-capacity")
+    return found
+
+
+def where(server: Server, cores: Cores) -> str:
+    pinned_to = f" on core {cores.server}, generator on core {cores.generator}" if cores.server is not None else ""
+    return f"server: {server.url}{pinned_to}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -241,7 +349,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="", help="default: the only one that the server has")
     parser.add_argument("--payload", metavar="NDJSON", default="", help="rows to send, default: made from the metadata")
     parser.add_argument("--targets", metavar="TOML", default=str(HERE / "targets.toml"))
-    parser.add_argument("--results", metavar="PATH", default=str(HERE / "results"), help="recordings and logs")
+    parser.add_argument("--scenarios", metavar="NAMES", default="",
+                        help="some of those in the targets file, with commas between them")
+    parser.add_argument("--results", metavar="PATH", default=str(HERE / "results"), help="recordings, logs and reports")
     return parser
 
 
@@ -253,12 +363,15 @@ def main() -> int:
     options = parser().parse_args()
     signal.signal(signal.SIGTERM, end_by_signal)
     try:
-        judgement = verify(options)
+        results = verify(options)
     except (TargetsError, InvalidRunError, OSError) as error:
         print(f"invalid run: {error}", file=sys.stderr)
         return Verdict.INVALID
-    print(conclusion(judgement))
-    return judgement.verdict
+    report.write(results, Path(options.results), "Load test")
+    print(f"\nreports: {options.results}/report.html, report.md, junit.xml")
+    for result in results:
+        print(f"{result.name}: {result.conclusion}")
+    return report.overall(results)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ PACKAGE = Path(fastinfer.__file__).parent.parent  # a checkout, or where it is i
 DEMO = ROOT / ".demo" / "models"  # what `make serve` makes and serves
 PIPELINE = ROOT / ".demo" / "pipeline.joblib"  # stand in for a reader's own files
 MODEL = DEMO / "credit" / "1" / "model.onnx"
+# Locust has an environment of its own (`make test` makes it); a developer may have all in one.
+LOCUST = next((str(path) for path in (ROOT / ".venv-load" / "bin" / "python",) if path.exists()), sys.executable)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)?[ ]*(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -67,8 +69,13 @@ class Page:
         command.parent.mkdir()
         for name, source in {"pipeline.joblib": PIPELINE, "model.onnx": MODEL}.items():
             (folder / name).write_bytes(source.read_bytes())
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -m fastinfer "$@"\n')
-        command.chmod(0o755)
+        (folder / "loadtests").symlink_to(ROOT / "loadtests")
+        # A page that says `python` means the environment with Locust; whatever imports fastinfer is a python block.
+        for name, exact in {"fastinfer": f"{sys.executable} -m fastinfer", "python": LOCUST,
+                            "locust": f"{LOCUST} -m locust"}.items():
+            script = command.with_name(name)
+            script.write_text(f'#!/bin/sh\nexec {exact} "$@"\n')
+            script.chmod(0o755)
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FASTINFER_")},
             "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",

@@ -6,23 +6,28 @@ import json
 import math
 import os
 import random
+import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx_models
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime import InferenceSession
 
 import fastinfer
 
@@ -35,8 +40,8 @@ sys.path.insert(0, str(LOADTESTS))
 
 import payloads  # noqa: E402
 import targets  # noqa: E402
-from recorder import Histogram, Recorder, Recording, Series  # noqa: E402
-from schedule import Arrivals  # noqa: E402
+from recorder import Bin, Histogram, Recorder, Recording, Series, bucket  # noqa: E402
+from schedule import Arrivals, Clock, Phase, Timetable  # noqa: E402
 from targets import Verdict  # noqa: E402
 
 milliseconds = st.floats(0, 150_000, allow_nan=False) | st.floats(0, 12) | st.integers(0, 100).map(float)
@@ -101,9 +106,13 @@ def request(users: str, response_time: float, exception: Exception | None = None
             "context": {"user": users, **context}, "response": None, "start_time": 0.0}
 
 
+WARM = [Phase("warm-up", 0.05, measured=False), Phase("run")]
+
+
 def test_the_recorder_leaves_out_the_start_the_warm_up_and_the_stop() -> None:
     stage = environment()
-    recorder = Recorder(stage, warmup=0.05)
+    recorder = Recorder(stage)
+    recorder.timetables = {"": Timetable(WARM)}
     stage.events.test_start.fire(environment=stage)
     stage.events.request.fire(**request("records", 1.0))
     stage.events.spawning_complete.fire(user_count=1)
@@ -114,6 +123,42 @@ def test_the_recorder_leaves_out_the_start_the_warm_up_and_the_stop() -> None:
     stage.events.request.fire(**request("records", 4.0))
     assert recorder.recording.all().latency.to_dict()["counts"] == {"300": 1}
     assert 0.005 < recorder.recording.seconds < 5
+    assert {number: piece.requests for number, piece in recorder.recording.timeline.items()} == {0: 2}
+
+
+def test_a_request_belongs_to_the_phase_in_which_it_was_due() -> None:
+    stage = environment()
+    recorder = Recorder(stage)
+    clock = Clock()
+    recorder.timetables = {
+        "": Timetable([Phase("warm-up", 1.0, 9.0, measured=False), Phase("before", 1.0, 9.0), Phase("after", 1.0, 9.0)],
+                      clock),
+        "greedy": Timetable([Phase("quiet", 1.0, 0.0, measured=False), Phase("greedy", 2.0, 90.0)], clock),
+    }
+    clock.begin()
+    stage.events.test_start.fire(environment=stage)
+    for due, took, more in [(0.5, 1.0, {}), (1.5, 2.0, {}), (2.5, 3.0, {}), (1.9, 4.0, {}), (3.5, 5.0, {}),
+                            (1.5, 6.0, {"group": "greedy"}), (0.5, 7.0, {"group": "greedy"})]:
+        stage.events.request.fire(**request("records", took, due_s=due, overdue_ms=0.0, lag_ms=0.0, **more))
+    phases = {name: series.latency.to_dict()["counts"] for name, series in recorder.recording.phases.items()}
+    assert phases == {"before": {"200": 1, "400": 1}, "after": {"300": 1}, "greedy": {"600": 1}}
+    assert recorder.recording.marks == {"warm-up": 0.0, "before": 1.0, "after": 2.0}
+
+
+def test_a_refusal_is_no_answer_and_no_error() -> None:
+    stage = environment()
+    recorder = Recorder(stage)
+    stage.events.test_start.fire(environment=stage)
+    stage.events.spawning_complete.fire(user_count=1)
+    for name in ("yes", "yes", ""):
+        stage.events.request.fire(**request("oip_json", 2.0, ValueError("503"), retry_after=bool(name)))
+    stage.events.request.fire(**request("oip_json", 3.0))
+    stage.events.test_stopping.fire(environment=stage)
+    copied = Recording.from_dict(json.loads(json.dumps(recorder.recording.to_dict())))
+    assert copied == recorder.recording or copied.to_dict() == recorder.recording.to_dict()
+    series = copied.all()
+    assert (series.latency.count, series.refusals.count, series.silent, series.failures) == (1, 3, 1, 0)
+    assert not copied.errors
 
 
 def test_a_late_request_counts_from_when_it_was_due_and_a_failure_by_its_text() -> None:
@@ -148,24 +193,71 @@ def test_workers_reports_add_up_at_the_master() -> None:
 
 def test_arrivals_keep_their_rate_and_blame_who_was_late() -> None:
     slept: list[float] = []
-    arrivals = Arrivals(1000.0, slept.append, seed=1)
+    arrivals = Arrivals(steady(1000.0), slept.append, seed=1)
     turns = [arrivals.wait() for _ in range(2000)]
     assert sum(slept) / len(slept) > 0.1  # nobody really sleeps here, so the schedule runs ahead
-    assert all(turn.lag_ms <= 0.1 for turn in turns[1:])
-    late = Arrivals(1000.0, slept.append, seed=1)
+    assert all(turn is not None and turn.lag_ms <= 0.1 for turn in turns[1:])
+    timetable = steady(1000.0)
+    timetable.clock.begin()
+    late = Arrivals(timetable, slept.append, seed=1)
     time.sleep(0.05)
     turn = late.wait()
+    assert turn is not None
     assert turn.overdue_ms > 30
     assert turn.lag_ms < 10
 
 
+def steady(rate: float) -> Timetable:
+    return Timetable([Phase("steady", rate=rate)])
+
+
+def due_times(timetable: Timetable, *, share: float = 1.0, seed: int = 2) -> list[float]:
+    arrivals = Arrivals(timetable, lambda _: None, share=share, seed=seed)
+    return [turn.due_s for turn in iter(arrivals.wait, None)]
+
+
 def test_the_schedule_is_a_poisson_process() -> None:
-    clock: list[float] = []
-    arrivals = Arrivals(100.0, clock.append, seed=2)
-    start = time.perf_counter()
-    for _ in range(5000):
-        arrivals.wait()
-    assert arrivals._due - start == pytest.approx(50, rel=0.05)
+    due = np.array(due_times(Timetable([Phase("steady", 50.0, 100.0)])))
+    assert len(due) == pytest.approx(5000, rel=0.05)
+    gaps = np.diff(due)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1)  # as the exponential distribution has it
+    assert (gaps >= 0).all()
+    halves = [len(due_times(Timetable([Phase("steady", 50.0, 100.0)]), share=0.5, seed=seed)) for seed in (3, 4)]
+    assert sum(halves) == pytest.approx(5000, rel=0.05)
+
+
+def test_the_schedule_follows_steps_pauses_and_slopes() -> None:
+    phases = [Phase("quiet", 10.0, 50.0), Phase("none", 5.0, 0.0), Phase("flood", 10.0, 500.0),
+              Phase("climb", 20.0, 0.0, 200.0), Phase("fall", 20.0, 200.0, 0.0)]
+    counts, edges = np.histogram(due_times(Timetable(phases)), bins=[0, 10, 15, 25, 35, 45, 55, 65])
+    expected = np.array([500, 0, 5000, 500, 1500, 1500, 500])
+    assert (np.abs(counts - expected) <= 5 * np.sqrt(expected)).all(), counts
+    assert edges[-1] == sum(phase.seconds for phase in phases)
+
+
+def test_a_user_keeps_its_turn_while_others_take_theirs() -> None:
+    nested: list[Any] = []
+
+    def sleep(_: float) -> None:
+        if nested.count(None) < 5:
+            nested.append(None)
+            nested.append(arrivals.wait())
+
+    arrivals = Arrivals(steady(1.0), sleep, seed=1)
+    first = arrivals.wait()
+    assert first is not None
+    due = [first.due_s, *(turn.due_s for turn in nested if turn is not None)]
+    assert len(set(due)) == 6
+    assert first.due_s == min(due)
+
+
+def test_the_end_of_the_schedule_is_said_once_to_each_user() -> None:
+    ended: list[int] = []
+    arrivals = Arrivals(Timetable([Phase("short", 0.01, 100.0)]), lambda _: None, over=lambda: ended.append(1), seed=1)
+    while arrivals.wait() is not None:
+        pass
+    assert arrivals.wait() is None
+    assert ended
 
 
 def recording(times: list[float], *, failures: int = 0, seconds: float = 1.0, **other: Any) -> Recording:
@@ -179,10 +271,11 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def judged(tmp_path: Path, text: str, measured: Recording, capacity: float | None = 2000.0) -> targets.Judgement:
-    return targets.judge(targets.load(written(tmp_path, text)), measured, capacity)
+    wanted = targets.load(written(tmp_path, text))
+    return targets.judge(wanted.validity, wanted.courses.get("open-loop", targets.Course()), measured, capacity)
 
 
-ALL = "[steady.targets.all]\n"
+ALL = "[open-loop.targets.all]\n"
 
 
 @pytest.mark.parametrize(("text", "verdict", "named"), [
@@ -191,8 +284,8 @@ ALL = "[steady.targets.all]\n"
     (ALL + "throughput = 0.51", Verdict.MISSED, "all throughput"),
     (ALL + "p99.9_ms = 3", Verdict.INVALID, "too few samples, 10000 are needed"),
     (ALL + "p99.9_ms = 3\np50_ms = 1", Verdict.MISSED, "p50_ms"),
-    ("[steady.targets.oip_json]\np50_ms = 9", Verdict.INVALID, "oip_json p50_ms"),
-    ("[steady.targets.oip_json]\nfailures = 0", Verdict.INVALID, "oip_json failures"),
+    ("[open-loop.targets.oip_json]\np50_ms = 9", Verdict.INVALID, "oip_json p50_ms"),
+    ("[open-loop.targets.oip_json]\nfailures = 0", Verdict.INVALID, "oip_json failures"),
 ])
 def test_verdicts(tmp_path: Path, text: str, verdict: Verdict, named: str) -> None:
     text = text.replace("p99.9_ms", '"p99.9_ms"')
@@ -223,10 +316,55 @@ def test_a_generator_that_measured_itself_makes_the_run_invalid(tmp_path: Path, 
 def test_on_a_machine_that_others_use_a_miss_says_nothing(tmp_path: Path, share: float, limit: int,
                                                           expected: Verdict) -> None:
     wanted = targets.load(written(tmp_path, ALL + f"p50_ms = {limit}"))
-    server = targets.judge(wanted, recording([2.0] * 100), 1.0, server_waited=share)
-    generator = targets.judge(wanted, recording([2.0] * 100, generator_waited=share), 1.0)
+    course = wanted.courses["open-loop"]
+    server = targets.judge(wanted.validity, course, recording([2.0] * 100), 1.0, server_waited=share)
+    generator = targets.judge(wanted.validity, course, recording([2.0] * 100, generator_waited=share), 1.0)
     assert server.verdict == generator.verdict == expected
     assert ("others had the server's core" in targets.conclusion(server)) == (expected is Verdict.INVALID)
+
+
+def spiked(timeline: dict[int, tuple[int, int, int]], **series: Series) -> Recording:
+    """With an ``after`` from the second second on; (in time, late, refused) by quarter of a second."""
+    bins = {number: Bin(Counter({bucket(100): good, bucket(30_000): late}), refused)
+            for number, (good, late, refused) in timeline.items()}
+    return Recording(4.0, phases=dict(series), phase_seconds={"spike": 2.0, "after": 2.0},
+                     marks={"spike": 0.0, "after": 2.0}, timeline=bins)
+
+
+@pytest.mark.parametrize(("timeline", "recovery"), [
+    ({7: (0, 10, 90), 8: (100, 0, 0), 9: (100, 0, 0)}, 0.0),
+    ({8: (0, 10, 90), 9: (100, 0, 0)}, 0.25),
+    ({8: (100, 0, 0), 9: (100, 0, 0), 10: (89, 11, 0), 11: (90, 10, 0)}, 0.75),
+    ({8: (0, 10, 0), 15: (0, 0, 1)}, 2.0),
+])
+def test_recovery_is_the_end_of_the_last_bad_quarter_of_a_second(
+        tmp_path: Path, timeline: dict[int, tuple[int, int, int]], recovery: float) -> None:
+    text = "[spike]\nslo_ms = 200\ntargets.all.recovery_s = 0.5"
+    course = targets.load(written(tmp_path, text)).courses["spike"]
+    line = targets.judge(targets.Validity(), course, spiked(timeline), 100.0).lines[0]
+    assert line.measured == recovery
+    assert line.verdict == (Verdict.MET if recovery <= 0.5 else Verdict.MISSED)
+
+
+def test_goodput_counts_what_is_in_time_as_a_share_of_the_capacity_and_refusals_are_judged_apart(
+        tmp_path: Path) -> None:
+    text = ("[overload-x10]\nslo_ms = 200\ntargets.overload = { goodput = 0.9, refusal_p99_ms = 10, silent = 0, "
+            "errors = 0, refused = 0.5, p50_ms = 150 }")
+    course = targets.load(written(tmp_path, text)).courses["overload-x10"]
+    series = Series(histogram_of([100.0] * 900 + [300.0] * 50), 0, histogram_of([4.0] * 1000), 1)
+    measured = Recording(10.0, phases={"overload": series}, phase_seconds={"overload": 10.0})
+    lines = {line.target.name: line for line in targets.judge(targets.Validity(), course, measured, 100.0).lines}
+    assert {name: round(line.measured, 4) for name, line in lines.items()} == {
+        "goodput": 0.9, "refusal_p99_ms": 4.0, "silent": 0.001, "errors": 0.0, "refused": 0.5128, "p50_ms": 100.16}
+    missed = {name for name, line in lines.items() if line.verdict is Verdict.MISSED}
+    assert missed == {"silent", "refused"}
+
+
+def test_the_schedules_lag_may_be_a_tenth_of_the_slo(tmp_path: Path) -> None:
+    measured = recording([2.0] * 100, lag=histogram_of([6.0] * 100))
+    verdicts = [targets.judge(targets.Validity(), targets.Course(slo_ms=slo), measured, None).verdict
+                for slo in (None, 100.0, 50.0)]
+    assert verdicts == [Verdict.MET, Verdict.MET, Verdict.INVALID]
 
 
 def test_a_run_without_requests_is_invalid(tmp_path: Path) -> None:
@@ -240,17 +378,21 @@ def test_without_a_capacity_the_throughput_is_said_to_be_unjudged(tmp_path: Path
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("[steady]\nsecond = 3", "'steady.second'; did you mean 'seconds'?"),
-    ("[stedy]\nseconds = 3", "did you mean 'steady'?"),
+    ("[open-loop]\nsecond = 3", "'open-loop.second'; did you mean 'seconds'?"),
+    ("[open-lop]\nseconds = 3", "did you mean 'open-loop'?"),
     (ALL + "p50 = 3", "did you mean 'p50_ms'?"),
-    ("[steady.targets.recods]\np50_ms = 3", "did you mean 'records'?"),
-    ("[steady.targets.records]\nthroughput = 3", "unknown key 'steady.targets.records.throughput'"),
+    ("[open-loop.targets.recods]\np50_ms = 3", "did you mean 'records'?"),
+    ("[open-loop.targets.records]\nthroughput = 3", "unknown key 'open-loop.targets.records.throughput'"),
     (ALL + "p50_ms = 'fast'", "must be a number"),
     (ALL + "p50_ms = -1", "must be a number"),
     ("[capacity]\nusers = 1.5", "must be a whole number"),
     ("[capacity]\nusers = 0", "must be a whole number"),
     ("capacity = 3", "must be a table"),
     ("[capacity", "targets.toml"),
+    ("[spike]\ntargets.spke.p50_ms = 3", "did you mean 'spike'?"),
+    ("[spike]\ntargets.spike.goodput = 0.9", "spike.slo_ms is needed"),
+    ("[spike]\npaced = 1", "spike.paced must be true or false"),
+    ("[spike]\ntargets.spike = 3", "spike.targets.spike must be a table"),
 ])
 def test_a_targets_file_with_a_fault_is_refused(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(targets.TargetsError) as caught:
@@ -258,12 +400,16 @@ def test_a_targets_file_with_a_fault_is_refused(tmp_path: Path, text: str, says:
     assert says in str(caught.value)
 
 
-def test_the_shipped_targets_are_sound_and_judge_every_user_class() -> None:
+def test_the_shipped_targets_are_sound_and_judge_every_user_class_and_scenario() -> None:
     shipped = targets.load(LOADTESTS / "targets.toml")
-    assert {target.users for target in shipped.targets} == set(targets.USERS)
-    answers = shipped.steady.seconds * shipped.steady.load * 300  # on a machine where the pair carries 300 a second
+    assert set(shipped.courses) == set(targets.GROUPS)
+    steady = shipped.courses["open-loop"]
+    assert {target.users for target in steady.targets} == set(targets.USERS)
+    assert steady.seconds is not None
+    assert steady.load is not None
+    answers = steady.seconds * steady.load * 300  # on a machine where the pair carries 300 a second
     assert answers >= 10 / (1 - 0.99)
-    assert next(t.limit for t in shipped.targets if t.name == "throughput") < shipped.steady.load
+    assert next(t.limit for t in steady.targets if t.name == "throughput") < steady.load
 
 
 METADATA = {
@@ -370,8 +516,9 @@ def test_a_payload_file_names_the_line_that_is_wrong(tmp_path: Path) -> None:
 
 # -- whole runs: real Locust, in processes of its own, since gevent patches the one that it is in --------------------
 LAX = "[validity]\ngenerator_cpu = 99\nwaited = 99\nlag_p99_ms = 1e6\n"  # a busy machine must not fail a test
-SHORT = "[capacity]\nusers = 4\nwarmup = 0.5\nseconds = 1.5\n[steady]\nusers = 8\nwarmup = 0.5\nseconds = 2.5\n"
-EVERY_CLASS = "".join(f"[steady.targets.{users}]\np50_ms = 5000\nfailures = 0\n" for users in targets.USERS)
+SHORT = ("[capacity]\nusers = 4\nwarmup = 1\nseconds = 1.5\n"
+         "[open-loop]\nusers = 8\nload = 0.5\nwarmup = 1\nseconds = 2.5\n")
+EVERY_CLASS = "".join(f"[open-loop.targets.{users}]\np50_ms = 5000\nfailures = 0\n" for users in targets.USERS)
 
 
 def environ() -> dict[str, str]:
@@ -385,6 +532,12 @@ def start_verify(tmp_path: Path, text: str, *options: str) -> subprocess.Popen[s
     command = [sys.executable, str(LOADTESTS / "verify.py"), "--targets", str(written(tmp_path, text)),
                "--results", str(tmp_path / "results"), "--locust-python", LOCUST, *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ())
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def verify(tmp_path: Path, text: str, *options: str) -> tuple[int, str]:
@@ -451,15 +604,54 @@ def slow_server() -> Iterator[str]:
         thread.join()
 
 
+SCENARIOS = """
+[spike]
+slo_ms = 30000
+load = 0.1
+peak = 0.4
+users = 32
+warmup = 1
+seconds = 2
+targets.all = { errors = 0, silent = 0, recovery_s = 2 }
+targets.spike = { goodput = 0.1, p50_ms = 5000, refusal_p99_ms = 5000 }
+targets.after = { failures = 0 }
+[noisy-neighbour]
+load = 0.1
+peak = 0.3
+users = 8
+warmup = 1
+seconds = 2
+targets.beside = { failures = 0 }
+targets.greedy = { failures = 0 }
+[slow-client]
+load = 0.1
+users = 8
+warmup = 1
+seconds = 2.5
+targets.beside = { failures = 0 }
+targets.slow = { failures = 0 }
+"""
+
+
 def test_a_server_that_keeps_up_meets_its_targets_and_is_stopped(tmp_path: Path, models: Path) -> None:
-    text = LAX + SHORT + EVERY_CLASS.replace("failures = 0\n", "failures = 0\nthroughput = 0.1\n", 1)
+    text = LAX + SHORT + EVERY_CLASS.replace("failures = 0\n", "failures = 0\nthroughput = 0.1\n", 1) + SCENARIOS
     code, output = verify(tmp_path, text, "--model-repository", str(models))
     assert code == 0, output
-    assert "met: every target" in output
-    measured = Recording.load(tmp_path / "results" / "steady.json")
-    assert set(measured.series) == {"records", "oip_json", "oip_binary"}
-    assert not measured.errors
+    names = ["open-loop", "spike", "noisy-neighbour", "slow-client"]
+    assert output.splitlines()[-4:] == [f"{name}: met: every target" for name in names]
+    measured = {name: Recording.load(tmp_path / "results" / f"{name}.json") for name in names}
+    assert set(measured["open-loop"].series) == {"records", "oip_json", "oip_binary"}
+    assert not any(recording.errors for recording in measured.values())
+    phases = measured["spike"].phases
+    assert phases["spike"].requests > 1.5 * phases["before"].requests  # as long, and four times as many
     assert "drained" in (tmp_path / "results" / "server.log").read_text()
+    suites = ElementTree.parse(tmp_path / "results" / "junit.xml").getroot()
+    assert [suite.get("name") for suite in suites] == names
+    assert sum(int(suite.get("tests", 0)) for suite in suites) == 20
+    assert "| spike | all | recovery_s | ≤ 2 |" in (tmp_path / "results" / "report.md").read_text()
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert page.count("<svg") == 8
+    assert not re.search(r"(src|href)=|https?:", page)  # it needs nothing else
 
 
 def test_a_slow_server_misses_and_the_target_is_named(tmp_path: Path, slow_server: str) -> None:
@@ -472,11 +664,74 @@ def test_a_slow_server_misses_and_the_target_is_named(tmp_path: Path, slow_serve
 def test_the_stock_command_judges_too(tmp_path: Path, slow_server: str) -> None:
     command = [LOCUST, "-m", "locust", "-f", str(LOADTESTS / "locustfile.py"), "--host", slow_server, "--model",
                "slow", "--headless", "-u", "4", "-r", "4", "-t", "4s", "--tags", "oip_json", "--targets",
-               str(written(tmp_path, LAX + ALL + "p50_ms = 5000\n[steady.targets.oip_json]\nfailures = 0"))]
+               str(written(tmp_path, LAX + "[closed-loop.targets.all]\np50_ms = 5000\n"
+                           "[closed-loop.targets.oip_json]\nfailures = 0"))]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 0, finished.stderr
     assert "met: every target" in finished.stdout
     assert "oip_binary" not in finished.stdout
+
+
+LOCUSTFILE = str(LOADTESTS / "locustfile.py")
+
+
+def locust(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([LOCUST, "-m", "locust", *options], capture_output=True, text=True, timeout=90)
+
+
+def test_a_scenarios_file_beside_the_locustfile_is_the_load_of_workers_too(tmp_path: Path, slow_server: str) -> None:
+    """Two worker processes carry half of the rate each; Locust's own files are written as ever."""
+    recording, port = tmp_path / "r.json", str(free_port())
+    finished = locust("-f", f"{LOCUSTFILE},{LOADTESTS / 'scenarios' / 'open_loop.py'}", "--host", slow_server,
+                      "--model", "slow", "--headless", "--processes", "2", "--rate", "40", "--seconds", "3",
+                      "--warmup", "1", "--recording", str(recording), "--csv", str(tmp_path / "out"),
+                      "--html", str(tmp_path / "out.html"), "--json-file", str(tmp_path / "out"),
+                      "--master-bind-port", port, "--master-port", port)
+    assert finished.returncode == 0, finished.stderr
+    measured = Recording.load(recording)
+    assert 60 < measured.phases["steady"].requests < 180  # 120 are due
+    assert measured.seconds == pytest.approx(3, abs=0.2)
+    assert {path.name for path in tmp_path.glob("out*")} >= {"out_stats.csv", "out.html", "out.json"}
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (("--scenario", "spike"), "spike needs --capacity"),
+    (("--scenario", "open-loop"), "open-loop needs --rate"),
+    (("--scenario", "spkie"), "invalid choice: 'spkie'"),
+])
+def test_a_scenario_that_lacks_something_says_so(slow_server: str, options: tuple[str, ...], says: str) -> None:
+    finished = locust("-f", LOCUSTFILE, "--host", slow_server, "--model", "slow", "--headless", *options)
+    assert finished.returncode == 2
+    assert says in finished.stderr
+
+
+def test_every_scenario_can_be_imported_and_has_the_phases_that_targets_name() -> None:
+    code = """if True:
+        import json
+        from scenarios import SCENARIOS
+        found = {}
+        for name, scenario in SCENARIOS.items():
+            shape = scenario()
+            shape.capacity = 100.0
+            groups = [phase for phases in shape.schedules().values() for phase in phases]
+            assert len({sum(phase.seconds for phase in phases) for phases in shape.schedules().values()}) == 1, name
+            found[name] = [phase.name for phase in groups if phase.measured]
+        print(json.dumps(found))"""
+    done = subprocess.run([LOCUST, "-c", code], capture_output=True, text=True, cwd=LOADTESTS, timeout=60)
+    assert done.returncode == 0, done.stderr
+    phases = json.loads(done.stdout)
+    phases.pop("staircase")  # finds the capacity, and is not judged
+    assert {name: set(known) for name, known in phases.items()} == {
+        name: set(groups) for name, groups in targets.GROUPS.items()}
+
+
+def test_the_paced_model_gives_back_its_input_and_takes_its_time(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(LOADTESTS / "paced_model.py"), str(tmp_path), "--rate", "2000",
+                           "--max-batch-size", "8", "--slo-ms", "50"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    session = InferenceSession(tmp_path / "paced" / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    rows = np.arange(24, dtype=np.float32).reshape(3, 8)
+    assert (session.run(None, {"input": rows})[0] == rows).all()
 
 
 def test_a_server_that_dies_under_load_makes_the_run_invalid(tmp_path: Path, models: Path) -> None:
@@ -498,7 +753,7 @@ def test_a_terminated_run_leaves_no_process_behind(tmp_path: Path, models: Path)
 
 
 @pytest.mark.parametrize(("text", "options", "says"), [
-    ("[steady]\nsecnds = 1", (), "did you mean 'seconds'?"),
+    ("[open-loop]\nsecnds = 1", (), "did you mean 'seconds'?"),
     (SHORT + EVERY_CLASS, ("--model", "other"), "/v2/models/other: status 404"),
 ])
 def test_a_run_that_says_nothing_is_invalid(tmp_path: Path, models: Path, text: str, options: tuple[str, ...],
