@@ -292,7 +292,10 @@ cdef class Request:
     cdef int* columns                       # inputs in the order of the previous record's members
     cdef Py_ssize_t* stamps                 # for each input the record that had it last, plus 1
     cdef Blame blame
+    cdef Writer known                       # what stood before and behind the array of the body scanned last
+    cdef size_t known_head, known_tail      # its sizes; 0: nothing is known
 
+    cdef bint recall(self, int kind, const char* body, size_t size, Py_ssize_t header_length) noexcept nogil
     cdef bint scan(self, int kind, const char* body, size_t size, Py_ssize_t header_length,
                    Failure* failure) noexcept nogil
     cdef bint fill(self, Rows target, Py_ssize_t start, Failure* failure) noexcept nogil
@@ -682,6 +685,7 @@ cdef class Endpoint:
                             int64_t arrived_ns, int64_t key)
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
                           Py_ssize_t header_length) except -1
+    cdef int submit_scanned(self, Ticket ticket, size_t size) except -1
     cdef int submit_direct(self, Ticket ticket, size_t size) except -1
     cdef int fill_columns(self, Rows columns, Request request) except -1
     cdef int decode_into(self, Decoded decoded, int kind, const char* body, size_t size,
@@ -766,15 +770,18 @@ cdef class Lane:
     cdef bint server_timing             # every answer tells its durations
     cdef AccessLog access               # None where there is none
     cdef readonly Credentials credentials
-    cdef list dirty                     # connections with answers to write
+    cdef Connection dirty               # the first of a chain of connections with answers to write
+    cdef Connection last_dirty
     cdef Writer answer, body            # reused
-    cdef bytes date                     # the Date field's line
+    cdef bytes json_opening             # of an answer, up to its X-Request-ID
+    cdef bytes binary_opening
     cdef uint64_t sequence
     cdef KnownHead[MAX_KNOWN] known
     cdef int next_known                 # which of them makes room
     cdef void forget_heads(self) noexcept
     cdef int know(self, const Head* head, int route, const char* begin, const char* end) noexcept
     cdef bytes next_id(self)
+    cdef void append_dirty(self, Connection connection)
     cdef int flush(self) except -1
 
 cdef enum:
@@ -797,6 +804,7 @@ cdef class Connection:
     cdef Slab stash                     # received and not used yet
     cdef Py_ssize_t stash_start, stash_end
     cdef bint gone, is_dirty, holding
+    cdef Connection next_dirty
     cdef bint stalled                   # the client does not read
     cdef bint leaving                   # the server leaves
     cdef bint last                      # the answer that is due last says that the connection closes

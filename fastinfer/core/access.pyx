@@ -5,7 +5,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcpy, memmove, strlen
+from libc.string cimport memchr, memcpy, memmove
 from libc.time cimport gmtime_r, localtime_r, strftime, time_t, tm
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release
 
@@ -285,13 +285,6 @@ cdef inline void entry_ticket(AccessEntry* entry, Ticket ticket) noexcept:
     entry.queue_ns = ticket.queue_ns
     entry.preprocess_ns = ticket.preprocess_ns
     entry.run_ns = ticket.run_ns
-
-
-cdef inline void append_literal(Writer* out, const char* text) noexcept nogil:
-    """Append what there is room for."""
-    cdef size_t size = strlen(text)
-    memcpy(out.data + out.size, text, size)
-    out.size += size
 
 
 cdef void append_value(Writer* out, const char* text, size_t size, bint bare) noexcept nogil:

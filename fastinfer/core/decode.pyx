@@ -2,11 +2,12 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 cdef enum:
     MAX_PARAMETERS = 64
     MAX_EMPTY_ROWS = 4096       # rows that hold no element cost the client nothing
+    MAX_KNOWN_FRAME = 512       # bytes of a body around its array that are kept
 
 cdef enum:  # Failure.reason of BAD_INPUT
     INPUT_DOCUMENT = 1          # the body is not an object
@@ -71,6 +72,7 @@ cdef class Request:
     def __dealloc__(self):
         free(self.block)
         writer_free(&self.id_text)
+        writer_free(&self.known)
         json_free(&self.json)
 
     @property
@@ -87,6 +89,7 @@ cdef class Request:
         self.json.begin = body
         self.json.end = self.payload = self.payload_end = body + size
         self.raw = header_length == 0
+        self.known_head = 0
         if header_length >= 0:
             if <size_t>header_length > size:
                 self.blame.want = <int64_t>size
@@ -99,7 +102,29 @@ cdef class Request:
             ok = scan_raw(self, failure)
         else:
             ok = scan_document(self, header_length >= 0, failure)
+        if ok and header_length < 0:
+            know_frame(self)
         return ok or settle(self, failure)
+
+    cdef bint recall(self, int kind, const char* body, size_t size, Py_ssize_t header_length) noexcept nogil:
+        """Whether the body is the one that was scanned last but for the array of its one input.
+
+        Then all that ``scan`` would find is there already, and ``fill`` checks the rest: that an array of that shape
+        begins and ends where the other one did. When it does not, ``scan`` says what is wrong.
+        """
+        cdef Part* part = &self.parts[0]
+        if self.known_head == 0 or kind != KIND_INFER or header_length >= 0 \
+                or size < self.known_head + self.known_tail \
+                or memcmp(body, self.known.data, self.known_head) \
+                or memcmp(body + size - self.known_tail, self.known.data + self.known_head, self.known_tail):
+            return False
+        json_reset(&self.json)
+        clear_blame(self)
+        self.json.begin = body
+        self.json.end = self.payload = self.payload_end = body + size
+        part.begin = body + self.known_head - 1
+        part.end = body + size - self.known_tail
+        return True
 
     cdef bint fill(self, Rows target, Py_ssize_t start, Failure* failure) noexcept nogil:
         """Write the values into rows ``start`` to ``start + self.rows``, for which there is room.
@@ -133,11 +158,30 @@ cdef void clear_request(Request self, int kind) noexcept nogil:
     self.n_wanted = self.n_sent = 0
     self.binary_output = False
     self.id_text.size = 0
-    memset(&self.blame, 0, sizeof(Blame))
-    self.blame.element = -1
+    clear_blame(self)
     json_reset(&self.json)
     for i in range(self.signature.n_inputs):
         clear_part(&self.parts[i])
+
+
+cdef inline void clear_blame(Request self) noexcept nogil:
+    memset(&self.blame, 0, sizeof(Blame))
+    self.blame.element = -1
+
+
+cdef void know_frame(Request self) noexcept nogil:
+    """Keep what stands before and behind the array of a request of one input, for ``recall``."""
+    cdef Part* part = &self.parts[0]
+    cdef size_t head, tail
+    if self.kind != KIND_INFER or self.signature.n_inputs != 1 or part.begin == NULL or self.id_text.size:
+        return
+    head = part.begin + 1 - self.json.begin  # with the bracket
+    tail = self.json.end - part.end
+    self.known.size = 0
+    if head + tail <= MAX_KNOWN_FRAME and writer_put(&self.known, self.json.begin, head) \
+            and writer_put(&self.known, part.end, tail):
+        self.known_head = head
+        self.known_tail = tail
 
 
 cdef void clear_part(Part* part) noexcept nogil:

@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 
 cdef enum:
     RELEASE = 2048              # elements from which rendering lets other threads run
+    OUTPUT_ROOM = 64            # bytes of an output's object that are the same for all, between shape and elements
 
 
 class Task(NamedTuple):
@@ -204,13 +205,15 @@ cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, Ou
     cdef bint ok
     cdef int axis
     open_output(self, view, outputs, wanted.output, start, rows, wanted.binary)
+    take(writer_reserve(writer, <size_t>(view.rank + 1) * (NUMBER_SIZE + 1) + OUTPUT_ROOM))
     for axis in range(view.rank):
-        put_integer(writer, rows if self.signature.batched and axis == 0 else view.shape[axis], axis > 0)
+        append_integer(writer, rows if self.signature.batched and axis == 0 else view.shape[axis], axis > 0)
     if wanted.binary:
-        put(writer, b'],"parameters":{"binary_data_size":')
-        put_integer(writer, view_size(view), False)
-        return put(writer, b"}}")
-    put(writer, b'],"data":[')
+        append_literal(writer, b'],"parameters":{"binary_data_size":')
+        append_integer(writer, view_size(view), False)
+        append_literal(writer, b"}}")
+        return True
+    append_literal(writer, b'],"data":[')
     if view.count < RELEASE:
         ok = put_elements(writer, view, 0, view.count)
     else:
@@ -282,10 +285,22 @@ cdef inline bint put(Writer* writer, bytes text) except False:
 
 
 cdef bint put_integer(Writer* writer, int64_t value, bint comma) except False:
-    cdef char[NUMBER_SIZE] text
-    cdef char* out = <char*>text
+    take(writer_reserve(writer, NUMBER_SIZE + 1))
+    append_integer(writer, value, comma)
+    return True
+
+
+cdef inline void append_integer(Writer* writer, int64_t value, bint comma) noexcept nogil:
+    """A number of at most NUMBER_SIZE bytes, and a comma before it, for which there is room."""
+    cdef char* out = writer.data + writer.size
     out[0] = c','
-    return take(writer_put(writer, out, to_text(out + comma, out + NUMBER_SIZE, value) - out))
+    out += comma
+    if 0 <= value < 10:
+        out[0] = <char>(c'0' + value)
+        out += 1
+    else:
+        out = to_text(out, out + NUMBER_SIZE, value)
+    writer.size = out - writer.data
 
 
 cdef bint put_opening(Encoder self, Writer* writer, Request request, bytes member) except False:

@@ -456,7 +456,7 @@ cdef class Connection:
         """One of the pending requests has its result."""
         if not self.is_dirty and not self.gone:
             self.is_dirty = True
-            self.lane.dirty.append(self)
+            self.lane.append_dirty(self)
         return 0
 
     cdef int write_answers(self) except -1:
@@ -552,10 +552,7 @@ cdef class Connection:
         cdef size_t id_start, id_end
         if not writer_reserve(out, HEAD_ROOM + size):
             raise MemoryError
-        append_text(out, b"HTTP/1.1 200 OK\r\n")
-        append_text(out, lane.date)
-        append_text(out, JSON_TYPE if json_size < 0 else BINARY_TYPE)
-        append_text(out, b"x-request-id: ")
+        append_text(out, lane.json_opening if json_size < 0 else lane.binary_opening)
         id_start = out.size
         if ticket.request_id is not None:
             append_text(out, ticket.request_id)
@@ -565,23 +562,21 @@ cdef class Connection:
             append_hex(out, lane.sequence)
         id_end = out.size
         if json_size >= 0:
-            append_text(out, b"\r\ninference-header-content-length: ")
+            append_literal(out, b"\r\ninference-header-content-length: ")
             append_decimal(out, json_size)
         if ticket.timed:
-            append_text(out, b"\r\nserver-timing: ")
+            append_literal(out, b"\r\nserver-timing: ")
             append_timing(out, ticket)
-        append_text(out, b"\r\ncontent-length: ")
+        append_literal(out, b"\r\ncontent-length: ")
         append_decimal(out, size)
-        append_text(out, b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n")
+        if close:
+            append_literal(out, b"\r\nconnection: close")
+        append_literal(out, b"\r\n\r\n")
         memcpy(out.data + out.size, body, size)
         out.size += size
         if lane.access is not None:
             lane.access.answered(self, ticket, size, out.data + id_start, id_end - id_start)
         return 0
-
-
-cdef bytes JSON_TYPE = b"content-type: application/json\r\n"
-cdef bytes BINARY_TYPE = b"content-type: application/octet-stream\r\n"
 
 
 cdef inline void append_text(Writer* out, bytes text) noexcept:
@@ -605,11 +600,11 @@ cdef inline void append_decimal(Writer* out, uint64_t number) noexcept nogil:
 
 cdef void append_timing(Writer* out, Ticket ticket) noexcept:
     """The durations of a request's phases, as Server-Timing has them: milliseconds, here to the microsecond."""
-    append_text(out, b"queue;dur=")
+    append_literal(out, b"queue;dur=")
     append_milliseconds(out, ticket.queue_ns)
-    append_text(out, b", preprocess;dur=")
+    append_literal(out, b", preprocess;dur=")
     append_milliseconds(out, ticket.preprocess_ns)
-    append_text(out, b", run;dur=")
+    append_literal(out, b", run;dur=")
     append_milliseconds(out, ticket.run_ns)
 
 

@@ -9,7 +9,9 @@ cdef extern from "<time.h>" nogil:
 
 import numpy as np
 
-from fastinfer.errors import BodyTooLargeError, CancelledError, FastinferError, InvalidShapeError, QueueFullError
+from fastinfer.errors import (
+    BodyTooLargeError, CancelledError, FastinferError, InvalidRequestError, InvalidShapeError, QueueFullError,
+)
 
 cdef int MAX_SPARE_REQUESTS = 256
 cdef size_t MAX_REQUEST_BYTES = 512 << 20
@@ -411,10 +413,17 @@ cdef class Endpoint:
     cdef int submit_bytes(self, Ticket ticket, int kind, const char* body, size_t size,
                           Py_ssize_t header_length) except -1:
         cdef Failure failure
-        cdef Decoded decoded
-        failure_clear(&failure)
+        if ticket.request.recall(kind, body, size, header_length):
+            try:
+                return self.submit_scanned(ticket, size)
+            except InvalidRequestError:
+                pass  # a scan finds what the reason is
         if not ticket.request.scan(kind, body, size, header_length, &failure):
             raise ticket.request.error(&failure)
+        return self.submit_scanned(ticket, size)
+
+    cdef int submit_scanned(self, Ticket ticket, size_t size) except -1:
+        cdef Decoded decoded
         ticket.rows = ticket.request.rows
         self.set_deadline(ticket)
         self.batcher.admit(ticket.rows, size)

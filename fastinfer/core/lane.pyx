@@ -45,8 +45,7 @@ cdef class Lane:
         self.credentials = Credentials()
         self.paths = NameTable([])
         self.routes = []
-        self.dirty = []
-        self.date = b""
+        self.tick(b"")
 
     def __dealloc__(self):
         writer_free(&self.answer)
@@ -93,17 +92,27 @@ cdef class Lane:
         return b"%s%x" % (self.prefix, self.sequence)
 
     def tick(self, bytes date not None):
-        """Set the Date field's line, once a second."""
-        self.date = date
+        """Set the Date field's line, once a second: what good answers begin with."""
+        opening = b"HTTP/1.1 200 OK\r\n" + date + b"content-type: application/"
+        self.json_opening = opening + b"json\r\nx-request-id: "
+        self.binary_opening = opening + b"octet-stream\r\nx-request-id: "
+
+    cdef void append_dirty(self, Connection connection):
+        if self.dirty is None:
+            self.dirty = connection
+        else:
+            self.last_dirty.next_dirty = connection
+        self.last_dirty = connection
 
     cdef int flush(self) except -1:
         """Write the answers that a batch left behind: one write a connection."""
         cdef Connection connection
-        cdef list dirty = self.dirty
-        if not dirty:
-            return 0
-        self.dirty = []
-        for connection in dirty:
+        cdef Connection rest = self.dirty
+        self.dirty = self.last_dirty = None
+        while rest is not None:
+            connection = rest
+            rest = connection.next_dirty
+            connection.next_dirty = None
             connection.is_dirty = False
             try:
                 connection.write_answers()

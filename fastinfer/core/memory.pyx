@@ -4,7 +4,7 @@ cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, strlen
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void** memory, size_t alignment, size_t size)
@@ -277,6 +277,13 @@ cdef bint writer_put(Writer* writer, const char* data, size_t size) noexcept nog
     memcpy(writer.data + writer.size, data, size)
     writer.size += size
     return True
+
+
+cdef inline void append_literal(Writer* writer, const char* text) noexcept nogil:
+    """A text that the compiler knows, for which there is room: its copy is an instruction or two."""
+    cdef size_t size = strlen(text)
+    memcpy(writer.data + writer.size, text, size)
+    writer.size += size
 
 
 cdef void writer_free(Writer* writer) noexcept nogil:
