@@ -224,26 +224,17 @@ def written(log: _core.AccessLog) -> bytes:
     """What is written of what the log holds, and it is closed."""
     log.close()
     reader, writer = os.pipe()
-    try:
-        thread = threading.Thread(target=log.run, args=(writer,))
-        thread.start()
-        data = b""
-        while thread.is_alive() or data[-1:] != b"\n":
-            data += os.read(reader, 1 << 16)
-            thread.join(0.01)
-        os.set_blocking(reader, False)
-        while thread.is_alive() or _readable(reader):
-            data += os.read(reader, 1 << 16)
-        return data
-    finally:
-        os.close(reader)
-        os.close(writer)
 
+    def write() -> None:
+        with open(writer, "wb", buffering=0) as file:
+            log.run(file.fileno())
 
-def _readable(file: int) -> bool:
-    import select
-
-    return bool(select.select([file], [], [], 0)[0])
+    thread = threading.Thread(target=write)
+    thread.start()
+    with open(reader, "rb", buffering=0) as file:
+        data = file.readall()
+    thread.join()
+    return data
 
 
 texts = st.binary(max_size=300)
