@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 # The packages of an extra that go without the server.
 extra = $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
-CORE_TESTS = tests/test_core_*.py tests/test_batcher.py tests/test_heads.py
+CORE_TESTS = tests/test_core_*.py tests/test_batcher.py tests/test_batcher_histories.py tests/test_heads.py
 
 .PHONY: serve wheel test test-debug test-sanitize test-wheel fuzz lint loadtest bench clean prerequisites ready
 .DELETE_ON_ERROR:
