@@ -526,3 +526,18 @@ def date_part(moment, part):
         "is_year_end": lambda: last and moment.month == 12,
         "is_leap_year": lambda: calendar.isleap(moment.year),
     }.get(part, lambda: getattr(moment, part))())
+
+
+# ---- categories --------------------------------------------------------------------------------------------------
+def bucket(row, buckets):
+    """Which of so many buckets values together fall into: a hash of each, from the hash of those before it."""
+    found = 0
+    for value in row:
+        if value is None or value != value:
+            blob = b"\xff"
+        elif isinstance(value, str):
+            blob = value.encode()
+        else:
+            blob = struct.pack("<q", value) if isinstance(value, int) else struct.pack("<d", value + 0.0)
+        found = murmur3(blob, found) & 0xFFFFFFFF
+    return found % buckets

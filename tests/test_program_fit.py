@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.compose import ColumnTransformer
@@ -34,7 +35,7 @@ from sklearn.preprocessing import (
     TargetEncoder,
 )
 
-from fastinfer.errors import ConfigurationError, InvalidRecordError, UnknownCategoryError
+from fastinfer.errors import ConfigurationError, InvalidRecordError, ModelLoadError, UnknownCategoryError
 from fastinfer.preprocessing.program import Program
 
 ROWS = 199
@@ -328,6 +329,129 @@ assert not {"sklearn", "scipy", "pandas"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
 
+# ---- categories together -----------------------------------------------------------------------------------------
+def test_crosses_are_combinations_that_were_seen() -> None:
+    frame = FRAMES["float64"]
+    plan = {"features": [
+        {"columns": ["job", "town", "kids"], "steps": ["cross", {"op": "onehot", "handle_unknown": "ignore"}]},
+        {"columns": ["member", "town"], "steps": ["cross", "frequency"]},
+        {"columns": ["when"], "steps": {"op": "date_parts", "parts": ["weekday", "hour"]}, "name": "t"},
+    ]}
+    frame = frame.assign(when=pd.date_range("2024-01-01", periods=len(frame), freq="5h"))
+    program = Program.fit(frame, plan)
+    combined = [f"{job}_x_{town}_x_{kids}" for job, town, kids in frame[["job", "town", "kids"]].values.tolist()]
+    order = sorted(set(zip(frame["job"], frame["town"].fillna("~"), frame["kids"], combined, strict=True)))
+    names = program.get_feature_names_out().tolist()
+    assert names[:-3] == [f"job_x_town_x_kids_{each[-1]}" for each in order]
+    got = program.transform(frame)
+    assert [names[i] for i in got[:, :-3].argmax(axis=1)] == [f"job_x_town_x_kids_{each}" for each in combined]
+    assert (got[:, :-3].sum(axis=1) == 1).all()
+    pairs = frame["member"].astype(str) + frame["town"].fillna("~")
+    np.testing.assert_array_equal(got[:, -3], pairs.map(pairs.value_counts() / len(frame)))
+    for row in ({"job": "king", "town": "x", "kids": 1}, {"job": "clerk", "town": "x", "kids": 99}):
+        assert not program.transform([{**row, "member": True, "when": "2024-01-01"}])[0, :-3].any()
+
+
+values = st.none() | st.text(max_size=3), st.none() | st.floats(allow_nan=False), st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*values), min_size=1, max_size=6), st.sampled_from([1, 7, 1000, 2**31 - 1]))
+def test_buckets_are_those_of_the_twin(rows: list[tuple[str | None, float | None, int]], buckets: int) -> None:
+    columns = [{"name": "a", "datatype": "BYTES", "dtype": "str", "nullable": True},
+               {"name": "b", "datatype": "FP64", "dtype": "float64", "nullable": True},
+               {"name": "c", "datatype": "INT64", "dtype": "int64"}]
+    steps = [{"op": "bucket", "from": names, "to": ["bucket of " + "".join(names)], "buckets": buckets}
+             for names in (["a"], ["b"], ["c"], ["c", "a", "b"], ["a", "a"])]
+    features = [{"name": step["to"][0], "value": step["to"][0]} for step in steps]
+    program = Program.from_json(json.dumps({
+        "fastinfer": 2, "columns": columns, "steps": steps,
+        "output": {"dtype": "float64", "allow": "any", "features": features},
+    }))
+    got = program.transform([dict(zip("abc", row, strict=True)) for row in rows])
+    expected = [[reference.bucket(part, buckets) for part in ((a,), (b,), (c,), (c, a, b), (a, a))] for a, b, c in rows]
+    assert got.tolist() == expected
+
+
+def test_hashed_categories() -> None:
+    frame = FRAMES["float64"]
+    program = Program.fit(frame, {"features": [
+        {"columns": ["job", "town"], "steps": {"op": "hash", "n_buckets": 6, "cross": True}},
+        {"columns": ["job", "kids"], "name": "n", "steps": {"op": "hash", "n_buckets": 100, "encode": "ordinal"}},
+    ]})
+    assert program.get_feature_names_out().tolist() == [*[f"job_x_town_{i}" for i in range(6)], "n__job", "n__kids"]
+    rows = [{"job": "never seen", "town": None, "kids": 7}, {"job": "", "town": "y", "kids": -1}]
+    got = program.transform(rows)
+    assert got[:, :6].argmax(axis=1).tolist() == [reference.bucket((row["job"], row["town"]), 6) for row in rows]
+    assert got[:, 6:].tolist() == [[reference.bucket((row[name],), 100) for name in ("job", "kids")] for row in rows]
+
+
+def test_embeddings_are_rows_of_a_table() -> None:
+    frame = FRAMES["float64"]
+    plan = {"features": [
+        {"columns": "town", "steps": {"op": "embed", "unknown": [9, 9.5], "missing": [-1, -1.5], "vectors": {
+            "x": [0.1, 1], "y": [0.2, math.inf], "z": [1 / 3, -0.0]}}},
+        {"columns": "kids", "steps": {"op": "embed", "unknown": [0], "vectors": {str(i): [i / 7] for i in range(5)}}},
+        {"columns": ["job", "town"], "name": "h", "steps": [
+            {"op": "hash", "n_buckets": 3, "cross": True, "encode": "ordinal"},
+            {"op": "embed", "vectors": {"0": [5.0], "1": [6.0], "2": [7.0]}}]},
+    ]}
+    program = Program.fit(frame, plan)
+    assert program.get_feature_names_out().tolist() == ["town_0", "town_1", "kids_0", "h__job_x_town_0"]
+    got = program.transform([{"job": "a", "town": town, "kids": kids}
+                             for town, kids in [("x", 0), ("z", 4), ("new", 9), (None, 3)]])
+    same_bits(got[:, :3], [[0.1, 1, 0], [1 / 3, -0.0, 4 / 7], [9, 9.5, 0], [-1, -1.5, 3 / 7]])
+    assert got[:, 3].tolist() == [5.0 + reference.bucket(("a", town), 3) for town in ("x", "z", "new", None)]
+    again = Program.from_json(program.to_json())
+    same_bits(again.transform(frame), program.transform(frame))
+    del plan["features"][0]["steps"]["unknown"]
+    with pytest.raises(UnknownCategoryError):
+        Program.fit(frame, plan).transform([{"town": "new", "kids": 1, "job": "a"}])
+
+
+ALL_NEW = {"features": [
+    {"columns": "when", "steps": {"op": "date_parts", "parts": ["month", "is_leap_year", "second_of_day"]}},
+    {"columns": "when", "steps": [{"op": "cycle", "part": "day"}]},
+    {"columns": ["job", "town"], "steps": ["cross", {"op": "onehot", "handle_unknown": "ignore"}]},
+    {"columns": ["job", "kids"], "steps": {"op": "hash", "n_buckets": 9, "encode": "ordinal"}},
+    {"columns": "town", "steps": {"op": "embed", "vectors": {"x": [1], "y": [2], "z": [3]}, "unknown": [4],
+                                  "missing": [5]}},
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "member", "value"), [
+    ("date_part", "part", "day"), ("date_part", "part", "hour"), ("divide", "by", [30.0]),
+    ("function", "function", "tan"), ("ordinal", "codes", [0.0, 1.0, 2.0, 4.0, 3.0]), ("bucket", "buckets", 8),
+    ("embed", "unknown", 2), ("embed", "nan", 3), ("embed", "categories", ["x", "z", "y"]),
+    ("project", "matrix", [[3.0, 1.0]]),
+])  # fmt: skip
+def test_golden_rows_show_any_change(op: str, member: str, value: Any) -> None:
+    frame = FRAMES["float64"].assign(when=pd.date_range("2023-12-30", periods=ROWS, freq="31h"))
+    document = json.loads(Program.fit(frame, ALL_NEW).to_json())
+    step = next(step for step in document["steps"] if step["op"] == op)
+    assert step[member] != value
+    step[member] = value
+    with pytest.raises(ModelLoadError, match="golden row"):
+        Program.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(("member", "value", "message"), [
+    ("rows", 1, "a category, or what is missing or unknown, has no row among 1"),
+    ("unknown", 2, "has no row among 2"),
+    ("nan", None, "expected a row, got null"),
+    ("table", "AAAA", "is not base64 of deflated bytes"),
+    ("rows", 3, "bytes, and 3 rows of 1 numbers have 24"),
+    ("categories", ["a", "a"], "a category stands twice"),
+])  # fmt: skip
+def test_a_fault_of_an_embedding(member: str, value: Any, message: str) -> None:
+    plan = {"columns": "job", "steps": {"op": "embed", "vectors": {"a": [1], "b": [2]}}}
+    document = json.loads(Program.fit({"job": ["a", "b"]}, {"features": [plan]}).to_json())
+    del document["certificate"]
+    document["steps"][0][member] = value
+    with pytest.raises(ConfigurationError) as caught:
+        Program.from_json(json.dumps(document))
+    assert message in str(caught.value)
+
 # ---- what is wrong -----------------------------------------------------------------------------------------------
 def entry(steps: Any, columns: Any = "age") -> dict[str, Any]:
     return {"features": [{"columns": columns, "steps": steps}]}
@@ -380,6 +504,16 @@ FAULTS: list[tuple[Any, str]] = [
      "(quantile): 100 quantiles of a subsample of 10 rows"),
     (entry({"op": "power", "method": "box-cox"}, "negative"), "(power): box-cox takes numbers above 0"),
     (entry({"op": "polynomial", "degree": 32}, ["age", "negative", "kids", "long"]), "(polynomial): 58,905 features"),
+    (entry("cross", "job"), "(cross): takes two columns or more"),
+    (entry(["cross", "log1p"], ["job", "when"]), "(cross): takes categories or numbers, and 'when' is a date"),
+    (entry("hash", "job"), "spec.features[0].steps: 'n_buckets' is missing"),
+    (entry({"op": "hash", "n_buckets": 20000}, "job"), "(hash): 20,000 features; 16,384 are served"),
+    (entry({"op": "embed", "vectors": {}}, "job"), "steps.vectors: expected a table with a list of numbers"),
+    (entry({"op": "embed", "vectors": {"a": [1], "b": [1, 2]}}, "job"), "steps.vectors.b: expected 1 numbers"),
+    (entry({"op": "embed", "vectors": {"a": [1]}, "unknown": [1, 2]}, "job"), "(embed): unknown has 2 numbers, and"),
+    (entry({"op": "embed", "vectors": {"a": [1]}}, "kids"), "(embed): 'kids' holds numbers, and one"),
+    (entry({"op": "embed", "vectors": {"1": [1], "01": [2]}}, "kids"), "(embed): two of the vectors are of one"),
+    (entry({"op": "embed", "vectors": {"a": [1]}}, "job"), "a category that the feature program does not know"),
     (entry("hash_text", "gaps"), "(hash_text): row 1 of 'gaps' is missing; impute it first"),
     (entry(["hash_text", "standard"], "job"), "(standard): takes numbers, and 'job_' is hashed text"),
     ({**entry("hash_text", "job"), "sparse": False}, "spec: 1,048,576 features; a dense program gives 1 to 16,384"),

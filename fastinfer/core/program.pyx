@@ -84,6 +84,10 @@ cdef KernelEntry kernel_entry(str name) except *:
         return KernelEntry(load_time, BYTES_COLUMN, NUMBER)
     if name == "date_part":
         return KernelEntry(date_part, NUMBER, NUMBER)
+    if name == "hash_bucket":
+        return KernelEntry(hash_bucket, NOWHERE, NUMBER)
+    if name == "take_row":
+        return KernelEntry(take_row, NUMBER, NUMBERS)
     if name == "from_integer":
         return KernelEntry(from_integer, NUMBER, NUMBER)
     if name == "round_float32":
@@ -458,6 +462,8 @@ cdef int compile_operation(CompiledProgram program, Operation* operation, instru
         operation.targets = compile_registers(program, instruction.kernel, instruction.targets)
     if entry.source == VECTOR or entry.target == VECTOR:
         compile_vector(program, operation, instruction)
+    elif instruction.kernel == "hash_bucket":
+        compile_bucket(program, operation, instruction)
     else:
         compile_table(program, operation, instruction.kernel, instruction.table)
     return 0
@@ -476,6 +482,8 @@ cdef int compile_table(CompiledProgram program, Operation* operation, str kernel
         compile_function(program, operation, table[1], <UfuncLoop*>operation.table + 1)
     elif kernel == "date_part":
         compile_part(operation)
+    elif kernel == "take_row":                           # an array [rows, targets]
+        compile_embedding(program, operation, table)
     elif kernel in ("divide_values", "multiply_values"):
         if operation.n_sources != 2:
             raise ConfigurationError(f"{kernel} takes two values")

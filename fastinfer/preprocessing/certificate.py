@@ -308,7 +308,7 @@ def telling(step: Step, i: int, column: Column, changes: Changes = ()) -> list[A
         return []
     if step.op in ("count", "hash"):
         return list(telling_texts(step))
-    if step.op in ("ordinal", "onehot"):
+    if step.op in ("ordinal", "onehot", "embed"):
         convert = {"BYTES": str, "FP64": float, "INT64": int}[column.datatype]
         return [convert(category) for category in parameters["categories"] if column.datatype != "INT64"
                 or int(category) == category]

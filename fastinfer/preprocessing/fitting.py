@@ -7,7 +7,7 @@ What a transform learns from is what the compiled core makes of the rows so far,
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import comb
+from math import comb, prod
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ from fastinfer.preprocessing.training import Table, Training, training_column
 from fastinfer.preprocessing.vectors import MAX_FEATURES, Features, column_names, widths_of
 
 Array = npt.NDArray[Any]
-ENCODERS: Final = ("onehot", "ordinal", "frequency", "target")
+ENCODERS: Final = ("onehot", "ordinal", "frequency", "target", "cross", "hash", "embed")
 TAKES_MISSING: Final = ("standard", "minmax", "maxabs", "robust", "power", "quantile", "clip", "impute", "indicate")
 ROW_MAJOR: Final = ("polynomial", "onehot", "ordinal", "target", "frequency")  # of whose results scikit-learn makes so
 MAX_SHOWN: Final = 100  # categories that features.json repeats for documentation
@@ -52,6 +52,7 @@ class Fitting:
         columns: the same as the program will have them.
         texts: text that an imputer filled, by the value that it is in the program.
         seen: categories of raw columns, for documentation.
+        crosses: what the codes of crossed categories stand for, by the value that they are in the program.
         row_major: whether the matrix at hand would lie row by row in scikit-learn.
     """
 
@@ -62,6 +63,7 @@ class Fitting:
     rows: int
     texts: dict[str, Array] = field(default_factory=dict)
     seen: dict[str, Categories] = field(default_factory=dict)
+    crosses: dict[str, Callable[[float], str]] = field(default_factory=dict)
     row_major: bool = False
 
     def values(self, names: Sequence[str], path: str) -> Array:
@@ -146,6 +148,95 @@ def of_categories(learn: Callable[[Stage, Sequence[Categories]], Any], convert: 
         return result
 
     return step
+
+
+def one_hot(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
+    categories = fitting.categories(stage, matrix)
+    result = sklearn_categories.one_hot_encoder(fitting.trace, fitted.one_hot(stage, categories), matrix, stage.path)
+    names: dict[str, str] = {}
+    for feature, column in zip(matrix.features, categories, strict=True):
+        if feature.value in fitting.crosses:  # called by what was crossed, not by its code
+            names |= {f"{feature.name}_{code}": f"{feature.name}_{fitting.crosses[feature.value](code)}"
+                      for code in column.values}
+    return replace(result, features=tuple([replace(each, name=names.get(each.name, each.name))
+                                           for each in result.features]))
+
+
+def cross(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
+    """Each combination of categories as one: a number whose digits are their codes; NaN where one is not known."""
+    if matrix.width < 2:
+        raise fault(stage, "takes two columns or more")
+    encoded = sklearn_categories.encoded_features(fitting.trace, matrix, stage.path)
+    categories = fitting.categories(stage, matrix)
+    sizes = [len(column.values) for column in categories]
+    if prod(sizes) >= 2**53:
+        raise fault(stage, f"{prod(sizes):,} combinations are too many")
+    codes = []
+    for feature, column in zip(encoded, categories, strict=True):
+        parameters = sklearn_categories.lookup(feature, column.values, list(map(float, range(len(column.values)))),
+                                               stage.path)
+        parameters["codes"] = parameters.pop("kept")
+        codes += written(fitting.trace.write("ordinal", stage.path, [feature], unknown=np.nan, **parameters),
+                         [feature.name])
+    name = "_x_".join([feature.name for feature in matrix.features])
+    weights = tuple([float(prod(sizes[i + 1 :])) for i in range(len(sizes))])
+    (value,) = fitting.trace.write("project", stage.path, codes, [name], matrix=(weights,), sparse=True)
+
+    def label(code: float) -> str:
+        parts = np.unravel_index(int(code), sizes)
+        return "_x_".join([str(column.values[part]) for column, part in zip(categories, parts, strict=True)])
+
+    fitting.crosses[value] = label
+    return Matrix((Feature(name, value, "number", FLOAT64, unsigned=True),), "array")
+
+
+def hash_values(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
+    """Categories into one of so many buckets, seen before or not; with ``cross`` those of all columns together."""
+    buckets, groups = stage.options["n_buckets"], [[feature] for feature in matrix.features]
+    if stage.options.get("cross", False):
+        groups = [list(matrix.features)]
+    names = ["_x_".join([feature.name for feature in group]) for group in groups]
+    values = [fitting.trace.write("bucket", stage.path, group, [name], buckets=buckets)[0]
+              for group, name in zip(groups, names, strict=True)]
+    result = Matrix(tuple([replace(feature, unsigned=True) for feature in written(values, names)]), "array")
+    if stage.options.get("encode", "onehot") == "ordinal":
+        return result
+    if buckets * len(groups) > MAX_WIDTH:
+        raise fault(stage, f"{buckets * len(groups):,} features; {MAX_WIDTH:,} are served")
+    encoder = fitted.encoder_of([np.arange(buckets, dtype=np.float64)] * len(groups))
+    result = sklearn_categories.encode_onehot(fitting.trace, encoder, result, stage.path, FLOAT64)
+    return replace(result, features=tuple([replace(each, name=each.name.removesuffix(".0"))
+                                           for each in result.features]))
+
+
+def embed(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
+    """The vector of each category."""
+    vectors = stage.options["vectors"]
+    width = len(next(iter(vectors.values())))
+    features: list[Feature] = []
+    for feature in sklearn_categories.encoded_features(fitting.trace, matrix, stage.path):
+        categories = tuple([category_of(stage, feature, key) for key in vectors])
+        if len(set(categories)) != len(categories):
+            raise fault(stage, f"two of the vectors are of one category of {feature.name!r}")
+        table, parameters = list(vectors.values()), {}
+        for option, key in (("unknown", "unknown"), ("missing", "nan")):
+            if option in stage.options:
+                if len(stage.options[option]) != width:
+                    raise fault(stage, f"{option} has {len(stage.options[option])} numbers, and the vectors {width}")
+                parameters[key] = len(table)
+                table.append(stage.options[option])
+        names = [f"{feature.name}_{i}" for i in range(width)]
+        features += written(fitting.trace.write("embed", stage.path, [feature], names, categories=categories,
+                                                rows=len(table), table=np.array(table), **parameters), names)
+    return Matrix(tuple(features), "array")
+
+
+def category_of(stage: Stage, feature: Feature, key: str) -> str | int | float:
+    """A table's key as the column has it."""
+    try:
+        return key if feature.kind == "text" else int(key) if feature.kind == "integer" else float(key)
+    except ValueError:
+        raise fault(stage, f"{feature.name!r} holds numbers, and one of the vectors is of {key!r}") from None
 
 
 def target(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
@@ -289,10 +380,13 @@ STEPS: Final[Mapping[str, Convert]] = {
     "power": of_numbers(fitted.power, sklearn_distribution.power_transformer),
     "quantile": of_numbers(fitted.quantile, sklearn_distribution.quantile_transformer),
     "polynomial": polynomial,
-    "onehot": of_categories(fitted.one_hot, sklearn_categories.one_hot_encoder),
+    "onehot": one_hot,
     "ordinal": of_categories(fitted.ordinal, sklearn_categories.ordinal_encoder),
     "frequency": frequency,
     "target": target,
+    "cross": cross,
+    "hash": hash_values,
+    "embed": embed,
     "date_parts": date_parts,
     "cycle": cycle,
     "hash_text": hash_text,

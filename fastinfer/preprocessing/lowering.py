@@ -35,8 +35,9 @@ Bank = Literal["number", "text", "vector"]
 Precision = Literal["exact", "ulp", "single"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("exact", "ulp", "single")
 # Kernels that read several registers,
-GATHERING: Final = ("row_norm", "divide_values", "multiply_values", "project", *lowering_vectors.GATHERING)
-SCATTERING: Final = ("project", "spline")  # and that write several
+GATHERING: Final = ("row_norm", "divide_values", "multiply_values", "project", "hash_bucket",
+                    *lowering_vectors.GATHERING)
+SCATTERING: Final = ("project", "spline", "take_row")  # and that write several
 OVERWRITING: Final = ("project", *lowering_vectors.GATHERING)  # and that write before they have read all
 REFUSING: Final = ("lookup_number", "lookup_integer", "lookup_text", "spline",
                    "count_text", "hash_text", "hash_words")  # and that may refuse a row
@@ -327,6 +328,18 @@ def lower_project(program: Program, step: Step) -> None:
                 precision="exact" if step.parameters.get("sparse", False) else "single")
 
 
+def lower_bucket(program: Program, step: Step) -> None:
+    kinds = [program.kind_of(source) for source in step.sources]
+    program.add("hash_bucket", step.sources, step.targets, flags=step.parameters["buckets"], table=kinds)
+
+
+def lower_embed(program: Program, step: Step) -> None:
+    """A category's row of the table is looked up as its code."""
+    code = f"\0row of {step.targets[0]}"
+    lower_encoding(program, step, code, [float(row) for row in range(len(step.parameters["categories"]))])
+    program.add("take_row", code, step.targets, table=step.parameters["table"])
+
+
 LOWERINGS: Final[Mapping[str, Callable[[Program, Step, int], None]]] = {
     "cast": lower_cast,
     "check": lower_check,
@@ -348,6 +361,8 @@ WHOLE_LOWERINGS: Final[Mapping[str, Callable[[Program, Step], None]]] = {
     "normalize": lower_normalize,
     "polynomial": lower_polynomial,
     "project": lower_project,
+    "bucket": lower_bucket,
+    "embed": lower_embed,
     **lowering_vectors.LOWERINGS,
 }
 

@@ -156,6 +156,19 @@ def read_pattern(place: Place) -> str:
     return place.text()
 
 
+def read_vectors(place: Place) -> dict[str, tuple[float, ...]]:
+    """A list of numbers for each category, all of one length."""
+    if not isinstance(place.value, dict) or not place.value:
+        raise place.wrong("a table with a list of numbers for each category")
+    found = {str(key): Place(row, f"{place.path}.{key}").numbers() for key, row in place.value.items()}
+    first = next(iter(found.values()))
+    for key, row in found.items():
+        if len(row) != len(first) or not row:
+            wanted = f"{max(len(first), 1)} numbers, as the first category has"
+            raise Place(list(row), f"{place.path}.{key}").wrong(wanted)
+    return found
+
+
 def read_positive(place: Place) -> float:
     number = place.number()
     if not 0 < number < float("inf"):
@@ -204,6 +217,13 @@ TRANSFORMS: Final[Mapping[str, Transform]] = {
         "smooth": either(within(0, float("inf"), whole=False), "auto"),
         "target_type": choice("auto", "continuous", "binary", "multiclass"),
     }, target=True),
+    "cross": Transform("category"),
+    "hash": Transform("category", {
+        "n_buckets": within(1, MAX_FEATURES), "cross": Place.flag, "encode": choice("onehot", "ordinal"),
+    }, required=("n_buckets",)),
+    "embed": Transform("category", {
+        "vectors": read_vectors, "unknown": Place.numbers, "missing": Place.numbers,
+    }, required=("vectors",)),
     "date_parts": Transform("date", {"parts": read_parts}, required=("parts",)),
     "cycle": Transform("date", {"part": read_cycles, "period": read_positive}, required=("part",)),
     "hash_text": Transform("text", {

@@ -319,6 +319,12 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         {"categories": read_categories, "positions": lambda place: tuple([read_position(p) for p in place.items()])},
         {"nan": read_position, "none": read_position, "unknown": read_unknown_position},
     ),
+    "bucket": Operation(("number", "integer", "text"), "number", "join", {"buckets": vectors.read_features}),
+    "embed": Operation(
+        ("number", "integer", "text"), "number", "many",
+        {"categories": read_categories, "rows": vectors.read_features, "table": Place.text},
+        {"nan": read_position, "none": read_position, "unknown": read_unknown_position},
+    ),
     "power": Operation(
         ("number",), "number", "each",
         {"method": lambda place: place.choice("box-cox", "yeo-johnson"), "lambdas": Place.numbers},
@@ -509,7 +515,18 @@ def checked_parameters(
     elif op == "check" and kind == "text" and parameters["allow"] != "finite":
         raise members["allow"].fault('for text, only "finite" (no NaN) can be checked')
     elif op in ("ordinal", "onehot"):
-        check_encoding(op, members, parameters, kind)
+        check_encoding(members, parameters, kind, parameters["codes" if op == "ordinal" else "positions"])
+        check_positions(op, members, parameters)
+    elif op == "embed":
+        rows, width = parameters["rows"], len(members["to"].items())
+        check_encoding(members, parameters, kind, parameters["categories"])
+        used = [len(parameters["categories"]) - 1, *(parameters.get(key) for key in ("nan", "none", "unknown"))]
+        if not width or any(isinstance(row, int) and row >= rows for row in used):
+            raise members["rows"].fault(f"a category, or what is missing or unknown, has no row among {rows}")
+        for key in ("nan", "none", "unknown"):
+            if key in members and parameters[key] is None:
+                raise members[key].wrong("a row")
+        return {**parameters, "table": vectors.unpacked(members["table"], (rows, width))}
     elif op == "function":
         members["function"].choice(*FUNCTIONS, *SCIPY_FUNCTIONS)
     elif op == "quantile":
@@ -581,9 +598,9 @@ def check_missing(members: Mapping[str, Place], parameters: Mapping[str, Any], k
         raise members["missing"].wrong('"nan", "none", "any" or {"text": …}')
 
 
-def check_encoding(op: str, members: Mapping[str, Place], parameters: Mapping[str, Any], kind: Kind) -> None:
+def check_encoding(members: Mapping[str, Place], parameters: Mapping[str, Any], kind: Kind,
+                   results: Sequence[Any]) -> None:
     categories = parameters["categories"]
-    results = parameters["codes" if op == "ordinal" else "positions"]
     if len(results) != len(categories):
         raise members["categories"].fault(f"{len(categories)} categories and {len(results)} results")
     wanted: Any = {"text": str, "integer": int, "number": (int, float)}[kind]
@@ -594,9 +611,12 @@ def check_encoding(op: str, members: Mapping[str, Place], parameters: Mapping[st
             raise members["categories"].items()[i].wrong("an integer of 64 bits")
     if len(set(categories)) != len(categories):
         raise members["categories"].fault("a category stands twice")
+
+
+def check_positions(op: str, members: Mapping[str, Place], parameters: Mapping[str, Any]) -> None:
     if op == "onehot":
         width = len(members["to"].value)
-        used = [*results, *(parameters.get(key) for key in ("nan", "none", "unknown"))]
+        used = [*parameters["positions"], *(parameters.get(key) for key in ("nan", "none", "unknown"))]
         if any(isinstance(position, int) and position >= width for position in used):
             raise members["positions"].fault(f"a position past the {width} values of `to`")
 

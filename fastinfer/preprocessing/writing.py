@@ -10,7 +10,7 @@ from fastinfer.preprocessing import vectors
 from fastinfer.preprocessing.spec import DATETIME, OPERATIONS, Spec
 from fastinfer.preprocessing.vectors import Run
 
-SECOND_FORMAT: Final = ("date_part",)  # operations that format 1 does not have
+SECOND_FORMAT: Final = ("date_part", "bucket", "embed")  # operations that format 1 does not have
 
 
 def plain_number(value: float) -> float | int | str:

@@ -142,9 +142,9 @@ cdef inline uint32_t rotate(uint32_t value, int bits) noexcept nogil:
     return value << bits | value >> (32 - bits)
 
 
-cdef uint32_t murmur3(const char* data, size_t size) noexcept nogil:
-    """MurmurHash3_x86_32 with seed 0, by Austin Appleby, who put it in the public domain."""
-    cdef uint32_t hash = 0, block
+cdef uint32_t murmur3(const char* data, size_t size, uint32_t seed) noexcept nogil:
+    """MurmurHash3_x86_32, by Austin Appleby, who put it in the public domain."""
+    cdef uint32_t hash = seed, block
     cdef size_t i
     for i in range(size // 4):
         memcpy(&block, data + 4 * i, 4)
@@ -167,7 +167,7 @@ cdef uint32_t murmur3(const char* data, size_t size) noexcept nogil:
 
 cdef inline uint32_t hashed_word(const char* data, size_t size, uint32_t features, bint alternate_sign) noexcept nogil:
     """The column of a feature's name as FeatureHasher folds it, << 1 | whether its sign is negative."""
-    cdef int32_t hash = <int32_t>murmur3(data, size)
+    cdef int32_t hash = <int32_t>murmur3(data, size, 0)
     cdef uint32_t column
     if hash == -2147483647 - 1:
         column = (2147483647 - (features - 1)) % features
