@@ -133,8 +133,16 @@ def test_a_missing_column_and_other_lengths_are_named(program: Program) -> None:
         program.transform({"age": [1.0, 2.0], "job": ["cook"], "branch": [1, 2], "member": [True, False]})
     with pytest.raises(InvalidRecordError, match="an array of shape"):
         program.transform(np.zeros((2, 7)))
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(InvalidRecordError, match="row 0, field 'job': a text that is not valid Unicode"):
         program.transform({"age": [1.0], "job": ["\ud800"], "branch": [1], "member": [True]})
+    with pytest.raises(InvalidRecordError, match="the column 'job' is str; it takes a list"):
+        program.transform({"age": [1.0], "job": "cook", "branch": [1], "member": [True]})
+    with pytest.raises(InvalidRecordError, match="the column 'age' is float; it takes a list"):
+        program.transform({"age": 1.0, "job": ["cook"], "branch": [1], "member": [True]})
+    with pytest.raises(InvalidRecordError, match="row 1: int, and rows are records, or lists as long as the first"):
+        program.transform([[1.0, "cook", 1, True], 7])
+    with pytest.raises(InvalidRecordError, match="a masked array"):
+        program.transform({"age": np.ma.array([1.0], mask=[True]), "job": ["cook"], "branch": [1], "member": [True]})
 
 
 def test_threads_share_a_program(program: Program) -> None:

@@ -53,6 +53,21 @@ cdef void slab_free(Slab* slab) noexcept nogil:
 
 
 @cython.final
+cdef class Memory:
+    """Zeroed bytes that live as long as somebody holds this."""
+
+    cdef void* data
+
+    def __cinit__(self, size_t size):
+        self.data = calloc(max(size, <size_t>1), 1)
+        if self.data == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.data)
+
+
+@cython.final
 cdef class Rows:
     """Decoded values of one request or of one batch: a slab an input, the same row range in each.
 

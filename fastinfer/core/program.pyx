@@ -44,21 +44,6 @@ class Instruction(NamedTuple):
     targets: tuple = ()
 
 
-@cython.final
-cdef class Memory:
-    """Bytes that an operation's table points into; they live as long as their program."""
-
-    cdef void* data
-
-    def __cinit__(self, size_t size):
-        self.data = calloc(max(size, <size_t>1), 1)
-        if self.data == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self.data)
-
-
 cdef enum Place:
     NOWHERE, NUMBER, NUMBERS, TEXT, VECTOR, FP64_COLUMN, INT64_COLUMN, BOOL_COLUMN, BYTES_COLUMN
     OUTPUT_FLOAT32, OUTPUT_FLOAT64
@@ -225,51 +210,57 @@ cdef class CompiledProgram:
         """
         cdef Block block
         cdef Py_ssize_t done = 0
-        cdef bint fine = block_open(self, &block, columns, min(rows, self.block_rows), failure)
+        cdef bint fine = block_open(self, &block, min(rows, self.block_rows), failure)
+        block.slabs, block.arena = columns.slabs, columns.arena.data
         while fine and done < rows:
             block.rows = min(rows - done, block.stride)
-            block.row = start + done
-            block.offset = done
-            block.out = out + <size_t>done * self.row_bytes
-            if self.sparse:
-                memset(block.out, 0, <size_t>block.rows * self.row_bytes)
-            fine = self.run_block(&block)
+            block.row, block.offset = start + done, done
+            fine = self.fill_block(&block, out)
             done += block.rows
         block_close(self, &block)
         return fine
 
-    cdef bint run_block(self, const Block* block) noexcept nogil:
+    cdef bint run_columns(self, Columns columns, Py_ssize_t stride, char* out, Entries* entries, int64_t* ends,
+                          Failure* failure) noexcept nogil:
+        """All rows of ``columns`` in blocks of ``stride``: into ``out``, or (NULL) into ``entries`` and ``ends``."""
+        cdef Block block
+        cdef Py_ssize_t done = 0
+        cdef bint fine = block_open(self, &block, stride, failure)
+        block.slabs, block.entries = columns.slabs, entries
+        while fine and done < columns.rows:
+            block.rows, block.offset = min(columns.rows - done, stride), done
+            columns.seek(done, block.rows)
+            fine = self.fill_block(&block, out) if out != NULL else self.enter_block(&block, ends)
+            done += block.rows
+        block_close(self, &block)
+        return fine
+
+    cdef bint fill_block(self, Block* block, char* out) noexcept nogil:
         cdef Py_ssize_t i
+        block.out = out + <size_t>block.offset * self.row_bytes
+        if self.sparse:
+            memset(block.out, 0, <size_t>block.rows * self.row_bytes)
         for i in range(self.n_operations):
             if not self.operations[i].kernel(&self.operations[i], block):
                 return False
         return True
 
-    cdef bint run_sparse(self, Rows columns, Entries* entries, int64_t* ends, Failure* failure) noexcept nogil:
-        """As `run`, into entries ordered by row and column; ``ends`` gets where each row's entries end."""
-        cdef Block block
-        cdef Py_ssize_t done = 0, i
-        cdef size_t before = 0
+    cdef bint enter_block(self, Block* block, int64_t* ends) noexcept nogil:
+        """Entries ordered by row and column; ``ends`` gets where each row's end."""
+        cdef Entries* entries = block.entries
+        cdef size_t before = entries.size
         cdef const Operation* operation
-        cdef bint fine = block_open(self, &block, columns, min(columns.rows, self.block_rows), failure)
-        block.entries = entries
-        while fine and done < columns.rows:
-            block.rows = min(columns.rows - done, block.stride)
-            block.row = block.offset = done
-            i = 0
-            while fine and i < self.n_operations:
-                operation = &self.operations[i]
-                fine = (operation.enter if operation.enter != NULL else operation.kernel)(operation, &block)
-                i += 1
-            if fine:
-                sort_entries(entries.data + before, entries.size - before)
-                for i in range(block.rows):
-                    while before < entries.size and entries.data[before].row == i:
-                        before += 1
-                    ends[done + i] = <int64_t>before
-            done += block.rows
-        block_close(self, &block)
-        return fine
+        cdef Py_ssize_t i
+        for i in range(self.n_operations):
+            operation = &self.operations[i]
+            if not (operation.enter if operation.enter != NULL else operation.kernel)(operation, block):
+                return False
+        sort_entries(entries.data + before, entries.size - before)
+        for i in range(block.rows):
+            while before < entries.size and entries.data[before].row == i:
+                before += 1
+            ends[block.offset + i] = <int64_t>before
+        return True
 
     cdef object error(self, Failure* failure, Request request):
         """The error of a run that failed: names the row and the field, or where ``request`` has them, if there is one.
@@ -302,12 +293,12 @@ cdef class CompiledProgram:
             return InvalidValueError(says, place)
         return InvalidRecordError(says, place)
 
-    def transform(self, dict columns not None):
-        """Features of columns given as arrays.
+    def transform(self, columns not None):
+        """Features of columns.
 
         Args:
-            columns: every raw column by name, all of one length: float64, int64 or bool arrays, and for BYTES
-                sequences of str, None and NaN.
+            columns: `Columns` of this program's signature, or every raw column by name: float64, int64 or bool arrays,
+                and for BYTES lists of str, None and NaN.
 
         Returns:
             array [rows, width] of the program's dtype.
@@ -315,34 +306,41 @@ cdef class CompiledProgram:
         Raises:
             InvalidRecordError, UnknownCategoryError: a row that scikit-learn would refuse, too.
         """
-        cdef Rows rows = rows_from_arrays(self.columns, columns)
+        cdef Columns taken = self.taken(columns)
+        cdef Py_ssize_t stride = taken.open(min(taken.rows, self.block_rows))
         cdef Failure failure
-        cdef cnp.ndarray out = np.empty((rows.rows, self.width), dtype=self.dtype)
-        cdef char* data = <char*>cnp.PyArray_DATA(out)
+        cdef cnp.npy_intp[2] shape = [taken.rows, self.width]
+        cdef int kind = cnp.NPY_FLOAT if self.dtype == "float32" else cnp.NPY_DOUBLE
+        cdef cnp.ndarray out = cnp.PyArray_EMPTY(2, shape, kind, 0)
+        cdef char* data = cnp.PyArray_BYTES(out)
         cdef bint done
         failure_clear(&failure)
-        with nogil:
-            done = self.run(rows, 0, rows.rows, data, &failure)
+        if taken.is_quick(self.width):
+            done = self.run_columns(taken, stride, data, NULL, NULL, &failure)
+        else:
+            with nogil:
+                done = self.run_columns(taken, stride, data, NULL, NULL, &failure)
         if not done:
             raise self.error(&failure, None)
         return out
 
-    def transform_sparse(self, dict columns not None):
+    def transform_sparse(self, columns not None):
         """As `transform`, as the parts of a CSR matrix: what scikit-learn would store, each row's columns ascending.
 
         Returns:
             (values of the program's dtype, columns as int32, row ends with a leading 0 as int64).
         """
-        cdef Rows rows = rows_from_arrays(self.columns, columns)
+        cdef Columns taken = self.taken(columns)
+        cdef Py_ssize_t stride = taken.open(min(taken.rows, self.block_rows))
         cdef Failure failure
         cdef Entries entries = Entries(NULL, 0, 0)
-        cdef cnp.ndarray ends = np.zeros(rows.rows + 1, dtype=np.int64)
+        cdef cnp.ndarray ends = np.zeros(taken.rows + 1, dtype=np.int64)
         cdef int64_t* row_ends = <int64_t*>cnp.PyArray_DATA(ends) + 1
         cdef bint done
         failure_clear(&failure)
         try:
             with nogil:
-                done = self.run_sparse(rows, &entries, row_ends, &failure)
+                done = self.run_columns(taken, stride, NULL, &entries, row_ends, &failure)
             if not done:
                 raise self.error(&failure, None)
             values, indices = entry_arrays(&entries)
@@ -350,6 +348,13 @@ cdef class CompiledProgram:
             free(entries.data)
         with np.errstate(over="ignore"):
             return values.astype(self.dtype, copy=False), indices, ends
+
+    cdef Columns taken(self, columns):
+        if isinstance(columns, dict):
+            return explicit_columns(self.columns, columns)
+        if (<Columns?>columns).signature is not self.columns:
+            raise ValueError("columns of another program")
+        return columns
 
     def refusals(self, dict columns not None):
         """Which cells a program refuses: each row runs by itself, and goes on after a refusal.
@@ -360,20 +365,21 @@ cdef class CompiledProgram:
         Returns:
             list of (row, raw column), in order.
         """
-        cdef Rows rows = rows_from_arrays(self.columns, columns)
+        cdef Columns taken = self.taken(columns)
         cdef Failure failure
         cdef Block block
         cdef Entries entries = Entries(NULL, 0, 0)
         cdef Py_ssize_t row, i
         cdef const Operation* operation
         found = set()
+        taken.open(1)
         failure_clear(&failure)
         try:
-            if not block_open(self, &block, rows, 1, &failure):
+            if not block_open(self, &block, 1, &failure):
                 raise MemoryError
-            block.rows, block.entries, block.offset = 1, &entries, 0
-            for row in range(rows.rows):
-                block.row = row
+            block.slabs, block.rows, block.entries = taken.slabs, 1, &entries
+            for row in range(taken.rows):
+                taken.seek(row, 1)
                 entries.size = 0
                 for i in range(self.n_operations):
                     operation = &self.operations[i]
@@ -387,8 +393,7 @@ cdef class CompiledProgram:
         return sorted(found)
 
 
-cdef bint block_open(CompiledProgram program, Block* block, Rows columns, Py_ssize_t stride,
-                     Failure* failure) noexcept nogil:
+cdef bint block_open(CompiledProgram program, Block* block, Py_ssize_t stride, Failure* failure) noexcept nogil:
     """Registers for blocks of ``stride`` rows; `block_close` in any case."""
     cdef size_t numbers = <size_t>(program.n_numbers * stride) * sizeof(double)
     cdef size_t texts = <size_t>(program.n_texts * stride) * sizeof(Text)
@@ -398,8 +403,6 @@ cdef bint block_open(CompiledProgram program, Block* block, Rows columns, Py_ssi
     block.stride = stride
     block.width = program.width
     block.failure = failure
-    block.slabs = columns.slabs
-    block.arena = columns.arena.data
     if program.n_vectors:
         block.vectors = <Vector*>calloc(<size_t>program.n_vectors, sizeof(Vector))
     if scratch == NULL or (program.n_vectors and block.vectors == NULL):

@@ -121,9 +121,10 @@ cdef class Signature:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
+        self.keys = tuple([tensor.name for tensor in self.inputs])
         self.n_inputs = len(self.inputs)
         self.n_outputs = len(self.outputs)
-        self.input_names = NameTable([tensor.name for tensor in self.inputs])
+        self.input_names = NameTable(self.keys)
         self.ignored_names = NameTable(list(ignored))
         self.n_ignored = len(self.ignored_names.names)
         self.lenient = lenient

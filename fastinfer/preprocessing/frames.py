@@ -1,4 +1,8 @@
-"""Raw columns out of what Python programs hold them in: frames, tables, dicts of columns, records, arrays."""
+"""Raw columns out of what Python programs hold them in: frames, tables, dicts of columns, records, arrays.
+
+The compiled core reads most of it as it lies (`Columns`). What it does not take goes through `as_datatype`, value by
+value, which says what is wrong with it.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,57 +10,161 @@ from typing import Any
 
 import numpy as np
 
+from fastinfer._core import Columns, Signature
 from fastinfer.errors import InvalidRecordError
 from fastinfer.preprocessing.spec import DATETIME, Column
 from fastinfer.preprocessing.times import times_of
 
 
-def columns_from(data: Any, columns: Sequence[Column], ignored: Sequence[str] = ()) -> dict[str, Any]:
+class Layout:
+    """The raw columns of a program, as `columns_from` needs them.
+
+    Attributes:
+        ignored: columns that the pipeline was fitted on and the program does not read.
+        objects: for each column 1 where the pipeline was fitted on Python objects, else 0.
+    """
+
+    def __init__(self, signature: Signature, columns: Sequence[Column], ignored: Sequence[str]) -> None:
+        self.signature, self.columns, self.ignored = signature, columns, ignored
+        self.objects = bytes([column.dtype == "object" for column in columns])
+
+
+def columns_from(data: Any, layout: Layout) -> Columns:
     """Each raw column as the compiled program takes it.
 
     Args:
-        data: a pandas, polars or Arrow frame, a mapping of column name to values, a list of records, or an array
-            [rows, columns] in the order of ``columns``, or of what the pipeline was fitted on where that was an array.
-        ignored: columns of that which the program does not read.
+        data: a pandas, polars or Arrow frame, or another that exports Arrow's C data interface; a mapping of column
+            name to values; a list of records, or of rows in the order of the columns; or an array [rows, columns] in
+            that order. Where the pipeline was fitted on an array, rows may have all of its columns.
 
     Raises:
         InvalidRecordError: a column is missing, or a value is of a type that its column does not take.
     """
-    if len(columns) == 1 and columns[0].datatype == "BYTES" and is_series(data):
-        return {columns[0].name: as_datatype(columns[0], data)}
+    taken = Columns(layout.signature, layout.objects)
+    if type(data) is list and data and type(data[0]) is dict:
+        for i in taken.take_records(data):
+            settle(taken, i, layout.columns[i], recorded(data, layout.columns[i]))
+        return taken
+    if len(layout.columns) == 1 and layout.columns[0].datatype == "BYTES" and is_series(data):
+        offer(taken, 0, layout.columns[0], data)
+        return taken
     if isinstance(data, np.ndarray):
-        positions = array_positions(data, columns, ignored)
-        return {column.name: as_datatype(column, data[:, i]) for i, column in zip(positions, columns, strict=True)}
-    if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
-        return {column.name: as_datatype(column, recorded(data, column)) for column in columns}
-    names = set(data if isinstance(data, Mapping) else getattr(data, "column_names", getattr(data, "columns", ())))
-    for column in columns:
+        data = refuse_masked(data)
+        positions = array_positions(data.shape, layout)
+        for i in taken.take_matrix(data, positions):
+            offer(taken, i, layout.columns[i], data[:, positions[i]])
+        return taken
+    columns = rows_of(data, layout) if isinstance(data, Sequence) and not isinstance(data, (str, bytes)) else data
+    left: Any = range(len(layout.columns))
+    names = set(columns if isinstance(columns, Mapping) else
+                getattr(columns, "column_names", getattr(columns, "columns", ())))
+    for column in layout.columns:
         if column.name not in names:
             raise InvalidRecordError(f"the column {column.name!r} is missing", f"$.{column.name}")
-    return {column.name: as_datatype(column, data[column.name]) for column in columns}
+    if not isinstance(columns, Mapping) and hasattr(columns, "__arrow_c_stream__") and not is_pandas(columns):
+        left = taken.take_frame(columns)
+    for i in left:
+        offer(taken, i, layout.columns[i], columns[layout.columns[i].name])
+    return taken
+
+
+def is_pandas(data: Any) -> bool:
+    return type(data).__module__.partition(".")[0] == "pandas"
 
 
 def is_series(data: Any) -> bool:
     """Whether the data are one column by itself: a series, a list of texts, an array of one dimension."""
     if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
-        return len(data) > 0 and not isinstance(data[0], Mapping)
+        return len(data) > 0 and not isinstance(data[0], (Mapping, list, tuple))
     return getattr(data, "ndim", 0) == 1 or type(data).__name__ in ("Series", "ChunkedArray")
 
 
-def array_positions(data: np.ndarray[Any, Any], columns: Sequence[Column], ignored: Sequence[str]) -> Sequence[int]:
-    """Where each column is in an array; columns without names are called x0, x1, … after their positions."""
-    whole = {f"x{i}": i for i in range(len(columns) + len(ignored))}
-    names = [column.name for column in columns]
-    if data.ndim == 2 and data.shape[1] == len(whole) and whole.keys() == {*names, *ignored}:
+def refuse_masked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidRecordError("a masked array; fill its values, or take NaN where they are missing")
+    return np.asarray(array)
+
+
+def array_positions(shape: tuple[int, ...], layout: Layout) -> Sequence[int]:
+    """Where each column is in rows; columns without names are called x0, x1, … after their positions."""
+    whole = {f"x{i}": i for i in range(len(layout.columns) + len(layout.ignored))}
+    names = [column.name for column in layout.columns]
+    if len(shape) == 2 and shape[1] == len(whole) and whole.keys() == {*names, *layout.ignored}:
         return [whole[name] for name in names]
-    if data.ndim != 2 or data.shape[1] != len(columns):
-        raise InvalidRecordError(f"an array of shape {data.shape}; the program takes [rows, {len(columns)}]")
-    return range(len(columns))
+    if len(shape) != 2 or shape[1] != len(names):
+        raise InvalidRecordError(f"an array of shape {shape}; the program takes [rows, {len(names)}]")
+    return range(len(names))
+
+
+def rows_of(rows: Sequence[Any], layout: Layout) -> dict[str, list[Any]]:
+    """Columns of records, or of rows in the order of the columns."""
+    if all(isinstance(row, Mapping) for row in rows):
+        return {column.name: recorded(rows, column) for column in layout.columns}
+    for i, row in enumerate(rows):
+        if not isinstance(row, (list, tuple)) or len(row) != len(rows[0]):
+            says = f"row {i}: {type(row).__name__}, and rows are records, or lists as long as the first"
+            raise InvalidRecordError(says, f"$.records[{i}]")
+    positions = array_positions((len(rows), len(rows[0])), layout)
+    return {column.name: [row[i] for row in rows] for i, column in zip(positions, layout.columns, strict=True)}
 
 
 def recorded(records: Sequence[Mapping[str, Any]], column: Column) -> list[Any]:
     """One field of every record; an absent one is missing."""
+    for i, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise InvalidRecordError(f"row {i}: {type(record).__name__}, not a record", f"$.records[{i}]")
     return [record.get(column.name) for record in records]
+
+
+def offer(taken: Columns, i: int, column: Column, values: Any) -> None:
+    """Give a column to the compiled core, as it is held where that can be."""
+    dtype = getattr(values, "dtype", None)
+    if is_pandas(values) and hasattr(values, "array"):
+        if type(dtype).__name__ == "CategoricalDtype":
+            codes, categories = values.array.codes, values.array.categories.tolist()
+            if not taken.take_codes(i, codes, categories):
+                settle(taken, i, column, values)
+            return
+        if not taken.take(i, pandas_values(values, dtype, column), nan=True):
+            settle(taken, i, column, values)
+    elif isinstance(values, np.ma.MaskedArray):
+        refuse_masked(values)
+    elif isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        says = f"the column {column.name!r} is {type(values).__name__}; it takes a list, an array or a series of values"
+        raise InvalidRecordError(says, f"$.{column.name}")
+    elif not taken.take(i, values):
+        settle(taken, i, column, values)
+
+
+def pandas_values(values: Any, dtype: Any, column: Column) -> Any:
+    """A series as the compiled core can read it, or as an array of objects."""
+    if isinstance(dtype, np.dtype):
+        return values.to_numpy()
+    if getattr(dtype, "storage", "") == "pyarrow" or type(dtype).__name__ == "ArrowDtype":
+        return values if hasattr(values, "__arrow_c_stream__") else values.to_numpy()
+    if getattr(dtype, "kind", "O") in "iufb" and hasattr(dtype, "numpy_dtype"):  # with a mask
+        if column.datatype == "FP64":
+            return values.to_numpy(dtype=np.float64, na_value=math.nan)
+        if not values.hasnans:
+            return values.to_numpy(dtype=dtype.numpy_dtype)
+    return values.to_numpy()
+
+
+def settle(taken: Columns, i: int, column: Column, values: Any) -> None:
+    """Give a column to the compiled core, value by value."""
+    plain = as_datatype(column, values)
+    if not taken.take(i, plain, True):
+        row = next(row for row, value in enumerate(plain) if isinstance(value, str) and not is_unicode(value))
+        raise InvalidRecordError(f"row {row}, field {column.name!r}: a text that is not valid Unicode",
+                                 f"$.records[{row}].{column.name}")
+
+
+def is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def as_datatype(column: Column, values: Any) -> Any:
@@ -64,6 +172,8 @@ def as_datatype(column: Column, values: Any) -> Any:
     if column.dtype == DATETIME:
         return times_of(column, values)
     array = values if isinstance(values, np.ndarray) else to_array(values)
+    if array.dtype.kind == "c" or array.dtype.names:
+        raise InvalidRecordError(f"the column {column.name!r} is of dtype {array.dtype}", f"$.{column.name}")
     if array.ndim != 1:
         raise InvalidRecordError(f"the column {column.name!r} has {array.ndim} dimensions", f"$.{column.name}")
     if column.datatype == "BYTES":
@@ -78,8 +188,11 @@ def as_datatype(column: Column, values: Any) -> Any:
 
 
 def to_array(values: Any) -> np.ndarray[Any, Any]:
+    if hasattr(getattr(values, "type", None), "value_type"):  # pyarrow's to_numpy of a dictionary loses what is missing
+        values = values.cast(values.type.value_type)
     if hasattr(values, "to_numpy"):
-        return np.asarray(values.to_numpy())
+        copies = {"zero_copy_only": False} if hasattr(values, "__arrow_c_array__") else {}
+        return np.asarray(values.to_numpy(**copies))
     values = list(values)
     array = np.empty(len(values), dtype=object)
     array[:] = values
@@ -113,8 +226,11 @@ def numbers(column: Column, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     for i, value in enumerate(array.tolist()):
         if is_missing(value):
             result[i] = math.nan
-        elif isinstance(value, (int, float, np.number, np.bool_)):
-            result[i] = value
+        elif isinstance(value, (int, float, np.number, np.bool_)) and not isinstance(value, np.complexfloating):
+            try:
+                result[i] = value
+            except OverflowError:
+                raise wrong(column, i, value, "numbers within float64") from None
         else:
             raise wrong(column, i, value, "numbers")
     return result

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastinfer._core import CompiledProgram, Signature, Task
 from fastinfer.errors import ConfigurationError, ModelLoadError
 from fastinfer.preprocessing import certificate
-from fastinfer.preprocessing.frames import columns_from
+from fastinfer.preprocessing.frames import Layout, columns_from
 from fastinfer.preprocessing.lowering import Precisions, compile_spec
 from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Place, Spec, parse, parse_task
 from fastinfer.preprocessing.writing import document
@@ -36,6 +36,7 @@ class Program:
         self.compiled: CompiledProgram
         self.precision: Precisions
         self.compiled, self.precision = compile_spec(spec)
+        self.layout = Layout(self.compiled.columns, spec.columns, spec.ignored)
 
     @classmethod
     def from_sklearn(
@@ -168,9 +169,9 @@ class Program:
         """Features of a frame, as scikit-learn's `transform` gives them.
 
         Args:
-            data: a pandas, polars or Arrow frame, a mapping of column name to values, a list of records, or an array
-                [rows, columns]. Columns are found by name; more than the program reads are ignored. A program of one
-                column of text also takes a series or a list of texts.
+            data: a pandas, polars or Arrow frame, a mapping of column name to values, a list of records or of rows, or
+                an array [rows, columns]. Columns are found by name; more than the program reads are ignored. A program
+                of one column of text also takes a series or a list of texts.
 
         Returns:
             array [rows, width] of the program's dtype, row-major; a scipy CSR matrix of that shape and dtype where
@@ -182,7 +183,7 @@ class Program:
         """
         if not self.spec.output.sparse:
             return self.transform_dense(data)
-        columns = columns_from(data, self.spec.columns, self.spec.ignored)
+        columns = columns_from(data, self.layout)
         return certificate.csr_matrix(self.compiled.transform_sparse(columns), self.width)
 
     def transform_dense(self, data: Any) -> npt.NDArray[Any]:
@@ -193,7 +194,7 @@ class Program:
         """
         if self.width > MAX_WIDTH:
             raise ConfigurationError(f"{self.width:,} features are too many for a dense array; {MAX_WIDTH:,} are not")
-        return self.compiled.transform(columns_from(data, self.spec.columns, self.spec.ignored))
+        return self.compiled.transform(columns_from(data, self.layout))
 
 
 def lines(whole: Mapping[str, Any]) -> Iterator[str]:

@@ -178,6 +178,11 @@ cdef bint load_int64(const Operation* operation, const Block* block) noexcept no
     return True
 
 
+cdef inline const char* text_at(const Block* block, const Span* span) noexcept nogil:
+    """A text of the arena, or where there is none at its own address."""
+    return <const char*>(<size_t>block.arena + <size_t>span.offset) if span.length else <const char*>""
+
+
 cdef bint load_text(const Operation* operation, const Block* block) noexcept nogil:
     """Spans to pointers. A missing value is what the column declares, unless a frame said which in the offset."""
     cdef const Span* spans = <const Span*>block.slabs[operation.source].data + block.row
@@ -186,7 +191,7 @@ cdef bint load_text(const Operation* operation, const Block* block) noexcept nog
     cdef Py_ssize_t i
     for i in range(block.rows):
         if spans[i].length < TIME_BYTES:
-            target[i].data = block.arena + spans[i].offset if spans[i].length else <const char*>""
+            target[i].data = text_at(block, &spans[i])
             target[i].size = spans[i].length
             continue
         target[i].data = ""

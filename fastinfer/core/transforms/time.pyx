@@ -188,7 +188,7 @@ cdef bint load_time(const Operation* operation, const Block* block) noexcept nog
         elif spans[i].length == MISSING_BYTES or (spans[i].length == 0 and operation.flags):
             target[i] = NO_TIME
         else:
-            text = block.arena + spans[i].offset if spans[i].length else <const char*>""
+            text = text_at(block, &spans[i])
             reason = read_time(text, text + spans[i].length, &target[i])
             if reason:
                 return spoiled(operation, block, BAD_RECORD, reason, i)

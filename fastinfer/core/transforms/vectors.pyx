@@ -508,3 +508,14 @@ cdef int compile_store(CompiledProgram program, Operation* operation, table, int
         columns[i] = table[i]
     operation.table = columns
     return 0
+
+
+cdef tuple entry_arrays(Entries* entries):
+    cdef Py_ssize_t count = <Py_ssize_t>entries.size, i
+    cdef cnp.ndarray values = np.empty(count, dtype=np.float64)
+    cdef cnp.ndarray indices = np.empty(count, dtype=np.int32)
+    cdef double* value = <double*>cnp.PyArray_DATA(values)
+    cdef int32_t* index = <int32_t*>cnp.PyArray_DATA(indices)
+    for i in range(count):
+        value[i], index[i] = entries.data[i].value, entries.data[i].column
+    return values, indices
