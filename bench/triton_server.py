@@ -44,15 +44,24 @@ instance_group [{{ kind: KIND_CPU, count: 1 }}]
 
 
 def prepare(launch: Launch, delay_us: int | None) -> None:
-    """The model repository, the python backend with the stub of this Python beside it, and libpython.
+    """As :func:`write`, for the models of models.py.
 
     Args:
         delay_us: the batcher's longest wait; None for no batcher.
     """
+    batching = "" if delay_us is None else f"dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}\n"
+    write(launch, CONFIGURATION.format(model=launch.model) + batching)
+
+
+def write(launch: Launch, configuration: str) -> None:
+    """The model repository, the python backend with the stub of this Python beside it, and libpython.
+
+    Args:
+        configuration: of the model, in Triton's text form.
+    """
     model = launch.folder / "models" / launch.model
     (model / "1").mkdir(parents=True)
-    batching = "" if delay_us is None else f"dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}\n"
-    (model / "config.pbtxt").write_text(CONFIGURATION.format(model=launch.model) + batching)
+    (model / "config.pbtxt").write_text(configuration)
     shutil.copyfile(Path(__file__).resolve().parent / "servers" / "triton_model.py", model / "1" / "model.py")
     version = "{}.{}".format(*sys.version_info[:2])
     backend = launch.folder / "backends" / "python"

@@ -92,7 +92,7 @@ class Arrivals:
 
     Args:
         share: of the rate, where several processes carry the load together.
-        over: called when the last arrival has been handed out.
+        over: called at the end of the last phase.
     """
 
     def __init__(self, timetable: Timetable, sleep: Callable[[float], None], *, share: float = 1.0,
@@ -106,11 +106,12 @@ class Arrivals:
         self._index = 0
 
     def wait(self) -> Turn | None:
-        """Sleep until the next arrival is due; None when there are no more."""
+        """Sleep until the next arrival is due; None at the end of the last phase, when there are no more."""
         began = self._timetable.clock.begin()
         free = time.perf_counter()
         scheduled = self._due = self._next()  # others draw theirs while this one sleeps
-        if math.isinf(scheduled):
+        if math.isinf(scheduled):  # long before the end, where many users have drawn their turns
+            self._sleep(max(0.0, began + self._timetable.start_of(len(self._timetable.phases)) - free))
             if self._over is not None:
                 self._over()
             return None

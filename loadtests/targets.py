@@ -72,14 +72,14 @@ class Capacity:
         users: of the closed loop; each sends its next request when the last one was answered.
         warmup, seconds: left out of the measurement, and its length.
         slo_ms: the bound on the latency; 0 leaves the staircase out.
-        staircase: seconds for all of its six steps.
+        staircase: seconds for all of its steps: eight wide ones, then eight fine ones.
     """
 
     users: int = 16
     warmup: float = 3.0
     seconds: float = 12.0
     slo_ms: float = 0.0
-    staircase: float = 24.0
+    staircase: float = 36.0
 
 
 @dataclass(frozen=True)

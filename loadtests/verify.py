@@ -47,6 +47,8 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 35.0  # above the server's own time to drain
 LOG_LINES = 15
 LONGEST_RUN = 3600.0  # of a scenario whose length the targets file leaves to it
+WIDE_STEPS = (0.4, 1.1)  # first and last step of the staircase, of what the closed loop carried
+FINE_RISES = (0.0125, 0.1)  # of a second one, above what the first one found
 STEP_ANSWERED = 0.98  # of what is due in a step of the staircase, else it is past the capacity
 
 
@@ -210,19 +212,27 @@ def measure_capacity(generator: Generator, server: Server, loop: Capacity, label
     if not loop.slo_ms:
         return recording.throughput
     top = recording.throughput
-    recording = generator.run(f"{label}-steps", server, "staircase", users=max(256, loop.users), warmup=loop.warmup,
-                              seconds=loop.staircase, capacity=f"{top:.3f}")
+    share = climb(generator, server, loop, f"{label}-steps", top, WIDE_STEPS)
+    if not share:
+        raise InvalidRunError(f"no rate keeps {loop.slo_ms:g} ms at p99, from {WIDE_STEPS[0] * top:.0f} a second on")
+    fine = tuple(share + rise for rise in FINE_RISES)
+    found = (climb(generator, server, loop, f"{label}-fine", top, fine) or share) * top
+    print(f"{label}: C = {found:.0f} requests/s, the highest open-loop rate with p99 within {loop.slo_ms:g} ms",
+          flush=True)
+    return found
+
+
+def climb(generator: Generator, server: Server, loop: Capacity, label: str, top: float,
+          steps: tuple[float, float]) -> float:
+    """The highest step of a staircase, as a share of ``top``, that with all below it keeps the bound; else 0."""
+    recording = generator.run(label, server, "staircase", users=max(256, loop.users), warmup=loop.warmup,
+                              load=f"{steps[0]:.4f}", peak=f"{steps[1]:.4f}", seconds=loop.staircase / 2,
+                              capacity=f"{top:.3f}")
     found = 0.0
     for step in recording.phases:
         if not keeps(recording, step, loop.slo_ms):
             break
-        found = float(step) * top
-    if not found:
-        lowest = next(iter(recording.phases.values()), None)
-        raise InvalidRunError(f"no rate keeps {loop.slo_ms:g} ms at p99: at the lowest it is "
-                              f"{lowest.latency.percentile(99) if lowest else 0:.0f} ms{reasons(recording)}")
-    print(f"{label}: C = {found:.0f} requests/s, the highest open-loop rate with p99 within {loop.slo_ms:g} ms",
-          flush=True)
+        found = float(step)
     return found
 
 

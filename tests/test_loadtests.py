@@ -253,11 +253,13 @@ def test_a_user_keeps_its_turn_while_others_take_theirs() -> None:
 
 def test_the_end_of_the_schedule_is_said_once_to_each_user() -> None:
     ended: list[int] = []
-    arrivals = Arrivals(Timetable([Phase("short", 0.01, 100.0)]), lambda _: None, over=lambda: ended.append(1), seed=1)
+    slept: list[float] = []
+    arrivals = Arrivals(Timetable([Phase("short", 9.0, 1.0)]), slept.append, over=lambda: ended.append(1), seed=1)
     while arrivals.wait() is not None:
-        pass
+        assert not ended
     assert arrivals.wait() is None
-    assert ended
+    assert len(ended) == 2
+    assert slept[-2:] == pytest.approx([9, 9], abs=0.5)  # until the end, whenever the turns were drawn
 
 
 def recording(times: list[float], *, failures: int = 0, seconds: float = 1.0, **other: Any) -> Recording:

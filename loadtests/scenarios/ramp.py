@@ -33,9 +33,9 @@ class Staircase(Scenario):
     """From ``load`` to ``peak`` times what a closed loop gave, in equal steps named by their share in percent."""
 
     name: ClassVar[str] = "staircase"
-    load = 0.6
+    load = 0.4
     peak = 1.1
-    steps = 6
+    steps = 8
 
     def shares(self) -> list[float]:
         """Of the rate that ``--capacity`` tells, step by step."""
@@ -44,4 +44,4 @@ class Staircase(Scenario):
     def phases(self) -> Sequence[Phase]:
         each = self.seconds / self.steps
         return [Phase("warm-up", self.warmup, self.share(self.load), measured=False),
-                *(Phase(f"{share:.3f}", each, self.share(share)) for share in self.shares())]
+                *(Phase(f"{share:.4f}", each, self.share(share)) for share in self.shares())]
