@@ -82,8 +82,8 @@ class Contender:
 
 def contenders(setting: Setting) -> dict[str, Contender]:
     slo, batch = setting.slo_ms, setting.max_batch_size
-    # Who waited as long as this still makes it with its own batch. The queue is no longer than what is then begun, behind
-    # the rest of the running batch: a longer one is full of those that will be too late.
+    # Who waited as long as this still makes it with its own batch. The queue is no longer than what is then begun,
+    # behind the rest of the running batch: a longer one is full of those that will be too late.
     longest = max(1.0, slo - 1.1 * setting.batch_ms)
     queue = max(batch, int((slo / setting.batch_ms - 2.2) * batch))
     triton = TRITON.format(model=MODEL, batch=batch, timeout_us=round(longest * 1000), queue=queue)
