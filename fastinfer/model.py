@@ -61,6 +61,7 @@ class Model:
             self.inner.outputs if self.policy is None else self.policy.signature.outputs,
             batched=self.inner.batched,
             ignored=() if program is None else program.ignored,
+            lenient=config.extra_fields == "ignore",
         )
         self.batcher = self._batcher(settings)
         self.endpoint = Endpoint(name, version, self.signature, self.batcher, compiled, self.task)

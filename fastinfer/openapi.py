@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastinfer import __version__
 from fastinfer.errors import NotFoundError
-from fastinfer.pages import categories, is_date, one_row, speaks_json
+from fastinfer.pages import categories, is_date, number_range, one_row, speaks_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -160,7 +160,7 @@ def _answer(member: str, items: Schema) -> Schema:
 
 
 def _record(model: Model) -> Schema:
-    required, properties = [], {}
+    required, properties, example = [], {}, model.example()
     for tensor in model.signature.inputs:
         schema = _value(tensor, _row(model, tensor))
         known = categories(model, tensor.name)
@@ -168,15 +168,24 @@ def _record(model: Model) -> Schema:
             schema["description"] = "Known values: " + ", ".join(map(str, known))
         if is_date(model, tensor.name):
             schema = {"type": "string", "format": "date-time", "description": "An ISO 8601 date, or date and time"}
+        seen = number_range(model, tensor.name)
+        if seen is not None:
+            schema["description"] = f"Seen from {seen[0]:.6g} to {seen[1]:.6g}"
         if tensor.nullable:
             # 3.0 writes null as "nullable", 3.1 as a type: no schema at all is valid as both and takes either.
-            schema = {"description": schema.get("description", "") or f"{schema['type']}, or null"}
+            schema = {"description": "; ".join(filter(None, [f"{schema['type']}, or null", schema.get("description")]))}
         else:
             required.append(tensor.name)
         if known:
             schema["x-known-values"] = list(known)  # for load generators; the schema allows others
+        if seen is not None:
+            schema["x-range"] = list(seen)
+        schema["example"] = example[tensor.name]
         properties[tensor.name] = schema
-    record: Schema = {"type": "object", "properties": properties}
+    if model.program is not None:
+        properties |= {name: {"description": "Not read"} for name in model.program.ignored}
+    lenient = model.config.extra_fields == "ignore"
+    record: Schema = {"type": "object", "properties": properties, "additionalProperties": lenient}
     return record | ({"required": required} if required else {})
 
 

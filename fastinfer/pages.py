@@ -176,6 +176,9 @@ def _inputs(model: Model) -> str:
         known = categories(model, tensor.name)
         if known:
             notes.append(f"one of {_listed(known)}")
+        seen = number_range(model, tensor.name)
+        if seen is not None:
+            notes.append(f"seen from {seen[0]:.6g} to {seen[1]:.6g}")
         if is_date(model, tensor.name):
             notes.append("an ISO 8601 date, or date and time")
         if tensor.nullable:
@@ -196,6 +199,12 @@ def categories(model: Model, column: str) -> tuple[Any, ...]:
         if each.name == column:
             return tuple(each.categories or ())
     return ()
+
+
+def number_range(model: Model, column: str) -> tuple[float, float] | None:
+    """The smallest and the largest number that a program's column had when it was fitted, where that is known."""
+    columns = () if model.program is None else model.program.columns
+    return next((each.range for each in columns if each.name == column), None)
 
 
 def is_date(model: Model, column: str) -> bool:

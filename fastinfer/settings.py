@@ -298,6 +298,9 @@ class ModelConfig:
     inline_budget_us: int | None = option(
         None, INTEGER, "A batch predicted to take less than this, in microseconds, runs on the event loop.",
         low=0, high=1_000_000, unset="the server's inline_budget_us")
+    extra_fields: str = option(
+        "refuse", TEXT, "A field of a record that the model does not take: an error, which finds misspelt names, or "
+        "passed over.", choices=("refuse", "ignore"))
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
     decision: DecisionConfig | None = None
 

@@ -172,6 +172,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "decided" / "model.toml").write_text(DECISION)
     (root / "decided" / "2" / "decision.toml").write_text(DECISION_ONLY)
     onnx_models.with_program(root / "people" / "1")
+    onnx_models.with_program(root / "lenient" / "1")
+    (root / "lenient" / "model.toml").write_text('extra_fields = "ignore"\n')
     onnx_models.with_dates(root / "visits" / "1")
     return root
 

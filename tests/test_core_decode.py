@@ -294,7 +294,7 @@ BAD_RECORDS = [
     (COLUMNS, '{"records":[{"n":1},{"age":5}]}', errors.InvalidRecordError, "record 1 lacks the field 'n'",
      "$.records[1].n"),
     (COLUMNS, '{"records":[{"n":1,"agee":5}]}', errors.InvalidRecordError,
-     "record 0 has the unknown field 'agee'; the model takes 'age', 'job', 'n'", "$.records[0]"),
+     "record 0 has the unknown field 'agee', did you mean 'age'?; the model takes 'age', 'job', 'n'", "$.records[0]"),
     (COLUMNS, '{"records":[{"n":1,"age":"39"}]}', errors.InvalidRecordError,
      'record 0, field \'age\': FP64 takes a number, got "39"', "$.records[0].age"),
     (COLUMNS, '{"records":[{"n":1,"job":5}]}', errors.InvalidRecordError,

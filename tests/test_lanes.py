@@ -92,6 +92,11 @@ PLAIN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "records": (PREDICT, b'{"records":[{"x":[1,2,3,4]},{"x":[0,0,0,0]}]}', ()),
     "records of a version": ("/v1/models/affine/versions/1:predict", b'{"records":[{"x":[1,2,3,4]}]}', ()),
     "records through a program": ("/v1/models/people:predict", PEOPLE, ()),
+    "fields that the model does not take": (
+        "/v1/models/lenient:predict",
+        b'{"records":[{"id":[{"a":"}"}],"age":31.5,"Age":"x","job":"fixed","id":null},{"job":"clerk","age":-2,"":{}}]}',
+        (),
+    ),
     "dates through a program": (
         "/v1/models/visits:predict",
         b'{"records":[{"when":"2024-02-29"},{"when":"0001-01-01T00:00:00.5Z","seen":"9999-12-31 23:59"}]}',

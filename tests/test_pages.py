@@ -48,6 +48,39 @@ def test_the_page_says_what_is_served(client: httpx.Client) -> None:
     assert all(not link.startswith(("http:", "https:", "//")) for link in links(page))
 
 
+def test_fields_are_described_with_range_categories_and_example(client: httpx.Client) -> None:
+    page = client.get("/").text
+    assert "seen from 20 to 40" in page
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["people-record"] == {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["age", "job"],
+        "properties": {
+            "age": {"type": "number", "description": "Seen from 20 to 40", "x-range": [20, 40], "example": 30},
+            "job": {"type": "string", "description": "Known values: clerk, fixed, other", "example": "clerk",
+                    "x-known-values": ["clerk", "fixed", "other"]},
+        },
+    }  # fmt: skip
+    assert schemas["lenient-record"]["additionalProperties"] is True
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_name_or_passed_over(client: httpx.Client) -> None:
+    records = {"records": [{"age": 31.5, "job": "fixed"}, {"age": 31.5, "jop": "fixed", "job": "fixed"}]}
+    refused = client.post("/v1/models/people:predict", json=records)
+    assert refused.status_code == 400
+    assert refused.json() == {
+        "error": "record 1 has the unknown field 'jop', did you mean 'job'?; the model takes 'age', 'job'",
+        "code": "invalid_record",
+        "at": "$.records[1]",
+    }
+    answer = client.post("/v1/models/lenient:predict", json=records).json()
+    assert answer["predictions"][0] == answer["predictions"][1]
+    lacking = client.post("/v1/models/lenient:predict", json={"records": [{"age": 31.5, "jop": "fixed"}]})
+    assert lacking.json()["error"] == "record 0 lacks the field 'job'"
+    assert lacking.json()["at"] == "$.records[0].job"
+
+
 def test_every_curl_of_the_page_works_when_pasted(client: httpx.Client) -> None:
     commands = curls(client.get("/").text)
     assert len(commands) > 10

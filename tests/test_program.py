@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MinMaxScaler,
+    OneHotEncoder,
+    OrdinalEncoder,
+    StandardScaler,
+)
 
 from fastinfer._core import Task
 from fastinfer.errors import ConfigurationError, InvalidRecordError, ModelLoadError, UnknownCategoryError
@@ -78,6 +85,25 @@ def test_columns(program: Program) -> None:
         "branch__branch_1", "branch__branch_2", "branch__branch_7", "member__member", "log__age", "bins__age_0.0",
         "bins__age_1.0", "bins__age_2.0"]
     assert (program.width, program.dtype) == (14, "float32")
+
+
+def test_the_range_of_numbers_is_told_and_decides_nothing(program: Program, tmp_path: Path) -> None:
+    ranges = {column.name: column.range for column in program.columns}
+    assert ranges == {"age": (25.5, 61.0), "job": None, "branch": None, "member": None}
+    program.save(tmp_path / "features.json")
+    document = json.loads((tmp_path / "features.json").read_text())
+    assert document["columns"][0]["range"] == [25.5, 61.0]
+    assert Program.load(tmp_path / "features.json").columns == program.columns
+    document["columns"][0]["range"] = [0, 1]
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    assert Program.load(tmp_path / "other.json").columns[0].range == (0.0, 1.0)
+    scaler = MinMaxScaler().fit([[1.0, 5.0], [3.0, 2.0]])
+    assert [column.range for column in Program.from_sklearn(scaler).columns] == [(1.0, 3.0), (2.0, 5.0)]
+    for wrong in ([2, 1], [1], "1 to 2"):
+        document["columns"][0]["range"] = wrong
+        (tmp_path / "other.json").write_text(json.dumps(document))
+        with pytest.raises(ConfigurationError, match=r"columns\[0\]\.range"):
+            Program.load(tmp_path / "other.json")
 
 
 def test_every_holder_of_columns_gives_the_same(program: Program) -> None:

@@ -101,7 +101,7 @@ cdef dict BINARY_SENTENCES = {
 cdef dict RECORD_SENTENCES = {
     RECORD_LIST: "'records' must be an array of objects",
     RECORD_OBJECT: "record {index} is not an object",
-    RECORD_UNKNOWN: "record {index} has the unknown field {quoted}; the model takes {takes}",
+    RECORD_UNKNOWN: "record {index} has the unknown field {quoted}{meant}; the model takes {takes}",
     RECORD_ABSENT: "record {index} lacks the field {name}",
     RECORD_SINGLE: "the model takes one record a request, the body has {rows}",
     RECORD_VALUE: "record {index}, field {name}: {value}",
@@ -122,6 +122,7 @@ cdef dict SENTENCES = {
     <int>BAD_BINARY: (InvalidBinaryError, BINARY_SENTENCES),
     <int>BAD_RECORD: (InvalidRecordError, RECORD_SENTENCES),
 }
+cdef int MAX_COMPARED = 256
 cdef int MAX_NAMES = 8  # of inputs or outputs in one message
 cdef object TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s,\[\]{}":]+')
 
@@ -151,6 +152,7 @@ cdef dict facts(Request self, Failure* failure):
     text = excerpt(self)
     return {
         "quoted": quoted(text),
+        "meant": meant(text, signature.inputs) if failure.fault == BAD_RECORD else "",
         "name": f"'{tensor.name}'" if known else "",
         "model": f" for model '{self.model}'" if self.model else " for this model",
         "takes": names(signature.inputs),
@@ -173,6 +175,19 @@ cdef dict facts(Request self, Failure* failure):
         "data": length_text(self, failure) if failure.fault == BAD_SHAPE and shape else "",
         "value": value_text(self, tensor) if failure.fault == BAD_RECORD and known else "",
     }
+
+
+cdef str meant(str text, tuple tensors):
+    """The nearest name of an input, where there is one; not looked for among so many, nor so long ones, that it takes
+    long."""
+    import difflib  # only on the way to an error
+
+    whole = text.startswith('"') and text.endswith('"') and len(text) < EXCERPT  # not an excerpt of it
+    if not whole or len(tensors) > MAX_COMPARED:
+        return ""
+    lower = {tensor.name.lower(): tensor.name for tensor in tensors if len(tensor.name) <= EXCERPT}
+    close = difflib.get_close_matches(text.strip('"').lower(), lower, n=1, cutoff=0.6)
+    return f", did you mean '{lower[close[0]]}'?" if close else ""
 
 
 cdef str names(tuple tensors):

@@ -32,6 +32,7 @@ class Evidence:
         dtypes: that numeric transformers were fitted on.
         none: whether None counts as missing.
         example: a value it may have, for documentation.
+        range: smallest and largest number that a transformer was fitted on, likewise.
     """
 
     categories: list[Any] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Evidence:
     single: bool = False
     none: bool = False
     example: Any = None
+    range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,23 @@ def note_floats(transformer: Any, origins: Origins) -> None:
         origin.evidence.single |= any(getattr(array, "dtype", None) == FLOAT32 for array in arrays)
         if origin.evidence.example is None and example is not None and len(example) > i:
             origin.evidence.example = float(example[i])
+        if origin.evidence.range is None:
+            origin.evidence.range = fitted_range(transformer, i)
+
+
+def fitted_range(transformer: Any, column: int) -> tuple[float, float] | None:
+    """The smallest and the largest number of a column, as far as a scaler keeps them."""
+    low, high = (getattr(transformer, name, None) for name in ("data_min_", "data_max_"))
+    if low is None or high is None or column >= len(low):
+        return None
+    return number_range((low[column], high[column]))
+
+
+def number_range(values: Any) -> tuple[float, float] | None:
+    """The smallest and the largest of a column's finite numbers."""
+    numbers = np.asarray(values, dtype=np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    return (float(finite.min()), float(finite.max())) if len(finite) else None
 
 
 OBSERVERS = {
@@ -167,10 +186,13 @@ OBSERVERS = {
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A column of a sample: its dtype and, where that is object, what its values are: "text", "number" or "bool"."""
+    """A column of a sample: its dtype; where that is object, what its values are: "text", "number" or "bool"; and the
+    range of its numbers.
+    """
 
     dtype: np.dtype[Any]
     values: str = ""
+    range: tuple[float, float] | None = None
 
 
 def classify(name: str, evidence: Evidence, sample: Sampled | None, path: str) -> tuple[str, str]:
@@ -221,7 +243,8 @@ def columns_of(transformer: Any, names: Sequence[str], samples: Mapping[str, Sam
         kinds = one_array(kinds, names, path)
     return tuple([
         Column(name, datatype, dtype, missing="nan" if dtype == "str" else missing.get(name, missing_of(item)),
-               categories=shown_categories(item, datatype), example=example_of(item, datatype))
+               categories=shown_categories(item, datatype), example=example_of(item, datatype),
+               range=range_of(item, datatype, samples[name] if samples else None))
         for name, item, (datatype, dtype) in zip(names, evidence, kinds, strict=True)
     ])
 
@@ -263,6 +286,12 @@ def shown_categories(evidence: Evidence, datatype: str) -> tuple[Any, ...]:
                           if isinstance(value, wanted) and not is_nan(value))
     convert: Any = {"BYTES": str, "INT64": int, "FP64": float}[datatype]
     return tuple([convert(value) for value in list(found)[:MAX_SHOWN]])
+
+
+def range_of(evidence: Evidence, datatype: str, sample: Sampled | None) -> tuple[float, float] | None:
+    if datatype not in ("FP64", "INT64") or shown_categories(evidence, datatype):
+        return None
+    return evidence.range if sample is None or sample.range is None else sample.range
 
 
 def example_of(evidence: Evidence, datatype: str) -> str | float | bool | None:

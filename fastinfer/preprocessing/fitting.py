@@ -26,6 +26,7 @@ from fastinfer.preprocessing import (
     sklearn_rows,
     sklearn_text,
 )
+from fastinfer.preprocessing.evidence import number_range
 from fastinfer.preprocessing.fitted import Categories, categories_of, fault
 from fastinfer.preprocessing.from_sklearn import finished, named, stack
 from fastinfer.preprocessing.lowering import compile_spec, with_nullable
@@ -458,7 +459,10 @@ def documented(fitting: Fitting, column: Column) -> Column:
     known: list[Any] = []
     if categories is not None and column.datatype != "BOOL":
         known = [value for value in categories.values.tolist() if value == value][:MAX_SHOWN]
-    return replace(column, categories=tuple(known), example=example(fitting.training[column.name], column, known))
+    training = fitting.training[column.name]
+    numbers = training.holds in ("number", "integer") and not known
+    return replace(column, categories=tuple(known), example=example(training, column, known),
+                   range=number_range(training.values) if numbers else None)
 
 
 def example(training: Training, column: Column, known: Sequence[Any]) -> Any:

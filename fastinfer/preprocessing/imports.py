@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastinfer.errors import ConfigurationError
 from fastinfer.preprocessing import certificate
-from fastinfer.preprocessing.evidence import Sampled
+from fastinfer.preprocessing.evidence import Sampled, number_range
 from fastinfer.preprocessing.frames import is_missing
 from fastinfer.preprocessing.from_sklearn import raw_names, trace_sklearn
 from fastinfer.preprocessing.lowering import compile_spec, with_nullable
@@ -98,12 +98,12 @@ def sampled(values: Any) -> Sampled:
     """A column's dtype and, where that is object, what its values are."""
     dtype = numpy_dtype(values)
     if dtype.kind != "O":
-        return Sampled(dtype)
+        return Sampled(dtype, range=number_range(values) if dtype.kind in "iuf" else None)
     present = [value for value in np.asarray(values, dtype=object) if not is_missing(value)]
     if present and all(isinstance(value, (bool, np.bool_)) for value in present):
         return Sampled(dtype, "bool")
     if present and all(isinstance(value, (bool, int, float, np.bool_, np.number)) for value in present):
-        return Sampled(dtype, "number")
+        return Sampled(dtype, "number", number_range(present))
     return Sampled(dtype, "text")
 
 

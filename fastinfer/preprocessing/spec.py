@@ -52,6 +52,7 @@ class Column:
         missing: what scikit-learn saw as missing text, "nan" or "none".
         categories: known values, for pages and documentation; not read by the program.
         example: a value, for pages and documentation.
+        range: smallest and largest number that was seen, likewise.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Column:
     missing: str = "nan"
     categories: tuple[str | float, ...] = ()
     example: str | float | bool | None = None
+    range: tuple[float, float] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -216,6 +218,13 @@ def read_categories(place: Place) -> tuple[str | int | float, ...]:
     if all(isinstance(item.value, int) and not isinstance(item.value, bool) for item in places):
         return tuple([item.integer() for item in places])
     return place.numbers()
+
+
+def read_range(place: Place) -> tuple[float, float]:
+    numbers = place.numbers()
+    if len(numbers) != 2 or not numbers[0] <= numbers[1]:
+        raise place.wrong("the smallest and the largest number")
+    return numbers[0], numbers[1]
 
 
 def read_missing(place: Place) -> str | float | Mapping[str, str]:
@@ -407,7 +416,7 @@ def parse(document: Any) -> Spec:
 
 
 def parse_column(place: Place) -> Column:
-    known = ("name", "datatype", "dtype", "nullable", "missing", "categories", "example")
+    known = ("name", "datatype", "dtype", "nullable", "missing", "categories", "example", "range")
     members = place.members(known, ("name", "datatype", "dtype"))
     datatype = members["datatype"].choice(*KINDS)
     column = Column(
@@ -418,6 +427,7 @@ def parse_column(place: Place) -> Column:
         members["missing"].choice("nan", "none") if "missing" in members else "nan",
         read_categories(members["categories"]) if "categories" in members else (),
         members["example"].value if "example" in members else None,
+        read_range(members["range"]) if "range" in members else None,
     )
     if column.nullable and datatype in ("INT64", "BOOL"):
         raise members["nullable"].fault(f"a column of datatype {datatype} cannot be missing")

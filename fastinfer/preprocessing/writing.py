@@ -48,6 +48,8 @@ def document(spec: Spec) -> dict[str, Any]:
             entry["categories"] = plain(column.categories)
         if column.example is not None:
             entry["example"] = plain(column.example)
+        if column.range is not None:
+            entry["range"] = plain(column.range)
         columns.append(entry)
     steps = []
     for step in spec.steps:
