@@ -74,6 +74,7 @@ def models(tmp_path_factory):
     onnx_models.two_inputs(root / "two" / "1" / "model.onnx")
     onnx_models.picky(root / "picky" / "1" / "model.onnx")
     onnx_models.identity(root / "words" / "1" / "model.onnx", "BYTES", ["n", 1])
+    onnx_models.identity(root / "varying" / "1" / "model.onnx", "FP32", ["n", "m"])
     onnx_models.identity(root / "flags" / "1" / "model.onnx", "BOOL", ["n", 1])
     onnx_models.identity(root / "single" / "1" / "model.onnx", "FP32", [1, 3])
     onnx_models.fixed_batch(root / "fixed" / "1" / "model.onnx")
@@ -340,6 +341,36 @@ def test_a_model_that_takes_one_row_at_a_time(models, tmp_path):
         out = tmp_path / f"{name}.parquet"
         assert scoring.score(models / "single", tmp_path / f"in.{name}", out).rejected == (4 if name == "ndjson" else 0)
     assert np.array(read(tmp_path / "csv.parquet")["y"].tolist()).tolist() == x.tolist()
+
+
+def test_rows_of_several_sizes(models, tmp_path):
+    rows = [[1.0], [2.0, 3.0], [4.0, 5.0], [], [6.0]]
+    (tmp_path / "in.ndjson").write_text("".join(json.dumps({"x": row}) + "\n" for row in rows))
+    pq.write_table(pa.table({"x": rows}), tmp_path / "in.parquet")
+    for name in ("ndjson", "parquet"):
+        for target in ("parquet", "ndjson", "csv"):
+            out = tmp_path / f"{name}.out.{target}"
+            assert scoring.score(models / "varying", tmp_path / f"in.{name}", out).scored == len(rows)
+            got = [json.loads(row) if isinstance(row, str) else list(row) for row in read(out)["y"]]
+            assert got == rows
+
+
+def test_kept_columns_are_what_they_were(models, tmp_path):
+    values = ["NA", "", "007", 'a "b", c', "é"]
+    frame = pd.DataFrame({"id": values, "age": 30.0, "job": "clerk"})
+    frame.to_csv(tmp_path / "in.csv", index=False)
+    scoring.score(models / "people", tmp_path / "in.csv", tmp_path / "out.parquet", keep=["id", "job"])
+    assert read(tmp_path / "out.parquet")["id"].tolist() == values
+    values = ["1", '[1,{"b":null}]', '"\\u00e9"', "null", "1e400", "9" * 5000, "true"]
+    (tmp_path / "in.ndjson").write_text("".join(f'{{"id":{value},"age":30,"job":"clerk"}}\n' for value in values))
+    scoring.score(models / "people", tmp_path / "in.ndjson", tmp_path / "out.ndjson", keep=["id"])
+    assert [line.split(",\"value\"")[0] for line in (tmp_path / "out.ndjson").read_text().splitlines()] == [
+        '{"row":0,"id":1', '{"row":1,"id":[1, {"b": null}]', '{"row":2,"id":"é"', '{"row":3,"id":null',
+        '{"row":4,"id":null', '{"row":6,"id":true']
+    assert [each["row"] for each in rejects_of(tmp_path / "out.ndjson")] == [5]
+    scoring.score(models / "people", tmp_path / "in.ndjson", tmp_path / "out.csv", keep=["id"])
+    assert pd.read_csv(tmp_path / "out.csv", keep_default_na=False)["id"].tolist() == [
+        "1", '[1, {"b": null}]', "é", "", "null", "true"]
 
 
 def test_features_by_name_and_several_inputs(models, tmp_path):

@@ -91,9 +91,11 @@ class Scorer:
             count = len(block.content.cells)
             lines, faults = columns.csv_rows(block.content, self.names)
             rows = np.array([row for row in range(count) if row not in faults], dtype=np.int64)
-            table, unread = columns.csv_table(lines, self.names, self.fields.fields, self.kept, self.kind.delimiter)
+            table, unread = columns.csv_table(lines, self.names, self.fields.fields, self.kind.delimiter)
+            kept = columns.csv_kept(lines, self.names, self.kept, self.kind.delimiter) if self.kept else None
         else:
             table = columns.plain(arrow().Table.from_batches([block.content]))
+            kept = table.select(self.kept) if self.kept else None
             rows, faults, unread = np.arange(table.num_rows), {}, {}
         lost = columns.missing(table, self.fields.fields)
         bad = {**lost, **unread}
@@ -103,21 +105,29 @@ class Scorer:
         if bad:
             good = np.array([row for row in range(len(rows)) if row not in bad], dtype=np.int64)
             table, rows = table.take(good), rows[good]
+            kept = None if kept is None else kept.take(good)
         needed = table.select(self.fields.names)
-        return Made(rows, lambda start, count: self.fields.of_table(needed.slice(start, count)),
-                    table.select(self.kept) if self.kept else None)
+        return Made(rows, lambda start, count: self.fields.of_table(needed.slice(start, count)), kept)
 
     def _made_of_lines(self, block: Block, rejects: list[Reject]) -> Made:
         lines: Lines = block.content
+        numbers = np.arange(len(lines.cells))
         decoded, faults = self.fields.decode(lines.text, lines.cells)
-        for row, error in faults:
-            rejects.append(self._fault(block, row, error))
-        bad = {row for row, _ in faults}
-        rows = np.array([row for row in range(len(lines.cells)) if row not in bad], dtype=np.int64)
+        wrong = {row: self._fault(block, row, error) for row, error in faults}
+        parsed = {row: parsed_line(lines.text[begin:end]) for row, (begin, end) in enumerate(
+            lines.cells[:, :2].tolist()) if row not in wrong} if self.kept else {}
+        unread = [row for row, record in parsed.items() if record is None]
+        if unread:  # the model would take them, and what is to be kept is lost
+            why = "a number of more digits than are read, or nested too deep"
+            wrong |= {row: self._reject(block, row, "invalid_json", why, None) for row in unread}
+            numbers = np.array([row for row in numbers.tolist() if row not in wrong], dtype=np.int64)
+            decoded, _ = self.fields.decode(lines.text, lines.cells[numbers])
+        rejects.extend(wrong.values())
+        rows = np.array([row for row in numbers.tolist() if row not in wrong], dtype=np.int64)
         arrays = decoded.arrays() if self.fields.model.program is None else None
         kept = None
         if self.kept:
-            records = [json.loads(lines.text[begin:end]) for begin, end in lines.cells[rows, :2].tolist()]
+            records = [parsed[row] or {} for row in rows.tolist()]
             kept = arrow().table({
                 name: arrow().array([as_text(record.get(name)) for record in records], arrow().string())
                 for name in self.kept}) if self.answers.kind.form != "ndjson" else Listed(self.kept, records)
@@ -193,8 +203,19 @@ class Values(list[Any]):
         return list(self)
 
 
+def parsed_line(line: bytes) -> dict[str, Any] | None:
+    """A line that is a record, as Python reads it; None where it does not."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record
+
+
 def as_text(value: Any) -> str | None:
-    """A JSON value in a column of text."""
-    return value if value is None or isinstance(value, str) else json_text(value)
+    """A JSON value in a column of text; half of a surrogate pair is no character."""
+    if value is None:
+        return None
+    return (value if isinstance(value, str) else json_text(value)).encode("utf-8", "replace").decode()
 
 

@@ -87,31 +87,40 @@ def csv_rows(lines: Lines, names: Sequence[str]) -> tuple[Lines, Faults]:
     return Lines(b"\n".join([text[cells[row, 0] : cells[row, 1]] for row in good]), cells[good]), faults
 
 
-def csv_table(lines: Lines, names: Sequence[str], fields: Sequence[Field], kept: Sequence[str],
-              delimiter: str) -> tuple[Any, Faults]:
-    """Rows of CSV as a table; a value that is none of its column's becomes null, and its row a fault."""
+def read_csv(lines: Lines, names: Sequence[str], types: dict[str, Any], delimiter: str,
+             missing: Sequence[str] = MISSING) -> Any:
+    """The columns in `types`, of those types.
+
+    Raises:
+        pyarrow.ArrowInvalid: a value is not of its column's type.
+        ConfigurationError: these are not the rows that were counted.
+    """
     pyarrow = arrow()
     from pyarrow import csv
 
-    wanted = {field.name: arrow_type(field.datatype) for field in fields} | {
-        name: pyarrow.string() for name in kept if name not in {field.name for field in fields}}
-
-    def read(types: dict[str, Any]) -> Any:
-        return csv.read_csv(
-            pyarrow.BufferReader(lines.text),
-            csv.ReadOptions(use_threads=False, block_size=len(lines.text) + 1, column_names=list(names)),
-            csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=list(MISSING),
-                               strings_can_be_null=True, true_values=list(TRUE), false_values=list(FALSE)),
-        )
-
     if not len(lines.cells):
-        return pyarrow.table({name: pyarrow.array([], kind) for name, kind in wanted.items()}), {}
+        return pyarrow.table({name: pyarrow.array([], kind) for name, kind in types.items()})
+    table = csv.read_csv(
+        pyarrow.BufferReader(lines.text),
+        csv.ReadOptions(use_threads=False, block_size=len(lines.text) + 1, column_names=list(names)),
+        csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=list(missing),
+                           strings_can_be_null=bool(missing), true_values=list(TRUE), false_values=list(FALSE)),
+    )
+    if table.num_rows != len(lines.cells):
+        raise ConfigurationError("rows of CSV that two readers cut in two ways; is the file one of another dialect?")
+    return table
+
+
+def csv_table(lines: Lines, names: Sequence[str], fields: Sequence[Field], delimiter: str) -> tuple[Any, Faults]:
+    """Rows of CSV as a table; a value that is none of its column's becomes null, and its row a fault."""
+    pyarrow = arrow()
+    wanted = {field.name: arrow_type(field.datatype) for field in fields}
     faults: Faults = {}
     try:
-        table = read(wanted)
+        table = read_csv(lines, names, wanted, delimiter)
     except pyarrow.ArrowInvalid:
-        table = read({name: pyarrow.string() for name in wanted})
+        table = read_csv(lines, names, {name: pyarrow.string() for name in wanted}, delimiter)
         for i, name in enumerate(wanted):
             if wanted[name] != pyarrow.string():
                 column, bad = converted(table.column(i), wanted[name])
@@ -119,9 +128,12 @@ def csv_table(lines: Lines, names: Sequence[str], fields: Sequence[Field], kept:
                 takes = {"bool": "true and false", "double": "numbers"}.get(str(wanted[name]), "whole numbers")
                 for row, value in bad.items():
                     faults.setdefault(row, (name, f"the text {value[:80]!r}, and the column takes {takes}"))
-    if table.num_rows != len(lines.cells):
-        raise ConfigurationError("rows of CSV that two readers cut in two ways; is the file one of another dialect?")
     return table, faults
+
+
+def csv_kept(lines: Lines, names: Sequence[str], kept: Sequence[str], delimiter: str) -> Any:
+    """Columns as the text that they are: NA is a country."""
+    return read_csv(lines, names, {name: arrow().string() for name in kept}, delimiter, ())
 
 
 def arrow_type(datatype: str) -> Any:

@@ -106,7 +106,12 @@ class Fields:
 
     @property
     def block_rows(self) -> int:
-        """How many rows are run at once: a fixed number for a model, so that the answers are those of any other run."""
+        """How many rows are read at once: a fixed number for a model, so that the answers are those of any other run.
+
+        One where each row may be of another shape than the one before it.
+        """
+        if self.wide is None and any(-1 in tensor.shape[1:] for tensor in self._inputs()):
+            return 1
         width = sum(8 * abs(int(np.prod(each.shape[1:]))) for each in self.model.inner.inputs)
         width += sum(8 * abs(field.many) for field in self.fields)
         return max(MIN_ROWS, min(MAX_ROWS, BLOCK_BYTES // max(width, 1)))

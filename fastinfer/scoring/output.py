@@ -154,9 +154,9 @@ class Answers:
             values = pyarrow.array(flat, pyarrow.string())
         else:
             values = pyarrow.array(np.ascontiguousarray(flat))
-        for declared, size in reversed(list(zip(member.row, array.shape[1:], strict=True))):
-            count = len(values) // max(size, 1)
-            values = pyarrow.FixedSizeListArray.from_arrays(values, size) if declared >= 0 else \
+        for axis in range(array.ndim - 1, 0, -1):
+            size, count = array.shape[axis], int(np.prod(array.shape[:axis]))
+            values = pyarrow.FixedSizeListArray.from_arrays(values, size) if member.row[axis - 1] >= 0 else \
                 pyarrow.ListArray.from_arrays(pyarrow.array(np.arange(count + 1, dtype=np.int32) * size), values)
         return [values]
 
@@ -239,7 +239,7 @@ def json_members(table: Any) -> list[bytes]:
     """The rows' values as members of JSON objects, with a comma in front of each."""
     keys = [f",{json.dumps(name, ensure_ascii=False)}:" for name in table.column_names]
     columns: Sequence[list[Any]] = [column.to_pylist() for column in table.columns]
-    return ["".join([key + json_text(value) for key, value in zip(keys, row, strict=True)]).encode()
+    return ["".join([key + json_text(value) for key, value in zip(keys, row, strict=True)]).encode("utf-8", "replace")
             for row in zip(*columns, strict=True)]
 
 
