@@ -197,7 +197,7 @@ def overload(contender: Contender, setting: Setting, options: argparse.Namespace
     results = RESULTS / contender.title
     results.mkdir(parents=True, exist_ok=True)
     wanted = targets.Targets(courses=courses(setting, options.seconds))
-    loop = targets.Capacity(users=2 * setting.max_batch_size, seconds=6.0, slo_ms=setting.slo_ms, staircase=32.0)
+    loop = targets.Capacity(users=setting.max_batch_size * 3 // 2, seconds=6.0, slo_ms=setting.slo_ms, staircase=32.0)
     generator = verify.Generator(options.locust_python, results, cores.client, model=MODEL, tags="oip_json")
     with started(contender, setting, options, cores) as server:
         tested = verify.Server(f"http://127.0.0.1:{server.port}", server.process, RESULTS / f"{contender.title}.log")

@@ -15,6 +15,8 @@ from schedule import Arrivals
 
 REFUSALS = (503, 429)  # a server that says that it cannot, in time
 
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 1.0  # seconds that a refused user waits in a closed loop
+
 
 class InferenceUser(FastHttpUser):
     """Sends the prepared bodies of its kind, one after the other, each user from another one on.
@@ -92,6 +94,16 @@ class InferenceUser(FastHttpUser):
             elif response.ok and self.answer_holds not in (response.content or b""):
                 response.failure(f"status {response.status_code}, but the answer holds no {self.answer_holds.decode()}")
         InferenceUser.pending.pop(self, None)
+        if response.status_code in REFUSALS and "due_s" not in context:
+            gevent.sleep(pause(response.headers.get("retry-after")))
+
+
+def pause(retry_after: str | None) -> float:
+    """Seconds that a refused user of a closed loop waits, so that refusals are not all that it measures."""
+    try:
+        return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, float(retry_after or 0)))
+    except ValueError:  # a date
+        return LONGEST_PAUSE
 
 
 class RecordsUser(InferenceUser):

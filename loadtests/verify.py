@@ -335,7 +335,7 @@ def verify(options: argparse.Namespace) -> list[report.Result]:
         generator = Generator(options.locust_python, results, cores.generator)
         repository = make_paced(options, targets.paced, results, cores.server)
         loop = dataclasses.replace(targets.capacity, slo_ms=targets.paced.slo_ms,
-                                   users=2 * targets.paced.max_batch_size)
+                                   users=targets.paced.max_batch_size * 3 // 2)
         with started(options.server_python, str(repository), results / "paced.log", cores.server) as server:
             print(where(server, cores), flush=True)
             found += run_all(generator, server, targets, slow, loop, "paced-capacity")
