@@ -66,7 +66,7 @@ class Capacity:
     """How the capacity C is found.
 
     A closed loop tells what the server and this generator carry together. With ``slo_ms`` a staircase of open loops
-    around that rate follows, and C is the highest step at which, and at all steps below, the 99th percentile keeps it.
+    around that rate follows, and C is the highest step at which the 99th percentile keeps it, as at all but one below.
 
     Attributes:
         users: of the closed loop; each sends its next request when the last one was answered.

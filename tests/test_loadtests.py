@@ -40,6 +40,7 @@ sys.path.insert(0, str(LOADTESTS))
 
 import payloads  # noqa: E402
 import targets  # noqa: E402
+import verify as verify_module  # noqa: E402
 from recorder import Bin, Histogram, Recorder, Recording, Series, bucket  # noqa: E402
 from schedule import Arrivals, Clock, Phase, Timetable  # noqa: E402
 from targets import Verdict  # noqa: E402
@@ -728,6 +729,14 @@ def test_every_scenario_can_be_imported_and_has_the_phases_that_targets_name() -
     phases.pop("staircase")  # finds the capacity, and is not judged
     assert {name: set(known) for name, known in phases.items()} == {
         name: set(groups) for name, groups in targets.GROUPS.items()}
+
+
+@pytest.mark.parametrize(("kept", "found"), [
+    ("", 0.0), ("n", 0.0), ("yyyy", 4.0), ("yynn", 2.0), ("nyyy", 4.0), ("ynyy", 4.0), ("ynyn", 3.0), ("nnyy", 0.0),
+])
+def test_the_capacity_is_the_last_step_before_a_second_one_fails(kept: str, found: float) -> None:
+    steps = [(float(number), answer == "y") for number, answer in enumerate(kept, 1)]
+    assert verify_module.highest(steps) == found
 
 
 def test_the_paced_model_gives_back_its_input_and_takes_its_time(tmp_path: Path) -> None:
