@@ -457,6 +457,39 @@ cdef class Encoder:
                                 Py_ssize_t rows) except -2
     cdef Py_ssize_t write_records(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                   Py_ssize_t rows) except -2
+# ---- admission.pyx --------------------------------------------------------------------------------------------
+# What becomes of a request: it is let in, or why it is not.
+cdef enum Reason:
+    ADMITTED, PAST_DEADLINE, ROWS_FULL, BYTES_FULL, SHARE_FULL, EXPIRED
+    REASON_COUNT
+
+# What a request asks of a queue.
+cdef struct Asked:
+    Py_ssize_t rows
+    size_t nbytes
+    int rank
+    int64_t key
+    int64_t now, arrived, deadline
+
+# What one client has of it.
+cdef struct Holding:
+    Py_ssize_t rows
+    size_t nbytes
+
+cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns)
+
+# ---- cost.pyx -------------------------------------------------------------------------------------------------
+cdef enum:
+    COST_LEVELS = 17                    # powers of two of the rows
+    COST_WINDOW = 64                    # runs that a level's quantile is of
+
+# Nanoseconds that a run is thought to take.
+cdef struct Guess:
+    bint known
+    double mean
+    double high                         # which few such runs are over
+    double best                         # which none was under
+
 # ---- sketch.pyx -----------------------------------------------------------------------------------------------
 cdef enum:
     HISTOGRAM_BOUNDS = 18
@@ -494,9 +527,13 @@ cdef struct Row:
     uint64_t failed, failed_ns, cancelled, refused
     uint64_t admitted
     uint64_t in_time, late, expired     # answered with 200 by the deadline, after it; not run because of it
-    uint64_t spare[5]
+    uint64_t refused_by[REASON_COUNT - 2]   # by Reason, from its second on; those that expired are not refused
+    uint64_t spare
     Durations queue_time, preprocess_time, run_time, total_time
     uint64_t answered[LANE_CELLS][STATUS_CELLS]
+    uint64_t cost_mean[COST_LEVELS]     # gauges: nanoseconds of a run, by powers of two of its rows
+    uint64_t cost_high[COST_LEVELS]
+    uint64_t cost_spare[6]
 
 cdef struct WorkerSlot:
     int64_t gauges[GAUGE_CELLS]
@@ -523,18 +560,6 @@ cdef class Scoreboard:
     cdef int sum(self, Py_ssize_t row, Row* total) except -1
     cdef list sum_sizes(self, Py_ssize_t row)
 
-# ---- cost.pyx -------------------------------------------------------------------------------------------------
-cdef enum:
-    COST_LEVELS = 17                    # powers of two of the rows
-    COST_WINDOW = 64                    # runs that a level's quantile is of
-
-# Nanoseconds that a run is thought to take.
-cdef struct Guess:
-    bint known
-    double mean
-    double high                         # which few such runs are over
-    double best                         # which none was under
-
 cdef class Cost:
     cdef int64_t budget_ns
     cdef double mean[COST_LEVELS]
@@ -546,11 +571,13 @@ cdef class Cost:
     cdef uint64_t seen[COST_LEVELS]
     cdef uint64_t changes               # runs
     cdef bint threaded[COST_LEVELS]
+    cdef int over[COST_LEVELS]          # runs, the last ones, that were over the quantile
     cdef int level(self, Py_ssize_t rows) noexcept nogil
     cdef void observe(self, Py_ssize_t rows, int64_t nanoseconds) noexcept nogil
     cdef void keep(self, int level, float took) noexcept nogil
     cdef double predict(self, Py_ssize_t rows) noexcept nogil
     cdef Guess guess(self, Py_ssize_t rows) noexcept nogil
+    cdef void rescale(self, double ratio) noexcept nogil
     cdef Py_ssize_t most(self, double nanoseconds, Py_ssize_t limit) noexcept nogil
     cdef bint runs_inline(self, Py_ssize_t rows) noexcept nogil
 
@@ -569,6 +596,7 @@ cdef struct Waiting:
     uint64_t order                      # of arrival
     int64_t key                         # whose it is; 0: nobody's in particular
     Py_ssize_t rows
+    size_t nbytes
     void* slot                          # which is kept alive
     int rank
 
@@ -606,6 +634,7 @@ cdef class Batch:
     cdef Py_ssize_t limit               # rows that it may have
     cdef Py_ssize_t unread              # slots whose answer was not rendered yet
     cdef int64_t created_ns, started_ns, finished_ns
+    cdef Guess guess                    # of its run, where that is on a thread
     cdef void compact(self)
 
 cdef class Batcher:
@@ -639,6 +668,14 @@ cdef class Batcher:
     cdef int64_t fit_budget             # what rows_within last said
     cdef uint64_t fit_changes
     cdef Py_ssize_t fit_rows
+    cdef Guess fit_run                  # of so many rows
+    cdef double lag_ns                  # by which the loop is late, smoothed
+    cdef int64_t lag_at, scheduled_ns, last_run_ns
+    cdef int urgent_rank                # the most urgent that was asked for
+    cdef int64_t urgent_ns              # and when
+    cdef int64_t last_key, company_ns   # who asked last, and when it was somebody else before
+    cdef bint trying                    # an idle model is, against what its runs seemed to take
+    cdef int head_refused               # requests, at the head
     cdef bint scheduled, closed
     cdef unsigned long thread           # the loop's: slabs are given back on no other
     # counters: in memory of its own, until the scoreboard has a row for them
@@ -648,7 +685,9 @@ cdef class Batcher:
     cdef SizeStats* sizes               # of runs, by rows
     cdef Py_ssize_t n_sizes
 
-    cdef int admit(self, Py_ssize_t rows, size_t nbytes) except -1
+    cdef int check_open(self) except -1
+    cdef void learn(self, Py_ssize_t rows, int64_t nanoseconds) noexcept
+    cdef void show_cost(self, int level) noexcept
     cdef int refuse_waiting(self, error) except -1
     cdef Batch open(self, Ticket ticket, Py_ssize_t rows, const int* ranks, const int64_t* dims)
     cdef Batch new_batch(self, const int* ranks, const int64_t* dims)
@@ -717,6 +756,8 @@ cdef class Ticket:
     cdef int64_t key                    # whose it is; 0: nobody's in particular
     cdef int rank
     cdef Py_ssize_t limit               # rows of a batch that it is in
+    cdef Reason refusal                 # ADMITTED, or what the answer says
+    cdef int64_t retry_ns               # from when on there may be room
     cdef int piece_done(self, Slot slot, int64_t now) except -1
     cdef int finish(self, int64_t now) except -1
     cdef bint is_large(self)
@@ -739,11 +780,18 @@ cdef class Endpoint:
     cdef list spare                     # Requests to use again
     cdef int inner_ranks[1]             # of the program's one tensor
     cdef int64_t inner_dims[MAX_RANK]
+    cdef double[2] bytes_per_row        # of a body, on average, by its kind
     cdef Row* counts                    # the batcher's
     cdef Py_ssize_t row                 # of the scoreboard
 
     cdef int total(self, Row* total) except -1
-    cdef void count_refused(self, error)
+    cdef Reason judge_head(self, int kind, int64_t size, int64_t now, int64_t arrived_ns, int64_t timeout_ns,
+                           int64_t key, int64_t* retry_ns)
+    cdef Reason judge(self, Ticket ticket, size_t nbytes)
+    cdef Ticket refused_ticket(self, Reason reason, int64_t retry_ns, int64_t now)
+    cdef void turn_away(self, Ticket ticket)
+    cdef void note_size(self, int kind, double bytes_per_row) noexcept
+    cdef void count_refused(self, Reason reason) noexcept
     cdef Ticket new_ticket(self, done, int64_t arrived_ns, int64_t timeout_ns, int64_t key)
     cdef void set_deadline(self, Ticket ticket) noexcept
     cdef Ticket submit_fast(self, int kind, const char* body, size_t size, const Head* head, int64_t now,
@@ -840,13 +888,17 @@ cdef class Lane:
     cdef Writer answer, body            # reused
     cdef bytes json_opening             # of an answer, up to its X-Request-ID
     cdef bytes binary_opening
+    cdef bytes refusal_opening
     cdef uint64_t sequence
+    cdef uint64_t state                 # of the random numbers
     cdef KnownHead[MAX_KNOWN] known
     cdef int next_known                 # which of them makes room
     cdef void forget_heads(self) noexcept
     cdef int know(self, const Head* head, int route, const char* begin, const char* end) noexcept
     cdef bytes next_id(self)
     cdef void append_dirty(self, Connection connection)
+    cdef uint64_t random(self) noexcept
+    cdef uint64_t jittered(self, int64_t retry_ns) noexcept
     cdef int flush(self) except -1
 
 cdef enum:
@@ -861,6 +913,7 @@ cdef class Connection:
     cdef object protocol, transport, write
     cdef Lane lane
     cdef bytes client                   # its address, as the access log has it
+    cdef int64_t client_key             # a number for its address without the port; 0: none
     cdef Ticket first, latest           # fast requests whose answers are due, in order
     cdef int n_pending
     cdef int known                      # which head of the lane's this client sent before
@@ -885,8 +938,10 @@ cdef class Connection:
     # the message that the standard lane has
     cdef bint answer_due, in_body, chunked
     cdef int64_t message_ns             # when its first byte was read
+    cdef int64_t message_key            # whose it is
     cdef Ticket standard                # its way through the core, once it is submitted
     cdef int64_t body_left
+    cdef int64_t skip_left              # bytes of the body of a message that was refused by its head
     cdef Chunks chunks
     # clocks, monotonic nanoseconds; 0 where nothing runs
     cdef int64_t read_ns                # now, as of the last time that anything was looked at
@@ -914,6 +969,11 @@ cdef class Connection:
     cdef bint is_fast(self, Head* head) except -1
     cdef bint serve(self, Head* head, const char* p, const char* body) except -1
     cdef int64_t arrival(self, const char* p) noexcept
+    cdef int64_t fair_key(self, const Head* head) noexcept
+    cdef Py_ssize_t refuse_head(self, Head* head, const char* p, const char* body, const char* end) except -1
+    cdef const char* skip_body(self, const char* p, const char* end) noexcept
+    cdef int expect(self, Ticket ticket, const Head* head) except -1
+    cdef int put_refusal(self, Ticket ticket, bint close) except -1
     cdef int ready(self) except -1
     cdef int write_answers(self) except -1
     cdef int send(self) except -1
@@ -953,8 +1013,8 @@ cdef class AccessLog:
 
     cdef AccessEntry* begin(self) noexcept
     cdef void commit(self) noexcept
-    cdef void answered(self, Connection connection, Ticket ticket, size_t size, const char* request_id,
-                       size_t id_size) noexcept
+    cdef void answered(self, Connection connection, Ticket ticket, int status, bytes code, size_t size,
+                       const char* request_id, size_t id_size) noexcept
     cdef bint empty(self) noexcept nogil
     cdef void write_lines(self, Writer* out, int file) noexcept nogil
     cdef void write_all(self, int file, const char* data, size_t size) noexcept nogil

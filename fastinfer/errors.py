@@ -188,20 +188,60 @@ class UnavailableError(FastinferError):
     retry_after = 1.0
 
 
-class QueueFullError(UnavailableError):
+class OverloadedError(UnavailableError):
+    """More is asked of the model than it can do; the subclasses say what that means for this request.
+
+    Attributes:
+        reason: stable name, as the answer and the metrics have it.
+    """
+
+    code = "overloaded"
+    reason: ClassVar[str] = "overloaded"
+    message: ClassVar[str] = "the model has more to do than it can"
+
+    def __init__(self, retry_after: float = 1.0) -> None:
+        super().__init__(self.message)
+        self.retry_after = retry_after
+
+
+class DeadlineUnreachableError(OverloadedError):
+    """Refused at arrival: the answer would most likely come after the request's deadline."""
+
+    code = "deadline_unreachable"
+    reason = "deadline"
+    message = "the request would most likely not be answered by its deadline"
+
+
+class QueueFullError(OverloadedError):
     """The model's queue holds as many rows or bytes as it may."""
 
     code = "queue_full"
+    reason = "queue_rows"
+    message = "the model's queue holds as many rows as it may"
 
 
-class ExpiredError(UnavailableError):
+class QueueBytesFullError(QueueFullError):
+    """The model's queue holds as many bytes as it may."""
+
+    reason = "queue_bytes"
+    message = "the model's queue holds as many bytes as it may"
+
+
+class FairShareError(OverloadedError):
+    """The client has as much of the model's queue as one client may: half of it."""
+
+    code = "fair_share"
+    reason = "fair_share"
+    message = "the client has as much of the model's queue as one client may"
+
+
+class ExpiredError(OverloadedError):
     """The request's deadline passed while it waited; it did not run."""
 
     code = "expired"
+    reason = "expired"
     grpc = "DEADLINE_EXCEEDED"
-
-    def __init__(self) -> None:
-        super().__init__("the request's deadline passed while it waited")
+    message = "the request's deadline passed while it waited"
 
 
 class NotReadyError(UnavailableError):

@@ -19,7 +19,6 @@ PHASES = ("queue", "preprocess", "run", "total")
 COUNTS = {
     "rows": "Rows that models have run.",
     "batches": "Batches that models have run.",
-    "refused": "Requests refused by a full queue.",
     "cancelled": "Requests whose client left first.",
     "admitted": "Requests that were let in.",
     "goodput": "Requests answered with 200 by their deadline, or that had none.",
@@ -137,6 +136,20 @@ class Snapshot:
                 if name:
                     family.add_metric([name, version], counted[key])
             yield family
+        refused = CounterMetricFamily(
+            "fastinfer_refused", "Requests refused because they could not make it.", labels=[*labels, "reason"]
+        )
+        cost = GaugeMetricFamily(
+            "fastinfer_run_cost_seconds", "What a run of at most so many rows is thought to take: a high quantile.",
+            labels=[*labels, "rows"],
+        )  # fmt: skip
+        for name, version, counted in self.rows:
+            if name:
+                for reason, count in counted["refused_by"].items():
+                    refused.add_metric([name, version, reason], count)
+                for rows, _, high in counted["cost"]:
+                    cost.add_metric([name, version, str(rows)], high / 1e9)
+        yield from (refused, cost)
         waiting = GaugeMetricFamily("fastinfer_queue_rows", "Rows that wait for the model.", labels=labels)
         for name, version, counted in self.rows:
             if name:

@@ -31,6 +31,7 @@ from fastinfer.errors import (
     ExpiredError,
     FastinferError,
     NotReadyError,
+    OverloadedError,
     QueueFullError,
     RuntimeFailedError,
     RunTimeoutError,
@@ -229,7 +230,7 @@ class Client:
 
         try:
             return self.endpoint.submit(0, content, -1, done)
-        except QueueFullError:
+        except OverloadedError:
             self.refused.add(tag)
             return None
 

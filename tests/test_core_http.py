@@ -492,13 +492,14 @@ def test_a_request_that_a_full_queue_refuses_is_counted_once() -> None:
     peer, other = Peer(server), Peer(server)
     peer.send(FAST)
     other.send(FAST)
-    assert other.fed == [FAST]
-    assert server.endpoint.counters()["refused"] == 0
+    assert other.fed == []
+    assert other.statuses() == [503]
+    assert server.endpoint.counters()["refused"] == 1
     with pytest.raises(QueueFullError):
         server.endpoint.submit(0, tensor(), -1, lambda ticket: None)
     with pytest.raises(QueueFullError):
         server.endpoint.submit_decoded(server.endpoint.decode(0, tensor(), -1), lambda ticket: None)
-    assert server.endpoint.counters()["refused"] == 2
+    assert server.endpoint.counters()["refused"] == 3
     server.loop.turn()
     assert peer.statuses() == [200]
 

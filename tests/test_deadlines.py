@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from wire import message, parse_replies
 
 from fastinfer import _core
-from fastinfer.errors import CancelledError, ExpiredError, FastinferError, InvalidParameterError, RuntimeFailedError
+from fastinfer.errors import (
+    CancelledError,
+    DeadlineUnreachableError,
+    ExpiredError,
+    FastinferError,
+    InvalidParameterError,
+    RuntimeFailedError,
+)
 
 MS = 1_000_000
 ROWS = _core.Signature([_core.Tensor("x", "FP32", (-1, 1))], [_core.Tensor("y", "FP32", (-1, 1))])
@@ -105,8 +112,10 @@ class World:
         while self.runs:
             self.finish_run()
 
-    def send(self, tag: float, rows: int = 1, *, columns: int = 1, head: int = 0, **parameters: Any) -> _core.Ticket:
-        """Submit rows that all hold `tag`; `head` is what X-Request-Timeout allows, in nanoseconds."""
+    def send(
+        self, tag: float, rows: int = 1, *, columns: int = 1, head: int = 0, key: int = 0, **parameters: Any
+    ) -> _core.Ticket:
+        """Submit rows that all hold `tag`, of a client `key`; `head` is what X-Request-Timeout allows, in ns."""
         data = [tag] * (rows * columns)
         tensor = {"name": "x", "shape": [rows, columns], "datatype": "FP32", "data": data}
         body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
@@ -121,7 +130,7 @@ class World:
                 assert set(output["data"]) <= {2 * tag}
                 self.told.append((tag, output["data"][0]))
 
-        return self.endpoint.submit(0, body, -1, done, _core.Arrival(self.now, head))
+        return self.endpoint.submit(0, body, -1, done, _core.Arrival(self.now, head, key))
 
     @property
     def answered(self) -> list[Any]:
@@ -390,12 +399,17 @@ def test_every_history_answers_each_request_once(
     world = World(RAGGED, slo_ms=slo, instances=instances, inline=inline, max_delay_us=delay)
     sent: dict[float, _core.Ticket] = {}
     cancelled: set[float] = set()
+    turned_away = 0
     for step in steps:
         if step[0] == "send":
-            tag = float(len(sent) + 1)
-            sent[tag] = world.send(tag, step[1], timeout=step[2] * 1000, priority=step[3], columns=step[4])
+            tag = float(len(sent) + turned_away + 1)
+            try:
+                sent[tag] = world.send(tag, step[1], timeout=step[2] * 1000, priority=step[3], columns=step[4])
+            except DeadlineUnreachableError:
+                assert step[2] or slo
+                turned_away += 1
         elif step[0] == "cancel" and sent:
-            tag = 1.0 + step[1] % len(sent)
+            tag = sorted(sent)[step[1] % len(sent)]
             if tag not in world.answered:
                 sent[tag].cancel()
                 cancelled.add(tag)
@@ -404,7 +418,7 @@ def test_every_history_answers_each_request_once(
         elif step[0] == "complete" and world.runs:
             world.finish_run(3 * MS)
         elif step[0] == "fail" and sent:
-            world.fails.add(1.0 + step[1] % len(sent))
+            world.fails.add(sorted(sent)[step[1] % len(sent)])
         else:
             world.turn()
     world.pass_time(5 * MS)
@@ -433,9 +447,12 @@ def test_a_long_random_history() -> None:
         for _ in range(250):
             what = rng.random()
             if what < 0.6:
-                sent += 1
-                world.send(float(sent), rng.choice([1, 1, 2, 5, 20]), timeout=rng.choice([0, 3000, 30_000]),
-                           priority=rng.choice([0, 0, 1, 3]), columns=rng.choice([1, 2]))  # fmt: skip
+                try:
+                    world.send(sent + 1.0, rng.choice([1, 1, 2, 5, 20]), timeout=rng.choice([0, 3000, 30_000]),
+                               priority=rng.choice([0, 0, 1, 3]), columns=rng.choice([1, 2]))  # fmt: skip
+                    sent += 1
+                except DeadlineUnreachableError:
+                    pass
             elif what < 0.8:
                 world.pass_time(rng.choice([0, MS, 5 * MS]))
             elif world.runs:

@@ -298,6 +298,36 @@ def test_odd_requests_are_told_the_same(server: ServerProcess, standard_server: 
         assert final[1].lane in ("standard", None)
 
 
+# What is refused for lack of time is refused by both, and the fast lane does so itself.
+HASTY: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
+    "by its head": (AFFINE, GOOD, ("X-Request-Timeout: 0.0000001",)),
+    "by its head, records": (PREDICT, b'{"records":[{"x":[1,2,3,4]}]}', ("X-Request-Timeout: 0.0000001",)),
+    "by its head, with an id": (AFFINE, GOOD, ("X-Request-Timeout: 0.0000001", "X-Request-ID: mine")),
+    "by its head, and closes": (AFFINE, GOOD, ("X-Request-Timeout: 0.0000001", "Connection: close")),
+    "by its head, whatever its body is": (AFFINE, b"{", ("X-Request-Timeout: 0.0000001",)),
+    "by its head, and its body is large": (AFFINE, GOOD + b" " * 65_536, ("X-Request-Timeout: 0.0000001",)),
+    "by its body": (AFFINE, GOOD[:-1] + b',"parameters":{"timeout":1}}', ()),
+    "by its body, which is large": (AFFINE, GOOD[:-1] + b',"parameters":{"timeout":1}}' + b" " * 65_536, ()),
+}
+
+
+@pytest.mark.parametrize("case", HASTY)
+def test_refusals_are_told_the_same(server: ServerProcess, standard_server: ServerProcess, case: str) -> None:
+    target, body, fields = HASTY[case]
+    before = counted(server)
+    data = message(target, body, *fields) + message(AFFINE, GOOD) + LAST
+    fast, standard = talk(server, data), talk(standard_server, data)
+    assert fast.settled() == standard.settled()
+    closes = "closes" in case or case == "by its head, and its body is large"
+    assert fast.statuses == [503] if closes else fast.statuses == [503, 200, 200]
+    refusal = json.loads(fast.replies[0].body)
+    assert (refusal["code"], refusal["reason"]) == ("deadline_unreachable", "deadline")
+    assert fast.replies[0].field(b"x-envoy-overloaded") == b"true"
+    after = counted(server)
+    lane = "standard" if case == "by its head, and its body is large" else "fast"
+    assert after[lane] - before[lane] == (1 if closes else 2)
+
+
 def test_request_ids_that_a_client_gives_are_echoed_from_the_fast_lane(server: ServerProcess) -> None:
     before = counted(server)
     for name in ("a", "A-b_c.d:e/f+g=h@i,j;k~l0", "z" * 128):

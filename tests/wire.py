@@ -18,6 +18,7 @@ CLOSED, OPEN = "closed", "open"
 MADE_ID = re.compile(rb"[0-9a-f]{12}-(f-)?[0-9a-f]+")  # a request id that the server made; "f" on the fast lane
 DURATION = rb"(0|[1-9][0-9]*)(\.[0-9]{0,2}[1-9])?"  # milliseconds, to the microsecond
 TIMING = re.compile(rb"queue;dur=%s, preprocess;dur=%s, run;dur=%s" % (DURATION, DURATION, DURATION))
+RETRY = re.compile(rb'(?<="retry_after_ms":)[0-9]+')
 VARIES = {b"date": b"now", b"retry-after": b"soon"}
 
 
@@ -44,11 +45,13 @@ class Reply:
     def settled(self) -> Reply:
         """Without what no two answers share."""
         fields = []
+        body = RETRY.sub(b"soon", self.body)
         for name, value in self.fields:
             made = name == b"x-request-id" and MADE_ID.fullmatch(value)
             timed = name == b"server-timing" and TIMING.fullmatch(value)
-            fields.append((name, b"made" if made else b"timed" if timed else VARIES.get(name, value)))
-        return Reply(self.status, tuple(fields), self.body)
+            long = name == b"content-length" and body != self.body
+            fields.append((name, b"made" if made else b"timed" if timed or long else VARIES.get(name, value)))
+        return Reply(self.status, tuple(fields), body)
 
 
 @dataclass(frozen=True)

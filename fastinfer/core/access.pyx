@@ -78,13 +78,13 @@ cdef class AccessLog:
     cdef void commit(self) noexcept:
         self.head.store(self.head.load(memory_order_relaxed) + 1, memory_order_release)
 
-    cdef void answered(self, Connection connection, Ticket ticket, size_t size, const char* request_id,
-                       size_t id_size) noexcept:
-        """The fast lane has answered 200 with a body of ``size`` bytes."""
+    cdef void answered(self, Connection connection, Ticket ticket, int status, bytes code, size_t size,
+                       const char* request_id, size_t id_size) noexcept:
+        """The fast lane has answered with a body of ``size`` bytes."""
         cdef AccessEntry* entry = self.begin()
         if entry == NULL:
             return
-        entry.status = 200
+        entry.status = status
         entry.size = size
         entry.total_ns = monotonic_ns() - ticket.started_ns
         entry_text(entry, request_id, id_size)
@@ -93,7 +93,9 @@ cdef class AccessLog:
         entry_bytes(entry, ticket.route.path)
         entry_bytes(entry, ticket.route.model)
         entry_bytes(entry, ticket.route.version)
-        entry_ticket(entry, ticket)
+        entry_bytes(entry, code)
+        if ticket.refusal == ADMITTED or ticket.refusal == EXPIRED:
+            entry_ticket(entry, ticket)
         self.commit()
 
     def record(self, int status, int64_t size, *, bytes request_id not None=b"", bytes client not None=b"",

@@ -10,6 +10,7 @@ cdef extern from "<time.h>" nogil:
         int64_t tv_nsec
     int clock_gettime(int clock, timespec* out)
 
+cdef int64_t SECOND_NS = 1_000_000_000
 cdef int64_t held_ns = 0                    # what every clock says, where a test holds them
 
 

@@ -1,7 +1,7 @@
 # The batcher: one a model version. Everything here is touched on the loop's thread only, but for run_batch(),
 # which a worker thread calls with one batch and which writes nothing but that batch's outputs and faults.
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 cdef extern from "pythread.h" nogil:
@@ -9,8 +9,8 @@ cdef extern from "pythread.h" nogil:
 
 import logging
 
-from fastinfer.errors import (ExpiredError, FastinferError, InvalidValueError, NotReadyError, QueueFullError,
-                              RuntimeFailedError, RunTimeoutError, ShuttingDownError)
+from fastinfer.errors import (ExpiredError, FastinferError, InvalidValueError, NotReadyError, RuntimeFailedError,
+                              RunTimeoutError, ShuttingDownError)
 
 logger = logging.getLogger("fastinfer.batch")
 
@@ -20,6 +20,8 @@ cdef int MAX_SPARE = 8                      # slabs kept for reuse
 cdef size_t MAX_SPARE_BYTES = 8 << 20       # a larger slab goes back to the system after its batch
 cdef int64_t SWEEP_NS = 5_000_000           # between two looks for who has waited past its deadline
 cdef double RUN_SHARE = 0.4                 # of the time that a request has, for the run of its batch
+cdef double LONE_SHARE = 1.25               # of a single row's run, by which a batch may be longer all the same
+cdef double TRIED_SHARE = 0.7               # of what a run seemed to take, under which it seemed wrong
 cdef int64_t TURN_BUDGET_NS = 2_000_000     # inline runs a turn of the loop may add up to before sockets are read again
 
 
@@ -87,7 +89,16 @@ cdef class Batcher:
 
     def seed(self, Py_ssize_t rows, int64_t nanoseconds):
         """Tell what a run of ``rows`` rows took at warm-up."""
+        self.learn(rows, nanoseconds)
+
+    cdef void learn(self, Py_ssize_t rows, int64_t nanoseconds) noexcept:
         self.cost.observe(rows, nanoseconds)
+        self.show_cost(self.cost.level(rows))
+
+    cdef void show_cost(self, int level) noexcept:
+        """Where every worker sees it."""
+        self.counts.cost_mean[level] = <uint64_t>self.cost.mean[level]
+        self.counts.cost_high[level] = <uint64_t>self.cost.high[level]
 
     def close(self):
         """Refuse what still waits; nothing is admitted afterwards."""
@@ -119,16 +130,12 @@ cdef class Batcher:
         return self.waiting_rows
 
     # -- admission ---------------------------------------------------------------------------------------------
-    cdef int admit(self, Py_ssize_t rows, size_t nbytes) except -1:
-        """Raise unless the queue has room. A request larger than the whole queue is taken when nothing waits."""
+    cdef int check_open(self) except -1:
+        """Raise where nobody is let in, whatever it asks."""
         if self.closed:
             raise ShuttingDownError("the server is shutting down")
         if self.given_up >= self.instances:
             raise NotReadyError("the model hangs: its last run has not come back")
-        if self.waiting_rows and (self.waiting_rows + rows > self.queue_rows
-                                  or self.waiting_bytes + nbytes > <size_t>self.queue_bytes):
-            raise QueueFullError(f"the model's queue is full: {self.waiting_rows} rows wait, "
-                                 f"at most {self.queue_rows} may")
         return 0
 
     cdef Batch open(self, Ticket ticket, Py_ssize_t rows, const int* ranks, const int64_t* dims):
@@ -169,14 +176,17 @@ cdef class Batcher:
     cdef Py_ssize_t rows_within(self, int64_t budget) noexcept:
         """The most rows of a batch whose requests have so many nanoseconds from arrival to answer.
 
-        A request may come when a batch has just begun to run, and must have time for that one and for its own.
+        A request may come when a batch has just begun to run, and must have time for that one and for its own. Where
+        a single row takes most of the time already, more are not much slower.
         """
         if budget == NEVER:
             return self.max_batch_size
         if budget != self.fit_budget or self.cost.changes != self.fit_changes:
             self.fit_budget = budget
             self.fit_changes = self.cost.changes
-            self.fit_rows = self.cost.most(RUN_SHARE * budget, self.max_batch_size)
+            self.fit_rows = self.cost.most(max(RUN_SHARE * budget, LONE_SHARE * self.cost.guess(1).high),
+                                           self.max_batch_size)
+            self.fit_run = self.cost.guess(self.fit_rows)
         return self.fit_rows
 
     cdef int commit(self, Batch batch, Ticket ticket, Py_ssize_t rows, size_t nbytes) except -1:
@@ -213,7 +223,7 @@ cdef class Batcher:
 
     cdef int enter(self, Batch batch, Slot slot) except -1:
         cdef Ticket ticket = slot.ticket
-        queue_insert(&self.queue, slot, ticket.rank, ticket.deadline, ticket.key)
+        queue_insert(&self.queue, slot, ticket)
         batch.slots.append(slot)
         batch.live += slot.rows
         if ticket.slot is None:
@@ -228,6 +238,7 @@ cdef class Batcher:
         self.waiting_bytes += slot.nbytes
         if not self.scheduled:
             self.scheduled = True
+            self.scheduled_ns = ticket.queued_ns
             self.call_soon(self.flush_soon)
         if ticket.deadline != NEVER and self.running:
             self.look_out(ticket.deadline, ticket.queued_ns)
@@ -286,6 +297,8 @@ cdef class Batcher:
 
     cdef int expire(self, Ticket ticket) except -1:
         self.counts.expired += 1
+        ticket.refusal = EXPIRED
+        ticket.retry_ns = SECOND_NS
         return self.end(ticket, ExpiredError())
 
     cdef int look_out(self, int64_t deadline, int64_t now) except -1:
@@ -352,6 +365,9 @@ cdef class Batcher:
         cdef Batch batch
         cdef int64_t started = monotonic_ns()
         cdef int64_t earliest, now = started
+        if self.scheduled and self.scheduled_ns:
+            note_lag(self, now - self.scheduled_ns, now)
+            self.scheduled_ns = 0
         self.scheduled = False
         self.thread = PyThread_get_thread_ident()
         while len(self.running) < self.instances:
@@ -496,6 +512,7 @@ cdef class Batcher:
 
     cdef int start_thread(self, Batch batch, work) except -1:
         self.running.add(batch)
+        batch.guess = self.cost.guess(batch.rows.rows)
         batch.timer = self.call_later(self.run_timeout_s, self.give_up, batch)
         self.submit_thread(self.work_on_thread, work, batch)
         return 0
@@ -563,8 +580,10 @@ cdef class Batcher:
 
     def complete(self, Batch batch):
         """Back on the loop from a thread: hand each request its rows, and run what waits."""
+        cdef int64_t now = monotonic_ns()
         self.running.discard(batch)
         batch.timer.cancel()
+        note_lag(self, now - batch.finished_ns, now)
         self.settle(batch)
         if self.queue.begin < self.queue.end and not self.scheduled:
             self.scheduled = True
@@ -610,13 +629,18 @@ cdef class Batcher:
     cdef void measure(self, Batch batch):
         cdef int64_t took = batch.finished_ns - batch.started_ns
         cdef Py_ssize_t size = min(batch.rows.rows, self.max_batch_size)
+        self.last_run_ns = batch.finished_ns
         self.counts.executions += 1
         self.counts.rows_run += batch.rows.rows
         if size < self.n_sizes:
             self.sizes[size].count += 1
             self.sizes[size].run_ns += took
         if batch.error is None and not batch.bisected:
-            self.cost.observe(batch.rows.rows, took)
+            if self.trying:
+                self.trying = False
+                if took < TRIED_SHARE * self.cost.guess(batch.rows.rows).mean:
+                    self.cost.rescale(took / self.cost.guess(batch.rows.rows).mean)
+            self.learn(batch.rows.rows, took)
             batch.answer_bytes = <double>batch.outputs.nbytes() / max(batch.rows.rows, <Py_ssize_t>1)
 
 

@@ -32,12 +32,16 @@ cdef class Cost:
     cdef void observe(self, Py_ssize_t rows, int64_t nanoseconds) noexcept nogil:
         cdef int level = self.level(rows)
         cdef double error = nanoseconds - self.mean[level]
+        cdef double share = 0.125
+        self.over[level] = self.over[level] + 1 if nanoseconds > self.high[level] else 0
+        if self.over[level] > 1:
+            share = 0.5  # one may be chance; two in a row, and the machine has become slower
         if self.seen[level] == 0:
             self.mean[level] = self.best[level] = nanoseconds
             self.deviation[level] = 0.25 * nanoseconds
             self.size[level] = rows
         else:
-            self.mean[level] += 0.125 * error
+            self.mean[level] += share * error
             self.deviation[level] += 0.125 * ((error if error > 0 else -error) - self.deviation[level])
             self.size[level] += 0.125 * (rows - self.size[level])
             self.best[level] = min(self.best[level], <double>nanoseconds)
@@ -92,12 +96,14 @@ cdef class Cost:
         Between two sizes that were run it is read off the line through them; past the largest it grows with the rows.
         """
         cdef Guess guess
-        cdef int i, below = -1, above = -1, near
+        cdef int i, below = -1, above = -1, near, known = 0
         cdef double scale = 1, share
         guess.mean = guess.high = guess.best = 0
         for i in range(COST_LEVELS):
             if self.seen[i] == 0:
                 continue
+            if self.seen[i] > self.seen[known]:
+                known = i
             if self.size[i] <= rows:
                 below = i
             elif above < 0:
@@ -116,8 +122,21 @@ cdef class Cost:
                 scale = max(rows / self.size[below], 1.0)
             guess.mean = self.mean[near] * scale
             guess.best = self.best[near] * scale
+        if self.seen[near] < COST_WINDOW // 4:
+            near = known  # how much runs vary is much the same for all sizes, and this one was seldom run
         guess.high = guess.mean * max(self.high[near] / max(self.mean[near], 1.0), 1.0)
         return guess
+
+    cdef void rescale(self, double ratio) noexcept nogil:
+        """All runs take so many times as long as it seemed: what was learned was learned in another time."""
+        cdef int level, i
+        for level in range(COST_LEVELS):
+            self.mean[level] *= ratio
+            self.deviation[level] *= ratio
+            self.high[level] *= ratio
+            if self.window[level] != NULL:
+                for i in range(COST_WINDOW):
+                    self.window[level][i] *= ratio
 
     cdef Py_ssize_t most(self, double nanoseconds, Py_ssize_t limit) noexcept nogil:
         """The most rows, at least one and at most ``limit``, whose run stays under so long at the high quantile."""

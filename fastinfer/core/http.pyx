@@ -13,6 +13,7 @@ cdef enum:
     MAX_REQUEST_ID = 128
     HEAD_ROOM = 1024                # bytes that an answer's head may take
     WRITE_SIZE = 256 * 1024         # bytes of answers that leave in one write; more are not gathered first
+    KEPT_BODY = 64 * 1024           # a refused body up to this is counted off, and the connection kept
     MAX_KEPT = 4 * 1024 * 1024      # bytes of a buffer that is kept for the next answers
     MAX_EMPTY_LINES = 4             # before a request
     MAX_UNLIKE = 4                  # heads of one client that are kept: who sends another each time gains nothing
@@ -59,9 +60,15 @@ cdef class Connection:
     def __dealloc__(self):
         slab_free(&self.stash)
 
-    def attach(self, transport, bytes client not None=b""):
-        """The connection is made. ``client``: its address, for the access log."""
+    def attach(self, transport, bytes client not None=b"", int64_t key=0):
+        """The connection is made.
+
+        Args:
+            client: its address, for the access log.
+            key: a number below 0 for its host; 0 where it has none.
+        """
         self.client = client
+        self.client_key = key
         self.transport = transport
         self.write = transport.write
         self.quiet_since = monotonic_ns()
@@ -96,11 +103,13 @@ cdef class Connection:
         if self.stash_start < self.stash_end:
             self.keep(begin, size)
             self.consume_stash()
-            return
-        used = self.consume(begin, size)
-        if used < size and not self.gone:
-            self.keep(begin + used, size - used)
-        self.hold_or_go_on()
+        else:
+            used = self.consume(begin, size)
+            if used < size and not self.gone:
+                self.keep(begin + used, size - used)
+            self.hold_or_go_on()
+        if self.is_dirty:  # some are refused
+            self.lane.flush()
 
     def answered(self):
         """The standard lane has answered the message it was given."""
@@ -109,10 +118,12 @@ cdef class Connection:
         self.quiet_since = self.read_ns = monotonic_ns()
         if not self.in_body:
             self.consume_stash()
+            if self.is_dirty:
+                self.lane.flush()
 
     def arrived(self, int64_t timeout_ns):
         """The Arrival of the message that the standard lane has; ``timeout_ns`` is what its head allows, or 0."""
-        cdef Arrival arrival = Arrival(self.message_ns, timeout_ns)
+        cdef Arrival arrival = Arrival(self.message_ns, timeout_ns, self.message_key)
         arrival.connection = self
         return arrival
 
@@ -126,17 +137,19 @@ cdef class Connection:
                 self.lane.flush()
             else:
                 self.consume_stash()
+                if self.is_dirty:
+                    self.lane.flush()
 
     def eof(self):
         """The client sends no more. Returns whether it may still wait for an answer; else the connection may close."""
         self.ended = True
-        return not (self.gone or self.in_body) and (
+        return not (self.gone or self.in_body or self.skip_left) and (
             self.n_pending > 0 or self.answer_due or self.stalled and self.stash_start < self.stash_end)
 
     def drain(self):
         """The server leaves: the last answer that is due says so. Returns whether nothing is due."""
         self.leaving = True
-        return self.gone or not (self.n_pending or self.answer_due or self.in_body)
+        return self.gone or not (self.n_pending or self.answer_due or self.in_body or self.skip_left)
 
     # Clocks, in monotonic nanoseconds; 0 where one does not run. None runs against a client whose answer is due.
     @property
@@ -152,7 +165,8 @@ cdef class Connection:
     @property
     def idle_since(self):
         """Since when nothing is due."""
-        if self.n_pending or self.answer_due or self.in_body or self.head_ns or self.stalled:
+        if (self.n_pending or self.answer_due or self.in_body or self.skip_left or self.head_ns
+                or self.stalled):
             return 0
         return self.quiet_since
 
@@ -214,7 +228,7 @@ cdef class Connection:
         cdef bint hold
         if self.gone:
             return 0
-        if self.ended and (self.in_body or not (self.n_pending or self.answer_due or self.stalled)):
+        if self.ended and (self.in_body or self.skip_left or not (self.n_pending or self.answer_due or self.stalled)):
             self.transport.close()  # what is left of its bytes will never be a request
             return 0
         hold = not self.can_begin() and self.stash_end - self.stash_start >= MAX_STASH and not self.in_body
@@ -237,6 +251,9 @@ cdef class Connection:
             if self.in_body:
                 p = self.pass_body(p, end)
                 continue
+            if self.skip_left:
+                p = self.skip_body(p, end)
+                continue
             if not self.can_begin():
                 break
             step = self.begin_message(p, end)
@@ -250,11 +267,15 @@ cdef class Connection:
         cdef const char* body
         cdef HeadFault fault
         cdef bint refused = False
+        cdef Py_ssize_t step
         cdef Head head
         if not self.waiting:
             body = self.known_message(p, end)
             if body != NULL:
-                if self.serve(&self.lane.known[self.known].head, p, body):
+                step = self.refuse_head(&self.lane.known[self.known].head, p, body, end)
+                if step > 0:
+                    return step
+                if step == 0 and self.serve(&self.lane.known[self.known].head, p, body):
                     return self.served(p, body + self.lane.known[self.known].head.content_length)
                 refused = True
         if not self.head_ns:
@@ -270,10 +291,15 @@ cdef class Connection:
         if fault != HEAD_OK:
             return self.fail_head(fault, p, end - p)
         if not self.waiting and not refused and self.is_fast(&head):
-            if end - body < head.content_length:
+            step = self.refuse_head(&head, p, body, end)
+            if step > 0:
+                return step
+            if step < 0:
+                refused = True
+            elif end - body < head.content_length:
                 self.body_wanted(body, end)
                 return 0
-            if self.serve(&head, p, body):
+            if not refused and self.serve(&head, p, body):
                 if self.unlike < MAX_UNLIKE:
                     self.unlike += 1
                     self.known = self.lane.know(&head, self.route.index, p, body)
@@ -343,6 +369,8 @@ cdef class Connection:
     cdef int hand_over(self, Head* head, const char* p, const char* body) except -1:
         self.answer_due = True
         self.message_ns = self.arrival(p)
+        self.identity = self.lane.credentials.identify(head, self)
+        self.message_key = self.fair_key(head)
         self.chunked = head.chunked
         self.for_head = head.method_size == 4 and memcmp(head.method, b"HEAD", 4) == 0
         self.body_left = max(head.content_length, <int64_t>0)
@@ -422,9 +450,47 @@ cdef class Connection:
         if self.route.kind == KIND_INFER and head.header_length > head.content_length:
             return False
         ticket = endpoint.submit_fast(self.route.kind, body, <size_t>head.content_length, head, self.read_ns,
-                                      self.arrival(p), self.identity)
+                                      self.arrival(p), self.fair_key(head))
         if ticket is None:
             return False
+        self.expect(ticket, head)
+        return True
+
+    cdef Py_ssize_t refuse_head(self, Head* head, const char* p, const char* body, const char* end) except -1:
+        """Answer a request that begins at ``p`` with a refusal, where its head tells enough; the bytes used, or 0.
+
+        Its body is counted off as it comes. With a large one it is the standard lane's, and this is -2: there the
+        connection closes in order.
+        """
+        cdef Endpoint endpoint = self.route.endpoint
+        cdef int64_t retry_ns = 0
+        cdef Py_ssize_t here = min(<Py_ssize_t>head.content_length, end - body)
+        cdef Reason reason
+        reason = endpoint.judge_head(self.route.kind, head.content_length, self.read_ns, self.arrival(p),
+                                     head.timeout_ns, self.fair_key(head), &retry_ns)
+        if reason == ADMITTED:
+            return 0
+        if head.content_length > KEPT_BODY:
+            return -2
+        self.expect(endpoint.refused_ticket(reason, retry_ns, self.read_ns), head)
+        self.served(p, body)
+        self.skip_left = head.content_length - here
+        self.body_bytes = here
+        self.body_ns = self.read_ns if self.skip_left else 0
+        return body + here - p
+
+    cdef const char* skip_body(self, const char* p, const char* end) noexcept:
+        """Pass by what belongs to a refused message's body."""
+        cdef Py_ssize_t step = min(<Py_ssize_t>self.skip_left, end - p)
+        self.skip_left -= step
+        self.body_bytes += step
+        if not self.skip_left:
+            self.body_ns = 0
+            self.quiet_since = self.read_ns
+        return p + step
+
+    cdef int expect(self, Ticket ticket, const Head* head) except -1:
+        """An answer is due, after those that are due already."""
         ticket.connection = self
         ticket.closes = head.close
         ticket.identity = self.identity
@@ -441,7 +507,13 @@ cdef class Connection:
             self.latest.next = ticket
         self.latest = ticket
         self.n_pending += 1
-        return True
+        if ticket.finished:
+            self.ready()
+        return 0
+
+    cdef int64_t fair_key(self, const Head* head) noexcept:
+        """Whose the message is that is looked at: who shares what a queue holds."""
+        return self.identity if self.identity > 0 else self.client_key
 
     cdef Ticket take_first(self):
         cdef Ticket ticket = self.first
@@ -533,6 +605,8 @@ cdef class Connection:
         cdef Py_ssize_t json_size
         cdef bytes whole
         lane.body.size = 0
+        if ticket.refusal != ADMITTED:
+            return self.put_refusal(ticket, close)
         try:
             if ticket.answer:
                 whole = <bytes>ticket.answer[0]
@@ -549,18 +623,13 @@ cdef class Connection:
     cdef int put_answer(self, Ticket ticket, bint close, const char* body, size_t size, Py_ssize_t json_size) except -1:
         cdef Lane lane = self.lane
         cdef Writer* out = &lane.answer
-        cdef size_t id_start, id_end
+        cdef size_t id_start
+        cdef size_t id_size
         if not writer_reserve(out, HEAD_ROOM + size):
             raise MemoryError
         append_text(out, lane.json_opening if json_size < 0 else lane.binary_opening)
         id_start = out.size
-        if ticket.request_id is not None:
-            append_text(out, ticket.request_id)
-        else:
-            lane.sequence += 1
-            append_text(out, lane.prefix)
-            append_hex(out, lane.sequence)
-        id_end = out.size
+        id_size = append_id(out, lane, ticket)
         if json_size >= 0:
             append_literal(out, b"\r\ninference-header-content-length: ")
             append_decimal(out, json_size)
@@ -575,65 +644,38 @@ cdef class Connection:
         memcpy(out.data + out.size, body, size)
         out.size += size
         if lane.access is not None:
-            lane.access.answered(self, ticket, size, out.data + id_start, id_end - id_start)
+            lane.access.answered(self, ticket, 200, b"", size, out.data + id_start, id_size)
         return 0
 
-
-cdef inline void append_text(Writer* out, bytes text) noexcept:
-    """Append what the caller has made room for."""
-    memcpy(out.data + out.size, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
-    out.size += PyBytes_GET_SIZE(text)
-
-
-cdef inline void append_decimal(Writer* out, uint64_t number) noexcept nogil:
-    cdef char[20] digits
-    cdef int i = 20
-    while True:
-        i -= 1
-        digits[i] = c'0' + <char>(number % 10)
-        number //= 10
-        if number == 0:
-            break
-    memcpy(out.data + out.size, &digits[i], 20 - i)
-    out.size += 20 - i
-
-
-cdef void append_timing(Writer* out, Ticket ticket) noexcept:
-    """The durations of a request's phases, as Server-Timing has them: milliseconds, here to the microsecond."""
-    append_literal(out, b"queue;dur=")
-    append_milliseconds(out, ticket.queue_ns)
-    append_literal(out, b", preprocess;dur=")
-    append_milliseconds(out, ticket.preprocess_ns)
-    append_literal(out, b", run;dur=")
-    append_milliseconds(out, ticket.run_ns)
-
-
-cdef void append_milliseconds(Writer* out, int64_t nanoseconds) noexcept nogil:
-    cdef uint64_t microseconds = <uint64_t>(max(nanoseconds, <int64_t>0) + 500) // 1000
-    cdef uint64_t rest = microseconds % 1000
-    cdef uint64_t digit = 100
-    append_decimal(out, microseconds // 1000)
-    if rest:
-        out.data[out.size] = c'.'
+    cdef int put_refusal(self, Ticket ticket, bint close) except -1:
+        """Append the answer to a request that is refused, which is ready but for the time after which to try again."""
+        cdef Lane lane = self.lane
+        cdef Writer* out = &lane.answer
+        cdef bytes body = REFUSAL_BODIES[<int>ticket.refusal - 1]
+        cdef uint64_t milliseconds = lane.jittered(ticket.retry_ns)
+        cdef size_t id_start, id_size, size
+        if not writer_reserve(out, HEAD_ROOM + PyBytes_GET_SIZE(body)):
+            raise MemoryError
+        append_text(out, lane.refusal_opening)
+        id_start = out.size
+        id_size = append_id(out, lane, ticket)
+        append_literal(out, b"\r\nretry-after: ")
+        append_decimal(out, (milliseconds + 999) // 1000 + (lane.random() & 1))
+        append_literal(out, b"\r\nx-envoy-overloaded: true\r\ncontent-length: ")
+        size = PyBytes_GET_SIZE(body) + decimal_size(milliseconds) + 1
+        append_decimal(out, size)
+        if close:
+            append_literal(out, b"\r\nconnection: close")
+        append_literal(out, b"\r\n\r\n")
+        append_text(out, body)
+        append_decimal(out, milliseconds)
+        out.data[out.size] = c'}'
         out.size += 1
-    while rest:
-        out.data[out.size] = <char>(c'0' + rest // digit)
-        out.size += 1
-        rest %= digit
-        digit //= 10
-
-
-cdef inline void append_hex(Writer* out, uint64_t number) noexcept nogil:
-    cdef char[16] digits
-    cdef int i = 16
-    while True:
-        i -= 1
-        digits[i] = b"0123456789abcdef"[number & 15]
-        number >>= 4
-        if number == 0:
-            break
-    memcpy(out.data + out.size, &digits[i], 16 - i)
-    out.size += 16 - i
+        ticket.endpoint.counts.answered[LANE_FAST][UNAVAILABLE_CELL] += 1
+        if lane.access is not None:
+            lane.access.answered(self, ticket, 503, REFUSAL_CODES[<int>ticket.refusal - 1], size,
+                                 out.data + id_start, id_size)
+        return 0
 
 
 cdef inline bint is_request_id(const char* p, Py_ssize_t size) noexcept nogil:

@@ -10,7 +10,7 @@ cdef extern from "<time.h>" nogil:
 import numpy as np
 
 from fastinfer.errors import (
-    BodyTooLargeError, CancelledError, FastinferError, InvalidRequestError, InvalidShapeError, QueueFullError,
+    BodyTooLargeError, CancelledError, FastinferError, InvalidRequestError, InvalidShapeError, OverloadedError,
 )
 
 cdef int MAX_SPARE_REQUESTS = 256
@@ -323,8 +323,15 @@ cdef class Endpoint:
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             self.submit_bytes(ticket, kind, <const char*>view.buf, <size_t>view.len, header_length)
-        except FastinferError as error:
-            self.count_refused(error)
+            if ticket.refusal != ADMITTED:
+                self.count_refused(ticket.refusal)
+                raise refusal(ticket.refusal, ticket.retry_ns)
+        except OverloadedError:
+            self.counts.failed += 1
+            self.counts.failed_ns += monotonic_ns() - ticket.started_ns
+            raise
+        except FastinferError:
+            self.counts.failed += 1
             self.counts.failed_ns += monotonic_ns() - ticket.started_ns
             raise
         finally:
@@ -334,13 +341,17 @@ cdef class Endpoint:
 
     cdef Ticket submit_fast(self, int kind, const char* body, size_t size, const Head* head, int64_t now,
                             int64_t arrived_ns, int64_t key):
-        """As ``submit``, for the fast lane: None where it raises, and nothing is counted then."""
+        """As ``submit``, for the fast lane: None where it raises, and nothing is counted then; one that is refused
+        has its ticket, which says so."""
         cdef Ticket ticket = self.new_ticket(None, arrived_ns, head.timeout_ns, key)
         ticket.started_ns = now
         try:
             self.submit_bytes(ticket, kind, body, size, head.header_length if kind == KIND_INFER else -1)
         except FastinferError:
             return None
+        if ticket.refusal != ADMITTED:
+            self.turn_away(ticket)
+            return ticket
         ticket.enter(None)
         return ticket
 
@@ -375,19 +386,99 @@ cdef class Endpoint:
         ticket.preprocess_ns = decoded.decoded_ns - decoded.started_ns
         ticket.rows = decoded.request.rows
         try:
-            self.batcher.admit(ticket.rows, decoded.rows.nbytes())
+            self.batcher.check_open()
+            if self.judge(ticket, decoded.rows.nbytes()) != ADMITTED:
+                self.count_refused(ticket.refusal)
+                raise refusal(ticket.refusal, ticket.retry_ns)
             self.enqueue(decoded, ticket)
-        except FastinferError as error:
-            self.count_refused(error)
+        except FastinferError:
+            self.counts.failed += 1
             raise
         ticket.enter(arrival)
         return ticket
 
-    cdef void count_refused(self, error):
-        """A request that is told its error; the fast lane tells none, and asks the standard one instead."""
+    # -- admission ---------------------------------------------------------------------------------------------
+    def gate(self, int kind, int64_t size, Arrival arrival not None):
+        """Refuse, by its head, a request whose body is of ``size`` bytes, or -1 where that is not known.
+
+        Raises:
+            OverloadedError: it could not make it, or there is no room.
+        """
+        cdef int64_t retry_ns = 0
+        cdef Reason reason = self.judge_head(kind, size, monotonic_ns(), arrival.arrived_ns, arrival.timeout_ns,
+                                             arrival.key, &retry_ns)
+        if reason != ADMITTED:
+            self.count_refused(reason)
+            self.counts.failed += 1
+            raise refusal(reason, retry_ns)
+
+    cdef Reason judge_head(self, int kind, int64_t size, int64_t now, int64_t arrived_ns, int64_t timeout_ns,
+                           int64_t key, int64_t* retry_ns):
+        """What is to become of a request of which only the head is known."""
+        cdef Batcher batcher = self.batcher
+        cdef Reason reason
+        cdef Asked asked
+        cdef int64_t budget = batcher.slo_ns
+        if batcher.closed or batcher.given_up >= batcher.instances:
+            return ADMITTED  # which has an answer of its own
+        if timeout_ns and (timeout_ns < budget or not budget):
+            budget = timeout_ns
+        if not budget and 2 * batcher.waiting_rows < batcher.queue_rows \
+                and 2 * batcher.waiting_bytes < <size_t>batcher.queue_bytes:
+            return ADMITTED
+        asked.rows = 1
+        if batcher.signature.batched and size > 0 and self.bytes_per_row[kind] > 0:
+            asked.rows = max(<Py_ssize_t>(size / self.bytes_per_row[kind]), <Py_ssize_t>1)
+        asked.nbytes = max(size, <int64_t>0)
+        asked.rank = head_rank(batcher, now)
+        asked.key = key
+        asked.now, asked.arrived = now, arrived_ns
+        asked.deadline = arrived_ns + budget if budget and budget < FOREVER else NEVER
+        reason = judge(batcher, &asked, retry_ns)
+        if reason == PAST_DEADLINE and asked.now < asked.deadline:
+            batcher.head_refused += 1
+            if batcher.head_refused % SAMPLED == 0:
+                return ADMITTED  # its body may say that it is urgent, and then others' heads pass for urgent too
+        return reason
+
+    cdef Reason judge(self, Ticket ticket, size_t nbytes):
+        """What is to become of a request that is decoded; the ticket has the answer too."""
+        cdef Asked asked
+        asked.rows = ticket.rows if self.signature.batched else 1
+        asked.nbytes = nbytes
+        asked.rank = ticket.rank
+        asked.key = ticket.key
+        asked.now, asked.arrived, asked.deadline = monotonic_ns(), ticket.arrived_ns, ticket.deadline
+        if ticket.rank < LOWEST_RANK:
+            note_rank(self.batcher, ticket.rank, asked.now)
+        ticket.refusal = judge(self.batcher, &asked, &ticket.retry_ns) if ticket.rows else ADMITTED
+        return ticket.refusal
+
+    cdef void note_size(self, int kind, double bytes_per_row) noexcept:
+        """What a row takes in a body, for the heads of others."""
+        cdef double known = self.bytes_per_row[kind]
+        self.bytes_per_row[kind] = known + (bytes_per_row - known) / 16 if known else bytes_per_row
+
+    cdef Ticket refused_ticket(self, Reason reason, int64_t retry_ns, int64_t now):
+        """The ticket of a request that is refused at its head."""
+        cdef Ticket ticket = Ticket.__new__(Ticket)
+        ticket.endpoint = self
+        ticket.started_ns = now
+        ticket.refusal = reason
+        ticket.retry_ns = retry_ns
+        self.turn_away(ticket)
+        return ticket
+
+    cdef void turn_away(self, Ticket ticket):
+        """A request of the fast lane is refused: its answer is due at once."""
+        ticket.finished = True
+        ticket.release()
+        self.count_refused(ticket.refusal)
         self.counts.failed += 1
-        if isinstance(error, QueueFullError):
-            self.counts.refused += 1
+
+    cdef void count_refused(self, Reason reason) noexcept:
+        self.counts.refused += 1
+        self.counts.refused_by[<int>reason - 1] += 1
 
     cdef Ticket new_ticket(self, done, int64_t arrived_ns, int64_t timeout_ns, int64_t key):
         cdef Ticket ticket = Ticket.__new__(Ticket)
@@ -426,7 +517,12 @@ cdef class Endpoint:
         cdef Decoded decoded
         ticket.rows = ticket.request.rows
         self.set_deadline(ticket)
-        self.batcher.admit(ticket.rows, size)
+        self.batcher.check_open()
+        if ticket.deadline != NEVER or self.batcher.waiting_rows:
+            if ticket.rows:
+                self.note_size(ticket.request.kind, <double>size / ticket.rows)
+            if self.judge(ticket, size) != ADMITTED:
+                return 0
         if 0 < ticket.request.rows <= self.batcher.max_batch_size:
             return self.submit_direct(ticket, size)
         # No rows are decoded all the same: what stands in the place of rows may be wrong.
@@ -554,6 +650,8 @@ cdef class Endpoint:
         batcher.board = board  # whose memory it is
         batcher.counts = self.counts = &slot.rows[row]
         self.row = row
+        for level in range(COST_LEVELS):
+            batcher.show_cost(level)
         batcher.n_sizes = 0
         if row < MAX_ROWS:
             batcher.sizes = &slot.sizes[board.directory.entries[row].sizes]

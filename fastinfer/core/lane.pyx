@@ -1,6 +1,6 @@
 # What the connections of one server share: routes of the fast lane, heads that came before, buffers for answers.
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
 
 import logging
@@ -46,6 +46,7 @@ cdef class Lane:
         self.paths = NameTable([])
         self.routes = []
         self.tick(b"")
+        self.state = <uint64_t>monotonic_ns()
 
     def __dealloc__(self):
         writer_free(&self.answer)
@@ -92,10 +93,12 @@ cdef class Lane:
         return b"%s%x" % (self.prefix, self.sequence)
 
     def tick(self, bytes date not None):
-        """Set the Date field's line, once a second: what good answers begin with."""
+        """Set the Date field's line, once a second: what good answers and refusals begin with."""
         opening = b"HTTP/1.1 200 OK\r\n" + date + b"content-type: application/"
         self.json_opening = opening + b"json\r\nx-request-id: "
         self.binary_opening = opening + b"octet-stream\r\nx-request-id: "
+        self.refusal_opening = (b"HTTP/1.1 503 Service Unavailable\r\n" + date
+                                + b"content-type: application/json\r\nx-request-id: ")
 
     cdef void append_dirty(self, Connection connection):
         if self.dirty is None:
@@ -104,20 +107,36 @@ cdef class Lane:
             self.last_dirty.next_dirty = connection
         self.last_dirty = connection
 
+    cdef uint64_t random(self) noexcept:
+        """Numbers that clients do not share; no secret. Source: Steele et al., SplitMix64."""
+        cdef uint64_t z
+        self.state += 0x9E3779B97F4A7C15u
+        z = self.state
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBu
+        return z ^ (z >> 31)
+
+    cdef uint64_t jittered(self, int64_t retry_ns) noexcept:
+        """Milliseconds: once to twice as many. Who was refused together must not come back together."""
+        cdef uint64_t milliseconds = <uint64_t>max(retry_ns // 1_000_000, <int64_t>1)
+        return milliseconds + self.random() % (milliseconds + 1)
+
     cdef int flush(self) except -1:
         """Write the answers that a batch left behind: one write a connection."""
         cdef Connection connection
-        cdef Connection rest = self.dirty
-        self.dirty = self.last_dirty = None
-        while rest is not None:
-            connection = rest
-            rest = connection.next_dirty
-            connection.next_dirty = None
-            connection.is_dirty = False
-            try:
-                connection.write_answers()
-            except Exception:
-                # The other connections of this batch must have their answers all the same.
-                connection_logger.exception("a connection failed")
-                connection.abandon()
+        cdef Connection rest
+        while self.dirty is not None:  # again, where what a connection sent meanwhile is answered already
+            rest = self.dirty
+            self.dirty = self.last_dirty = None
+            while rest is not None:
+                connection = rest
+                rest = connection.next_dirty
+                connection.next_dirty = None
+                connection.is_dirty = False
+                try:
+                    connection.write_answers()
+                except Exception:
+                    # The other connections of this batch must have their answers all the same.
+                    connection_logger.exception("a connection failed")
+                    connection.abandon()
         return 0

@@ -29,7 +29,7 @@ cdef size_t queue_position(const Queue* queue, int rank, int64_t deadline, uint6
     return low
 
 
-cdef bint queue_insert(Queue* queue, Slot slot, int rank, int64_t deadline, int64_t key) except False:
+cdef bint queue_insert(Queue* queue, Slot slot, Ticket ticket) except False:
     """Let a slot wait; it is kept alive.
 
     Raises:
@@ -51,16 +51,17 @@ cdef bint queue_insert(Queue* queue, Slot slot, int rank, int64_t deadline, int6
             queue.capacity = capacity
     queue.orders += 1
     slot.order = queue.orders
-    at = queue_position(queue, rank, deadline, slot.order)
+    at = queue_position(queue, ticket.rank, ticket.deadline, slot.order)
     if at < queue.end:
         memmove(queue.data + at + 1, queue.data + at, (queue.end - at) * sizeof(Waiting))
     queue.end += 1
     data = queue.data + at
-    data.rank = rank
-    data.deadline = deadline
+    data.rank = ticket.rank
+    data.deadline = ticket.deadline
     data.order = slot.order
-    data.key = key
+    data.key = ticket.key
     data.rows = slot.rows
+    data.nbytes = slot.nbytes
     data.slot = <void*>slot
     Py_INCREF(slot)
     return True
@@ -78,6 +79,19 @@ cdef void queue_remove(Queue* queue, size_t at) noexcept:
     if queue.begin == queue.end:
         queue.begin = queue.end = 0
     Py_DECREF(slot)
+
+
+cdef Holding queue_held(const Queue* queue, int64_t key) noexcept nogil:
+    """What one client has waiting."""
+    cdef Holding held
+    cdef size_t i
+    held.rows = 0
+    held.nbytes = 0
+    for i in range(queue.begin, queue.end):
+        if queue.data[i].key == key:
+            held.rows += queue.data[i].rows
+            held.nbytes += queue.data[i].nbytes
+    return held
 
 
 cdef int64_t queue_earliest(const Queue* queue) noexcept nogil:

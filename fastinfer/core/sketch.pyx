@@ -56,14 +56,30 @@ cdef tuple cumulative(Durations* durations):
 
 
 cdef void add_row(Row* total, const Row* row) noexcept nogil:
-    """Add a slot's row to ``total``; the time of the last answer is the latest."""
+    """Add a slot's row to ``total``; the time of the last answer is the latest, what a run costs the most."""
     cdef uint64_t* cells = <uint64_t*>total
     cdef const uint64_t* added = <const uint64_t*>row
     cdef int64_t last = max(total.last_ns, row.last_ns)
     cdef size_t i
-    for i in range(sizeof(Row) // sizeof(uint64_t)):
+    cdef int level
+    for i in range(offsetof_cost() // sizeof(uint64_t)):
         cells[i] += added[i]
+    for level in range(COST_LEVELS):
+        total.cost_mean[level] = max(total.cost_mean[level], row.cost_mean[level])
+        total.cost_high[level] = max(total.cost_high[level], row.cost_high[level])
     total.last_ns = last
+
+
+cdef inline size_t offsetof_cost() noexcept nogil:
+    """Where a row's sums end and its gauges of cost begin."""
+    cdef Row row
+    return <size_t>(<char*>&row.cost_mean[0] - <char*>&row)
+
+
+cdef list row_costs(const Row* row):
+    """(rows at most, mean nanoseconds of a run, its high quantile) of the batch sizes that were run."""
+    return [(1 << level, row.cost_mean[level], row.cost_high[level])
+            for level in range(COST_LEVELS) if row.cost_mean[level]]
 
 
 cdef dict row_counters(const Row* row):
@@ -72,6 +88,7 @@ cdef dict row_counters(const Row* row):
                 for lane in range(LANE_CELLS) for cell, status in enumerate(STATUSES) if row.answered[lane][cell]}
     return {"cancelled": row.cancelled, "refused": row.refused, "pending_rows": row.waiting_rows,
             "admitted": row.admitted, "goodput": row.in_time, "late": row.late, "expired": row.expired,
+            "refused_by": {REASONS[i]: row.refused_by[i] for i in range(REASON_COUNT - 2)}, "cost": row_costs(row),
             "fast": row.answered[LANE_FAST][0], "in_flight": row.in_flight,
             "rows": row.rows_run, "batches": row.executions, "answered": answered,
             "phases": {"queue": cumulative(<Durations*>&row.queue_time),
@@ -105,6 +122,7 @@ cdef dict row_statistics(str name, str version, const Row* row, list sizes):
             "cache_miss": {"count": 0, "ns": 0},
         },
         "response_stats": {}, "batch_stats": batches, "memory_usage": [],
+        "run_cost": [{"batch_size": rows, "mean_ns": mean, "high_ns": high} for rows, mean, high in row_costs(row)],
     }
 
 

@@ -107,7 +107,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)
-        self.wire.attach(transport, self._address())
+        self.wire.attach(transport, self._address(), 0 if self.client is None else -abs(hash(self.client[0])) or -1)
         self.service.counters.connections += 1
         if len(self.connections) > self.limits.connections:
             self.connections.discard(self)  # it takes nobody's place while it is told

@@ -20,6 +20,7 @@ from fastinfer.errors import (
     FastinferError,
     InvalidJsonError,
     MethodNotAllowedError,
+    OverloadedError,
     UnavailableError,
     UnsupportedEncodingError,
 )
@@ -118,7 +119,7 @@ class Exchange:
         """
         limit = self.service.settings.max_body_bytes
         encoding = encoding_of(self.headers.get(b"content-encoding", b""))
-        if (self._declared() or 0) > limit:
+        if self.declared > limit:
             raise BodyTooLargeError(f"the body is over max_body_bytes ({limit} bytes)")
         body = await self._read(limit)
         if encoding is None:
@@ -141,10 +142,11 @@ class Exchange:
         except (ValueError, RecursionError) as error:
             raise InvalidJsonError(f"the body is not JSON: {error}") from error
 
-    def _declared(self) -> int | None:
-        """Content-Length, which the server has checked; None for a chunked body."""
+    @property
+    def declared(self) -> int:
+        """Content-Length, which the server has checked; -1 for a chunked body."""
         value = self.headers.get(b"content-length", b"")
-        return int(value) if value.isdigit() else None
+        return int(value) if value.isdigit() else -1
 
     async def _read(self, limit: int) -> bytes:
         chunks: list[bytes] = []
@@ -215,7 +217,7 @@ class Exchange:
         """Whether the connection must close after an answer that came before the body's end."""
         if b"transfer-encoding" in self.headers:
             return True
-        declared = self._declared() or 0
+        declared = self.declared
         # Told not to go on (RFC 9110, 10.1.1), a client may send the body or not: what follows is not to be trusted.
         return declared > KEPT_BODY or (declared > 0 and b"expect" in self.headers)
 
@@ -237,14 +239,19 @@ class Exchange:
 
 def error_answer(error: FastinferError) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """The body of an error's answer, and the fields that belong to it."""
-    body = {"error": str(error), "code": error.code}
+    body: dict[str, Any] = {"error": str(error), "code": error.code}
     if error.at is not None:
         body["at"] = error.at
     headers = []
     if error.retry_after is not None:
         # Jittered: clients that were refused together must not come back together.
-        seconds = max(1, math.ceil(error.retry_after * random.uniform(1.0, 2.0)))  # noqa: S311 - no secret
+        milliseconds = max(1, int(1000 * error.retry_after * random.uniform(1.0, 2.0)))  # noqa: S311 - no secret
+        seconds = math.ceil(milliseconds / 1000) + random.getrandbits(1)
         headers.append((b"retry-after", b"%d" % seconds))
+    if isinstance(error, OverloadedError):
+        body |= {"reason": error.reason, "retry_after_ms": milliseconds}
+        # Meshes ask another replica at once after a bare 503, and three times the load is no help.
+        headers.append((b"x-envoy-overloaded", b"true"))
     if isinstance(error, UnsupportedEncodingError):
         headers.append((b"accept-encoding", b"gzip, deflate"))
     if isinstance(error, MethodNotAllowedError):

@@ -64,6 +64,7 @@ async def answer_infer(exchange: Exchange, kind: int) -> None:
     model = await exchange.service.model(path["name"], path.get("version"))
     exchange.model, exchange.version = model.name, model.version
     arrival = exchange.arrival()
+    model.endpoint.gate(kind, exchange.declared, arrival)
     body = await exchange.body()
     header_length = binary_header(exchange.headers, len(body)) if kind == INFER else -1
     ticket = await run(exchange, model, kind, body, header_length, arrival)

@@ -1,0 +1,199 @@
+# Whether a request can still make it: asked at its head, from what is known then, and again when it is decoded.
+#
+# Predicted is the rest of what runs, the queue ahead of it by priority and deadline, its own batch, and how late the
+# loop itself is. Only those ahead are counted; but nobody is let in who would push one past its deadline that was let
+# in before, unless it is of a higher priority.
+from libc.math cimport ceil, sqrt
+from libc.stdint cimport int64_t
+
+from fastinfer.errors import (DeadlineUnreachableError, ExpiredError, FairShareError, QueueBytesFullError,
+                              QueueFullError)
+
+cdef int64_t LONG_TURN_NS = 5_000_000       # of the loop; one that takes longer counts as queue
+cdef int64_t COMPANY_NS = 10 * SECOND_NS    # for which another client that was seen counts as about
+cdef int64_t URGENT_NS = 60 * SECOND_NS        # for which a head passes for as urgent as bodies said they were
+cdef int64_t STALE_NS = SECOND_NS              # since the last run, after which an idle model is tried again
+cdef double CAUTION = 1.5                   # a quantile of few runs, and a mean of fewer, err too
+cdef int SAMPLED = 64                       # one in so many refusals at the head is left to the body
+
+REFUSALS = (DeadlineUnreachableError, QueueFullError, QueueBytesFullError, FairShareError, ExpiredError)
+REASONS = tuple(error.reason for error in REFUSALS)     # in the order of Reason, from its second on
+assert len(REFUSALS) == REASON_COUNT - 1
+
+
+# What a prediction is made of, once for a request.
+cdef struct Outlook:
+    double wait                 # nanoseconds until a run can begin
+    double doubt                # the square of what may be added to it
+    double remaining            # until the deadline
+    Guess run                   # of a full batch
+    Py_ssize_t rows             # of that batch
+    int instances
+
+
+cdef double takes(const Outlook* outlook, double rows) noexcept nogil:
+    """Nanoseconds until so many rows have run that stand first in the queue.
+
+    Runs vary apart from one another, so that what their sum varies by grows with the root of their number. What is
+    held back for that is at most half of the time there is: a model whose slowest runs take most of it anyway would
+    else serve nobody.
+    """
+    cdef double runs = ceil(ceil(rows / outlook.rows) / outlook.instances)
+    cdef double spread = outlook.run.high - outlook.run.mean
+    cdef double doubt = CAUTION * sqrt(outlook.doubt + runs * spread * spread)
+    return outlook.wait + runs * outlook.run.mean + min(doubt, outlook.remaining / 2)
+
+
+cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns):
+    """ADMITTED, or why it is refused, and then in how many nanoseconds there may be room."""
+    cdef Holding held
+    retry_ns[0] = SECOND_NS
+    held.rows = -1
+    if asked.key and asked.key != batcher.last_key:
+        if batcher.last_key:
+            batcher.company_ns = asked.now
+        batcher.last_key = asked.key
+    if batcher.waiting_rows:
+        if batcher.waiting_rows + asked.rows > batcher.queue_rows:
+            return ROWS_FULL
+        if batcher.waiting_bytes + asked.nbytes > <size_t>batcher.queue_bytes:
+            return BYTES_FULL
+        if asked.key and passes_share(batcher, asked, batcher.waiting_rows, batcher.waiting_bytes):
+            held = queue_held(&batcher.queue, asked.key)
+            if held.rows and passes_share(batcher, asked, held.rows, held.nbytes):
+                return SHARE_FULL
+    if asked.deadline == NEVER:
+        return ADMITTED
+    return judge_deadline(batcher, asked, held, retry_ns)
+
+
+cdef bint has_company(Batcher batcher, const Asked* asked) noexcept:
+    return asked.now - batcher.company_ns < COMPANY_NS
+
+
+cdef bint passes_share(Batcher batcher, const Asked* asked, Py_ssize_t rows, size_t nbytes) noexcept:
+    """Whether a client that has so much waiting asks for more of the queue than it may have: half of it.
+
+    Alone it may have nearly all: another that comes finds room for its first request, and from then on has its half.
+    """
+    cdef Py_ssize_t most_rows = batcher.queue_rows // 2, most_bytes = batcher.queue_bytes // 2
+    if not has_company(batcher, asked):
+        most_rows = batcher.queue_rows - batcher.queue_rows // 32
+        most_bytes = batcher.queue_bytes - batcher.queue_bytes // 32
+    return rows + asked.rows > most_rows or nbytes + asked.nbytes > <size_t>most_bytes
+
+
+cdef Reason judge_deadline(Batcher batcher, const Asked* asked, Holding held, int64_t* retry_ns):
+    cdef Outlook outlook
+    cdef Guess own
+    cdef Py_ssize_t ahead = batcher.waiting_rows
+    cdef bint idle = ahead == 0 and len(batcher.running) < batcher.instances
+    cdef double predicted
+    outlook.remaining = asked.deadline - asked.now
+    if outlook.remaining <= 0:
+        return PAST_DEADLINE
+    outlook.rows = batcher.rows_within(asked.deadline - asked.arrived)
+    outlook.run = batcher.fit_run
+    if not outlook.run.known:
+        return ADMITTED
+    outlook.instances = batcher.instances
+    look_at_runs(batcher, asked.now, &outlook)
+    if idle and asked.rows <= outlook.rows:
+        own = batcher.cost.guess(asked.rows)
+        outlook.run.mean, outlook.run.high = own.mean, own.high
+    elif not batcher.running and ahead + asked.rows < outlook.rows:
+        own = batcher.cost.guess(ahead + asked.rows)
+        outlook.run.mean, outlook.run.high = own.mean, own.high
+    if not idle and not displaces(batcher, asked, &outlook, &ahead):
+        retry_ns[0] = <int64_t>outlook.run.mean
+        return PAST_DEADLINE
+    predicted = takes(&outlook, ahead + asked.rows)
+    if predicted > outlook.remaining:
+        if idle and asked.now - batcher.last_run_ns > STALE_NS and outlook.run.best <= 2 * outlook.remaining:
+            batcher.trying = True
+            return ADMITTED  # nothing has told for a while how fast it is, and nobody is kept waiting
+        retry_ns[0] = <int64_t>min(max(predicted - outlook.remaining, 0.0), 60.0 * SECOND_NS)
+        return PAST_DEADLINE
+    if not asked.key or idle:
+        return ADMITTED
+    retry_ns[0] = <int64_t>outlook.run.mean
+    if has_company(batcher, asked):  # at most half of the time there is may be taken by one client
+        if takes(&outlook, 2 * (batcher.waiting_rows + asked.rows)) > outlook.remaining:
+            if held.rows < 0:
+                held = queue_held(&batcher.queue, asked.key)
+            if takes(&outlook, 2 * (held.rows + asked.rows)) > outlook.remaining:
+                return SHARE_FULL
+    elif takes(&outlook, ahead + asked.rows + max(outlook.rows // 16, <Py_ssize_t>1)) > outlook.remaining:
+        return PAST_DEADLINE
+    return ADMITTED
+
+
+cdef int look_at_runs(Batcher batcher, int64_t now, Outlook* outlook) except -1:
+    """When the first of what runs is over, where none can begin before, and how late the loop is."""
+    cdef double rest, least = -1, doubt = 0, spread, elapsed
+    cdef Batch batch
+    outlook.wait = loop_lag(batcher, now)
+    outlook.doubt = 0
+    if len(batcher.running) < batcher.instances:
+        return 0
+    for batch in batcher.running:
+        elapsed = now - batch.started_ns
+        spread = batch.guess.high - batch.guess.mean
+        rest = batch.guess.mean - elapsed
+        if rest <= 0:  # it takes longer than most: as long as any, and then who knows
+            spread = 0
+            rest = max(batch.guess.high - elapsed, elapsed / 4)
+        if least < 0 or rest < least:
+            least = rest
+            doubt = spread * spread
+    outlook.wait += least
+    outlook.doubt = doubt
+    return 0
+
+
+cdef bint displaces(Batcher batcher, const Asked* asked, const Outlook* outlook, Py_ssize_t* ahead):
+    """Count the rows that go before; False where those that would have to let it pass could not make it then."""
+    cdef Queue* queue = &batcher.queue
+    cdef size_t i = queue.end
+    cdef Waiting* entry
+    cdef Py_ssize_t rows = batcher.waiting_rows
+    cdef Outlook theirs = outlook[0]
+    while i > queue.begin:
+        entry = &queue.data[i - 1]
+        if entry.rank < asked.rank or entry.rank == asked.rank and entry.deadline <= asked.deadline:
+            break
+        if entry.rank == asked.rank and entry.deadline != NEVER:
+            theirs.remaining = entry.deadline - asked.now
+            if takes(&theirs, rows) <= theirs.remaining < takes(&theirs, rows + asked.rows):
+                return False
+        rows -= entry.rows
+        i -= 1
+    ahead[0] = rows
+    return True
+
+
+cdef void note_lag(Batcher batcher, int64_t took, int64_t now) noexcept:
+    """A turn of the loop took so long before it came to this model."""
+    batcher.lag_ns += 0.25 * ((took if took > LONG_TURN_NS else 0) - batcher.lag_ns)
+    batcher.lag_at = now
+
+
+cdef double loop_lag(Batcher batcher, int64_t now) noexcept:
+    return batcher.lag_ns if now - batcher.lag_at < SECOND_NS else 0
+
+
+cdef int head_rank(Batcher batcher, int64_t now) noexcept:
+    """How urgent a request may turn out to be whose body is not read: as the most urgent of the last minute."""
+    return batcher.urgent_rank if now - batcher.urgent_ns < URGENT_NS else LOWEST_RANK
+
+
+cdef void note_rank(Batcher batcher, int rank, int64_t now) noexcept:
+    if rank <= batcher.urgent_rank or now - batcher.urgent_ns >= URGENT_NS:
+        if rank < LOWEST_RANK:
+            batcher.urgent_rank = rank
+            batcher.urgent_ns = now
+
+
+cdef object refusal(Reason reason, int64_t retry_ns):
+    """What a caller of Python is told."""
+    return REFUSALS[<int>reason - 1](max(retry_ns, <int64_t>1_000_000) / 1e9)
