@@ -62,8 +62,12 @@ def convert(fitted: Any, sample: Any | None) -> Imported:
     if sample is not None:
         sample = checked_sample(sample, names, named)
 
+    sparse = False
+
     def program_shape(transformer: Any, path: str) -> Made:
+        nonlocal sparse
         program = Program.from_sklearn(transformer, sample=sample, path=path)
+        sparse |= program.spec.output.sparse
         return Made(program.width, program.spec.output.sparse)
 
     path = "pipeline" if type(fitted).__name__ == "Pipeline" else "estimator"
@@ -72,7 +76,7 @@ def convert(fitted: Any, sample: Any | None) -> Imported:
     inner = fitted if not model.fronts else stripped(fitted, model.fronts)
     matrices = [front for front in model.fronts if not is_scored(front)]
     readers = behind(fitted, inner, matrices) if matrices or not model.fronts else []
-    allow = min([accepts(e, width) for e in readers] or ["finite"], key=_STRICTEST.index)
+    allow = min([accepts(e, width, sparse) for e in readers] or ["finite"], key=_STRICTEST.index)
     transformer = _joined(model.fronts, names, named)
     program = Program.from_sklearn(transformer, sample=sample, dtype=model.dtype, allow=allow, path=path)
     program = program.with_task(model.task)
@@ -206,17 +210,26 @@ def _collect(fitted: Any, lengths: dict[int, int], found: list[Any]) -> None:
         _collect(member, lengths, found)
 
 
-def accepts(estimator: Any, width: int) -> str:
-    """What an estimator takes in its matrix, found by asking it."""
+def accepts(estimator: Any, width: int, sparse: bool) -> str:
+    """What an estimator takes in its matrix, found by asking it; scikit-learn's forests take NaN in dense ones only."""
     if type(estimator).__name__ in _TAKES_ANYTHING:
         return "any"
     width = int(getattr(estimator, "n_features_in_", width))
-    if _answers(estimator, np.full((1, width), np.nan)):
-        return "any" if _answers(estimator, np.full((1, width), np.inf)) else "nan"
-    return "finite"
+    if not _answers(estimator, _row(np.nan, width, sparse)):
+        return "finite"
+    return "any" if _answers(estimator, _row(np.inf, width, sparse)) else "nan"
 
 
-def _answers(estimator: Any, row: NDArray[np.float64]) -> bool:
+def _row(value: float, width: int, sparse: bool) -> Any:
+    dense = np.full((1, width), value)
+    if not sparse:
+        return dense
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix(dense)
+
+
+def _answers(estimator: Any, row: Any) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

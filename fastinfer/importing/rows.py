@@ -91,7 +91,8 @@ def _speaks_of(step: Any, width: int) -> list[list[Any]]:
     if type(step).__name__ in VECTORIZERS:
         return [texts_for(step)]
     for attribute in ("categories_", "bin_edges_"):
-        for i, known in enumerate(getattr(step, attribute, None) or []):
+        known_values = getattr(step, attribute, None)
+        for i, known in enumerate([] if known_values is None else known_values):
             if i < width:
                 values[i] += np.asarray(known).tolist()
     spread = _per_column(step, "scale_", width)

@@ -91,7 +91,8 @@ class ProgramModel:
 
     def __init__(self) -> None:
         self.program = Program.load(Path(__file__).parent / "features.json")
-        features = Signature([Tensor("x", "FP32", (-1, self.program.width))], [Tensor("y", "FP32", (-1, -1))])
+        shape = (-1, self.program.width)
+        features = Signature([Tensor("x", "FP32", shape)], [Tensor("y", "FP32", shape)])
         self.due: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         batcher = _core.Batcher(features, lambda arrays: {"y": arrays["x"].copy()}, inline_budget_us=1 << 40)
         batcher.attach(call_soon=self.call_soon, call_later=None, call_soon_threadsafe=self.call_soon, submit=None)
