@@ -82,10 +82,10 @@ class Contender:
 
 def contenders(setting: Setting) -> dict[str, Contender]:
     slo, batch = setting.slo_ms, setting.max_batch_size
-    # Who waited as long as this still makes it with its own batch. The queue is no longer than what is then begun,
-    # behind the rest of the running batch: a longer one is full of those that will be too late.
+    # Who waited as long as this still makes it with its own batch. A shorter queue (one batch, so that nobody comes
+    # too late) was tried and carried less.
     longest = max(1.0, slo - 1.1 * setting.batch_ms)
-    queue = max(batch, int((slo / setting.batch_ms - 2.2) * batch))
+    queue = max(batch, int(longest / setting.batch_ms * batch))
     triton = TRITON.format(model=MODEL, batch=batch, timeout_us=round(longest * 1000), queue=queue)
     return {
         "fastinfer": Contender(
@@ -94,9 +94,9 @@ def contenders(setting: Setting) -> dict[str, Contender]:
             {}, lambda launch: None, lambda launch: None, ("overload-x3", "overload-x10", "spike"),
             f"slo_ms = {slo:g}, max_batch_size = {batch}, else defaults"),
         "triton": Contender(
-            "Triton", "triton", triton_server.COMMAND, triton_server.ENVIRON,
+            "Triton", "triton", (*triton_server.COMMAND, "--http-thread-count=4"), triton_server.ENVIRON,
             lambda launch: triton_server.write(launch, triton), triton_server.clean, ("overload-x3",),
-            f"dynamic batching; queue policy: REJECT after {longest:.0f} ms, at most {queue} waiting"),
+            f"dynamic batching; queue policy: REJECT after {longest:.0f} ms, at most {queue} waiting; 4 HTTP threads"),
         "bentoml": Contender(
             "BentoML", "bentoml",
             ("{python}", "-m", "bentoml", "serve", "bentoml_overload:Infer", "--working-dir", str(SERVERS), "--host",
@@ -197,7 +197,7 @@ def overload(contender: Contender, setting: Setting, options: argparse.Namespace
     results = RESULTS / contender.title
     results.mkdir(parents=True, exist_ok=True)
     wanted = targets.Targets(courses=courses(setting, options.seconds))
-    loop = targets.Capacity(users=setting.max_batch_size * 3 // 2, seconds=6.0, slo_ms=setting.slo_ms, staircase=32.0)
+    loop = targets.Capacity(users=setting.max_batch_size * 3 // 2, seconds=6.0, slo_ms=setting.slo_ms, staircase=24.0)
     generator = verify.Generator(options.locust_python, results, cores.client, model=MODEL, tags="oip_json")
     with started(contender, setting, options, cores) as server:
         tested = verify.Server(f"http://127.0.0.1:{server.port}", server.process, RESULTS / f"{contender.title}.log")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,11 @@ class Server:
         return str(names[0])
 
 
-def prepare(environment: Any) -> list[type[InferenceUser]]:
+def prepare(environment: Any, others: Iterable[type[Any]]) -> list[type[InferenceUser]]:
     """Encode every user class's bodies; the classes that this server and this model can serve.
+
+    Args:
+        others: user classes that send what the first of these does.
 
     Raises:
         PayloadError: no server, no such model, rows that do not fit, or no class that gets an answer.
@@ -136,7 +140,7 @@ def prepare(environment: Any) -> list[type[InferenceUser]]:
         log.warning("left out: %s", refusal)
     if not kept:
         raise payloads.PayloadError("no user class gets an answer; give rows that fit with --payload")
-    for user in environment.user_classes:
+    for user in others:
         if issubclass(user, InferenceUser) and user not in ENCODERS:  # a scenario's own, or an importer's
             user.bodies, user.answer_holds = kept[0].bodies, kept[0].answer_holds
     return kept
@@ -156,8 +160,9 @@ class Test:
         self.runner = runner
         environment.events.test_stopping.add_listener(self.stopping)  # before the recorder's, which closes the run
         self.recorder = Recorder(environment)
-        self.chosen = list(environment.user_classes)
-        self.optional = {user.__name__ for scenario in SCENARIOS.values() for user in scenario.extra_users}
+        self.chosen = self.left = list(environment.user_classes)
+        names = {user.__name__ for scenario in SCENARIOS.values() for user in scenario.extra_users}
+        self.optional = {user.__name__: user for user in environment.user_classes if user.__name__ in names}
 
     @property
     def options(self) -> Any:
@@ -183,7 +188,7 @@ class Test:
         shape = self.environment.shape_class
         if isinstance(shape, Scenario):
             return shape
-        if shape is None and self.options.scenario:
+        if shape is None and self.options.scenario and isinstance(self.runner, WorkerRunner):
             return self.environment.available_shape_classes[self.options.scenario]
         return None
 
@@ -191,16 +196,21 @@ class Test:
         """Make ready, at each start of a test: the web UI starts several."""
         try:
             scenario = self.scenario
+            if not isinstance(self.runner, WorkerRunner):
+                self.options.scenario = scenario.name if scenario is not None else ""
             if scenario is not None:
-                self.options.scenario = scenario.name
                 if isinstance(self.runner, WorkerRunner):  # which did not have the master's options when it was made
                     scenario.configure(None, self.options)
                 scenario.check()
-            kept = prepare(self.environment)
+            kept = prepare(self.environment, [*self.environment.user_classes, *self.optional.values()])
         except (payloads.PayloadError, ScenarioError) as error:
             abandon(self.environment, str(error))
         if not isinstance(self.runner, WorkerRunner):  # a worker starts what the master says
-            self.environment.user_classes[:] = [user for user in self.chosen if self.takes_part(user, kept, scenario)]
+            if self.environment.user_classes != self.left:  # somebody chose others in the web UI
+                self.chosen = list(self.environment.user_classes)
+            self.left = [user for user in dict.fromkeys([*self.chosen, *self.optional.values()])
+                         if self.takes_part(user, kept, scenario)]
+            self.environment.user_classes[:] = self.left
             if not self.environment.user_classes:
                 abandon(self.environment, "no user class is left")
         InferenceUser.pending.clear()
