@@ -69,7 +69,7 @@ from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, Tune
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, GaussianNB, MultinomialNB
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, RadiusNeighborsRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import (
@@ -449,6 +449,19 @@ def test_labels_keep_their_kind(labels: list[Any], kind: str, names: tuple[str, 
     compare(fitted, SCALED, served(SCALED))
 
 
+@pytest.mark.parametrize("labels", [TWO > 0, THREE + 1.0], ids=["bool", "float"])
+def test_labels_of_what_is_converted_elsewhere(labels: np.ndarray, tmp_path: Path) -> None:
+    for i, estimator in enumerate((SVC(probability=True), KNeighborsClassifier(3, p=1))):
+        fitted = estimator.fit(SCALED, labels)
+        compare(fitted, SCALED, imported(fitted, tmp_path / str(i))(SCALED))
+
+
+def test_a_stack_of_three_classes_on_a_member_of_two(tmp_path: Path) -> None:
+    member = LogisticRegression().fit(SCALED, TWO)
+    fitted = StackingClassifier([("a", member)], cv="prefit", passthrough=True).fit(SCALED, THREE)
+    compare(fitted, SCALED, imported(fitted, tmp_path)(SCALED))
+
+
 def test_every_tensor_has_rows_first(tmp_path: Path) -> None:
     served = imported(RandomForestRegressor(3).fit(X, AMOUNT), tmp_path)
     tensors = [*served.session.get_inputs(), *served.session.get_outputs()]
@@ -651,6 +664,9 @@ BOTH = np.stack([AMOUNT, AMOUNT * 2], axis=1)
             "not a numpy function",
         ),
         (lambda: GridSearchCV(Ridge(), {"alpha": [1, 2]}, cv=2, refit=False).fit(X, AMOUNT), "refit"),
+        # converted in float32: right near the training data, and off by 3e-6 or without an answer far from them
+        (lambda: SVC(kernel="poly", degree=2, coef0=1, probability=True).fit(X, THREE), "does not answer as"),
+        (lambda: RadiusNeighborsRegressor(50.0).fit(SCALED, AMOUNT), "fails on rows that are answered"),
     ],
 )
 def test_refusals_name_the_part(fitted: Callable[[], Any], message: str, tmp_path: Path) -> None:

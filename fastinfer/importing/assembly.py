@@ -23,6 +23,7 @@ class EstimatorModel(NamedTuple):
         task: as features.json holds it.
         labels: the classes as fitted, or None for a regressor.
         features, thresholds: where its trees turn, pairwise.
+        foreign: whether a part of it was converted by a library whose operators we have not measured.
         fronts: what the feature program must do to make the matrix; none where the matrix is the raw columns.
     """
 
@@ -32,6 +33,7 @@ class EstimatorModel(NamedTuple):
     labels: NDArray[Any] | None
     features: NDArray[np.int64]
     thresholds: Floats
+    foreign: bool
     fronts: list[Front]
 
 
@@ -69,7 +71,8 @@ def estimator_model(
     turns = graph.thresholds
     features = np.concatenate([f for f, _ in turns]) if turns else np.empty(0, np.int64)
     thresholds = np.concatenate([t for _, t in turns]) if turns else np.empty(0)
-    return EstimatorModel(proto, dtype, task, labels, features, thresholds, [*graph.fronts, *scored_fronts(graph)])
+    fronts = [*graph.fronts, *scored_fronts(graph)]
+    return EstimatorModel(proto, dtype, task, labels, features, thresholds, graph.foreign, fronts)
 
 
 def scored_fronts(graph: Graph) -> list[Front]:

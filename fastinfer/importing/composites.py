@@ -231,17 +231,19 @@ def voting_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regress
 # ---- stacking -----------------------------------------------------------------------------------------------------
 def _stacked(graph: Graph, estimator: Any, x: str, path: str) -> str:
     kept = [(e, m) for e, m in zip(estimator.estimators_, estimator.stack_method_, strict=True) if e != "drop"]
-    columns = [_stack_columns(graph, e, m, x, f"{path}.estimators_[{i}]") for i, (e, m) in enumerate(kept)]
+    two = len(getattr(estimator, "classes_", ())) == 2
+    columns = [_stack_columns(graph, e, m, x, two, f"{path}.estimators_[{i}]") for i, (e, m) in enumerate(kept)]
     return graph.concat([*columns, x] if estimator.passthrough else columns)
 
 
-def _stack_columns(graph: Graph, member: Any, method: str, x: str, path: str) -> str:
+def _stack_columns(graph: Graph, member: Any, method: str, x: str, two: bool, path: str) -> str:
+    """A member's columns of the stack; ``two``: of two classes, the stack drops the first one's probability."""
     part = write(graph, member, x, path)
     if isinstance(part, Regressor):
         return part.value
     if method == "predict_proba":
         probabilities = _probabilities(part, path)
-        return graph.columns(probabilities, [1]) if len(part.classes) == 2 else probabilities
+        return graph.columns(probabilities, list(range(1, len(part.classes)))) if two else probabilities
     if method == "decision_function" and part.decision is not None:
         return part.decision
     if method == "predict":

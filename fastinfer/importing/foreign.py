@@ -1,5 +1,6 @@
 """scikit-learn's other estimators, as skl2onnx converts them to float64 operators; the proof decides if that holds."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -26,6 +27,12 @@ def converted(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
     """
     if _targets(estimator, path) != 1:
         raise refuse(path, f"{type(estimator).__name__} predicts several targets; import one model a target")
+    graph.foreign = True
+    known = np.asarray(getattr(estimator, "classes_", ()))
+    coded = known.dtype.kind in "bf" and len(known) > 0
+    if coded and "classes_" in vars(estimator):  # labels that the operators do not have: their places stand for them
+        estimator = copy.copy(estimator)
+        estimator.classes_ = np.arange(len(known))
     model = _model(estimator, path)
     tensors = graph.embed(model, x)
     if not hasattr(estimator, "classes_"):
@@ -33,15 +40,14 @@ def converted(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
             raise refuse(path, f"{type(estimator).__name__} answers with {len(tensors)} tensors")
         column = graph.constant([-1, 1], np.int64)
         return Regressor(str(graph.op("Reshape", graph.floats(tensors[0]), column)))
-    known = np.asarray(estimator.classes_)
-    kind = {"i": "keys_int64s", "u": "keys_int64s", "U": "keys_strings", "O": "keys_strings"}.get(known.dtype.kind)
-    if kind is None or not all(isinstance(c, str) == (kind == "keys_strings") for c in known.tolist()):
+    labels = np.asarray(estimator.classes_)
+    kind = {"i": "keys_int64s", "u": "keys_int64s", "U": "keys_strings", "O": "keys_strings"}.get(labels.dtype.kind)
+    if kind is None or not all(isinstance(c, str) == (kind == "keys_strings") for c in labels.tolist()):
         raise refuse(path, f"{type(estimator).__name__} is imported with labels that are text or integers only")
-    places = graph.op(
-        "LabelEncoder", tensors[0], domain="ai.onnx.ml", **{kind: known.tolist()}, values_int64s=list(range(len(known)))
-    )
+    places = list(range(len(labels)))
+    place = graph.op("LabelEncoder", tensors[0], domain="ai.onnx.ml", **{kind: labels.tolist()}, values_int64s=places)
     probabilities = graph.floats(tensors[1]) if hasattr(estimator, "predict_proba") and len(tensors) > 1 else None
-    return Classifier(known, str(places), probabilities)
+    return Classifier(known, str(place), probabilities)
 
 
 def _targets(estimator: Any, path: str) -> int:

@@ -77,6 +77,7 @@ class Graph:
         sparse: matrices that are sparse in scikit-learn, where zeros are not stored.
         program_shape: what the program would make of a transformer's work, or None where the graph does it all.
         thresholds: (feature, threshold) pairs at which some tree turns, for the proof.
+        foreign: whether a part was converted by a library whose operators we have not measured.
         in_order: whether float32 sums must be made in their order, which several threads do not keep.
     """
 
@@ -89,6 +90,7 @@ class Graph:
         self.sparse: set[str] = set()
         self.program_shape = program_shape
         self.thresholds: list[tuple[NDArray[np.int64], Floats]] = []
+        self.foreign = False
         self.in_order = False
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}

@@ -34,12 +34,25 @@ def session(model: EstimatorModel) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(
+            model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's own
+        raise ImportRefusedError(f"onnxruntime does not load the written model: {_line(error)}") from error
 
 
 def run(opened: onnxruntime.InferenceSession, matrix: NDArray[Any], dtype: str) -> Arrays:
     names = [output.name for output in opened.get_outputs()]
-    return dict(zip(names, opened.run(names, {"features": np.ascontiguousarray(matrix, dtype)}), strict=True))
+    try:
+        found = opened.run(names, {"features": np.ascontiguousarray(matrix, dtype)})
+    except Exception as error:  # onnxruntime's own
+        raise ImportRefusedError(f"the written model fails on rows that are answered: {_line(error)}") from error
+    return dict(zip(names, found, strict=True))
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def expected(estimator: Any, rows: Any, task: Task) -> Arrays:

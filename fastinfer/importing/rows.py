@@ -246,6 +246,12 @@ def _numbers(keys: NDArray[np.int64]) -> Floats:
     return np.where(keys < 0, _TOP - keys, keys).view(np.float64)
 
 
+def scattered(base: Floats, rng: np.random.Generator) -> Floats:
+    """Matrix rows near the base rows and far from them: by a tenth of a column's spread, by ten and a hundred times."""
+    spread = np.maximum(base.std(axis=0), 1e-3)
+    return np.concatenate([base + rng.normal(size=base.shape) * spread * scale for scale in (0.1, 10.0, 100.0)])
+
+
 # ---- turns, at the matrix -----------------------------------------------------------------------------------------
 def matrix_rows(
     base: Floats, turns: Turns, dtype: str, missing: bool, rng: np.random.Generator

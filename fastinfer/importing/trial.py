@@ -98,6 +98,15 @@ class Trial:
                 return False
         return True
 
+    def _predicts(self, matrix: Any) -> bool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self._imported.inner.predict(matrix)  # type: ignore[union-attr]
+            except Exception:
+                return False
+        return True
+
     def _special(self, base: Values) -> None:
         """Missing, unseen and each known value: answered alike, or refused by both.
 
@@ -140,6 +149,9 @@ class Trial:
             return
         matrix = np.asarray(imported.program.transform_dense(base), np.float64)
         made = rows.matrix_rows(matrix, turns, imported.model.dtype, imported.allow != "finite", self._rng)
+        if imported.model.foreign:
+            far = rows.scattered(matrix, self._rng)
+            made = np.concatenate([made, *([far] if self._predicts(far) else [])])
         given: Any = made
         if imported.program.spec.output.sparse:
             from scipy.sparse import csr_matrix
