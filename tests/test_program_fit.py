@@ -226,6 +226,64 @@ def test_any_frame_is_learned_alike(rows: list[tuple[float, str, int]], case: st
     assert numbers_of(program) == numbers_of(reference)
 
 
+# Entries of which each showed another way in which scikit-learn lays a matrix out, or casts a column.
+MIXED: dict[str, list[tuple[list[str], Any, Any]]] = {
+    "an indicator lays out rows": [
+        (["age", "holes", "income"], [{"op": "impute", "strategy": "median", "add_indicator": True}, "standard"],
+         chain(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())),
+        (["age", "income"], [{"op": "impute", "add_indicator": True}, "standard"],
+         chain(SimpleImputer(add_indicator=True), StandardScaler())),
+        (["holes"], [{"op": "impute", "add_indicator": True}, "standard"],
+         chain(SimpleImputer(add_indicator=True), StandardScaler())),
+        (["age"], [{"op": "impute", "add_indicator": True}, {"op": "normalize", "norm": "l1"}, "standard"],
+         chain(SimpleImputer(add_indicator=True), Normalizer("l1"), StandardScaler()))],
+    "codes are laid out in rows": [
+        (["job", "town", "kids", "holes"], [{"op": "ordinal", "encoded_missing_value": -1}, "standard", "minmax"],
+         chain(OrdinalEncoder(encoded_missing_value=-1), StandardScaler(), MinMaxScaler())),
+        (["age", "income"], ["bucketize", "standard"],
+         chain(KBinsDiscretizer(encode="onehot-dense"), StandardScaler())),
+        (["job", "kids"], ["onehot", "standard"], chain(OneHotEncoder(sparse_output=False), StandardScaler()))],
+    "integers are categories and numbers": [
+        (["kids", "job"], ["onehot"], OneHotEncoder(sparse_output=False)),
+        (["kids", "age"], ["impute", "maxabs", {"op": "bucketize", "encode": "ordinal"}],
+         chain(SimpleImputer(), MaxAbsScaler(), KBinsDiscretizer(encode="ordinal")))],
+    "float32 beside float64": [
+        (["small", "age"], ["log1p"], FunctionTransformer(np.log1p, feature_names_out="one-to-one")),
+        (["small", "kids", "member"], ["standard"], StandardScaler()),
+        (["small", "town"], [{"op": "onehot", "min_frequency": 2}],
+         OneHotEncoder(min_frequency=2, sparse_output=False)),
+        (["small", "income"], ["robust", "polynomial"], chain(RobustScaler(), PolynomialFeatures()))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_entries_beside_one_another(case: str) -> None:
+    frame = FRAMES["float64"].assign(small=FRAMES["float32"]["income"].round(0))
+    parts = [(f"p{i}", transformer, columns) for i, (columns, _, transformer) in enumerate(MIXED[case])]
+    with np.errstate(all="ignore"):
+        whole = ColumnTransformer(parts, sparse_threshold=0).fit(frame)
+        expected = whole.transform(frame)
+    entries = [{"columns": columns, "steps": steps, "name": f"p{i}"}
+               for i, (columns, steps, _) in enumerate(MIXED[case])]
+    program = Program.fit(frame, {"features": entries})
+    assert numbers_of(program) == numbers_of(Program.from_sklearn(whole, sample=frame))
+    assert program.get_feature_names_out().tolist() == whole.get_feature_names_out().tolist()
+    same_bits(program.transform(frame), expected)
+
+
+@pytest.mark.parametrize("dtype", FRAMES)
+@pytest.mark.parametrize("first", [Normalizer(), Normalizer("l1"), PowerTransformer()], ids=repr)
+def test_what_is_learned_behind_results_that_the_core_may_round_otherwise(first: Any, dtype: str) -> None:
+    step = {"op": "normalize", "norm": first.norm} if isinstance(first, Normalizer) else "power"
+    columns = ["age", "income", "same"]
+    _, reference = imported(columns, chain(first, StandardScaler(), RobustScaler()), FRAMES[dtype])
+    program = Program.fit(FRAMES[dtype], {"features": [{"columns": columns, "steps": [step, "standard", "robust"]}]})
+    learned, expected = numbers_of(program), numbers_of(reference)
+    assert learned[:-2] == expected[:-2]
+    for step, other in zip(learned[-2:], expected[-2:], strict=True):
+        np.testing.assert_allclose(step["by"], other["by"], rtol=1e-6)
+
+
 def test_frequencies_are_shares_of_the_rows() -> None:
     frame = FRAMES["float64"]
     program = Program.fit(frame, {"features": [
@@ -433,6 +491,27 @@ def test_golden_rows_show_any_change(op: str, member: str, value: Any) -> None:
     step[member] = value
     with pytest.raises(ModelLoadError, match="golden row"):
         Program.from_json(json.dumps(document))
+
+
+def test_golden_rows_have_the_combinations_of_a_cross() -> None:
+    frame = FRAMES["float64"]
+    steps = ["cross", {"op": "onehot", "handle_unknown": "ignore"}]
+    program = Program.fit(frame, {"features": [{"columns": ["job", "town"], "steps": steps}]})
+    rows = json.loads(program.to_json())["certificate"]["rows"]
+    seen = {(job, town) for job, town in zip(rows["job"], rows["town"], strict=True)}
+    assert {(job, None if town != town else town) for job, town in frame[["job", "town"]].values.tolist()} <= seen
+
+
+def test_data_of_other_kinds() -> None:
+    frame = pd.DataFrame({0: [1.0, 2.0], "a": pd.Series(["x", "y"], dtype="category"), "b": [np.int8(3), None]})
+    plan = {"features": [{"columns": ["a"], "steps": ["onehot"]}, {"columns": ["b"], "steps": ["impute"]}]}
+    assert Program.fit(frame, plan).transform(frame).tolist() == [[1, 0, 3], [0, 1, 3]]
+    with pytest.raises(ConfigurationError, match="the data have no column '0'"):
+        Program.fit(frame, entry([], "0"))
+    vectors = {"op": "embed", "vectors": {"x": np.array([1.5, 2]), "y": (np.float32(0.5), 1)}}
+    assert Program.fit(frame, entry(vectors, "a")).transform(frame).tolist() == [[1.5, 2.0], [0.5, 1.0]]
+    y = pd.Series([1.5, 2.5], dtype=object)
+    assert Program.fit(frame, entry({"op": "target", "smooth": 0}, "a"), y).transform(frame).tolist() == [[1.5], [2.5]]
 
 
 @pytest.mark.parametrize(("member", "value", "message"), [

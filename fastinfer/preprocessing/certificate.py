@@ -34,6 +34,7 @@ MIN_ROWS: Final = 16
 MIN_TEXT_ROWS: Final = 48
 WIDE_ROWS: Final = 256  # that a wide program is proven on
 MAX_VALUES: Final = 400  # tried for each column
+MAX_CROSSED: Final = 256  # combinations tried of columns that are crossed
 Changes = tuple[tuple[str, float], ...]  # arithmetic on the way from a raw column: the operation and its constant
 UNDO: Final[Mapping[str, Any]] = {"subtract": np.add, "add": np.subtract, "multiply": np.divide, "divide": np.multiply}
 SINGLE_ULP: Final = 2.0**-23  # of float32, relative
@@ -353,6 +354,10 @@ def golden_rows(compiled: CompiledProgram, spec: Spec) -> tuple[dict[str, list[A
     count = min(longest, MAX_ROWS, cells)
     rows = {name: [accepted[name][(i + shift) % len(accepted[name])] for i in range(count)]
             for shift, name in enumerate(names)}
+    for i, together in enumerate(crossed(spec, accepted)[: max(0, cells - count)]):
+        for name in names:
+            rows[name].append(together.get(name, accepted[name][i % len(accepted[name])]))
+    count = len(rows[names[0]])
     refused = {row for row, _ in compiled.refusals(as_columns(rows, spec))}
     rows = {name: [value for i, value in enumerate(values) if i not in refused] for name, values in rows.items()}
     if len(refused) == count:
@@ -366,6 +371,21 @@ def golden_rows(compiled: CompiledProgram, spec: Spec) -> tuple[dict[str, list[A
     nullable = {column.name: column.datatype in ("FP64", "BYTES") and any(map(is_missing, accepted[column.name]))
                 for column in spec.columns}
     return rows, nullable
+
+
+def crossed(spec: Spec, accepted: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Values of columns whose codes are taken together: combinations, which no column's values tell by themselves."""
+    encoded = {step.targets[0]: step.sources[0] for step in spec.steps if step.op == "ordinal"}
+    found = []
+    for step in spec.steps:
+        names = [encoded.get(source, "") for source in step.sources]
+        if step.op == "project" and all(name in accepted for name in names):
+            sizes = [len(accepted[name]) for name in names]
+            count = min(math.prod(sizes), MAX_CROSSED)
+            for i in range(count):
+                places = np.unravel_index(i * math.prod(sizes) // count, sizes)
+                found.append({name: accepted[name][place] for name, place in zip(names, places, strict=True)})
+    return found
 
 
 def accepted_values(compiled: CompiledProgram, spec: Spec, tried: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

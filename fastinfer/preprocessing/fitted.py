@@ -18,6 +18,7 @@ from fastinfer.preprocessing.plans import Stage
 
 Array = npt.NDArray[Any]
 CONSTANT_EDGES: Final = (-np.inf, np.inf)
+NUMBERS: Final = (bool, int, float, np.number, np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,21 @@ def power(stage: Stage, x: Array) -> SimpleNamespace:
             raise fault(stage, str(error)) from None
         with np.errstate(invalid="ignore"):
             x[:, i] = (special.boxcox if options["method"] == "box-cox" else stats.yeojohnson)(x[:, i], lambdas[i])
-    scaler = standard(Stage("standard", {}, stage.path), x) if options["standardize"] else None
-    return SimpleNamespace(**options, lambdas_=lambdas, _scaler=scaler)
+    scaler = None
+    if options["standardize"]:
+        scaler = standard(Stage("standard", {}, stage.path), x)
+        x = (x - scaler.mean_.astype(x.dtype)) / scaler.scale_.astype(x.dtype)
+    return SimpleNamespace(**options, lambdas_=lambdas, _scaler=scaler, transformed=x)
+
+
+def normalized(x: Array, norm: str) -> Array:
+    """`Normalizer`: rows divided by their norm."""
+    size = np.abs(x)
+    if norm == "l2":
+        norms = np.sqrt(np.einsum("ij,ij->i", x, x))
+    else:
+        norms = size.sum(axis=1) if norm == "l1" else size.max(axis=1)
+    return np.asarray(x / without_zeros(norms)[:, np.newaxis])
 
 
 def quantile(stage: Stage, x: Array) -> SimpleNamespace:
@@ -316,6 +330,8 @@ def target_of(stage: Stage, y: Any, rows: int) -> Target:
     if y is None:
         raise fault(stage, "learns from the target; give y, an array or the name of a column")
     values = np.asarray(y.to_numpy() if hasattr(y, "to_numpy") else y)
+    if values.dtype == object and all(isinstance(value, NUMBERS) for value in values.tolist()):
+        values = np.array(values.tolist())
     if values.ndim != 1 or len(values) != rows:
         raise fault(stage, f"y has shape {values.shape}, and there are {rows} rows")
     text = values.dtype.kind in "OUS"

@@ -5,7 +5,7 @@ What a transform learns from is what the compiled core makes of the rows so far,
 """
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import comb, prod
 from types import SimpleNamespace
@@ -51,7 +51,8 @@ class Fitting:
     Attributes:
         training: the raw columns by name.
         columns: the same as the program will have them.
-        texts: text that an imputer filled, by the value that it is in the program.
+        known: text that an imputer filled, and numbers that scikit-learn rounds otherwise than the core may, by the
+            value that they are in the program.
         seen: categories of raw columns, for documentation.
         crosses: what the codes of crossed categories stand for, by the value that they are in the program.
         row_major: whether the matrix at hand would lie row by row in scikit-learn.
@@ -62,7 +63,7 @@ class Fitting:
     y: Any
     trace: Trace
     rows: int
-    texts: dict[str, Array] = field(default_factory=dict)
+    known: dict[str, Array] = field(default_factory=dict)
     seen: dict[str, Categories] = field(default_factory=dict)
     crosses: dict[str, Callable[[float], str]] = field(default_factory=dict)
     row_major: bool = False
@@ -76,10 +77,13 @@ class Fitting:
         from fastinfer.preprocessing.program import Program
 
         output = Output("float64", "any", Features([(name, name) for name in names]))
-        steps, needed = needed_steps(self.trace.steps, names)
-        columns = tuple([column for column in self.columns if column.name in needed])
+        steps, needed = needed_steps(self.trace.steps, names, self.known)
+        columns = tuple([column for column in self.columns if column.name in needed] + [
+            Column(name, "FP64", str(self.known[name].dtype)) if self.known[name].dtype != OBJECT
+            else Column(name, "BYTES", "str") for name in self.known if name in needed])
         try:
-            data = {column.name: self.training[column.name].held for column in columns}
+            data = {column.name: self.known[column.name] if column.name in self.known
+                    else self.training[column.name].held for column in columns}
             return Program(Spec(columns, steps, output)).transform_dense(data)
         except ConfigurationError:
             raise
@@ -89,7 +93,7 @@ class Fitting:
     def numbers(self, stage: Stage, matrix: Matrix) -> Array:
         """A matrix as scikit-learn's transformers of numbers get it, [rows, columns]: float64, or float32."""
         dtype = check_dtype(matrix)
-        x = self.values([feature.value for feature in matrix.features], stage.path)
+        x = self.floats(matrix, stage.path)
         x = x.astype(dtype if dtype in (FLOAT64, FLOAT32) else FLOAT64, order="C" if self.row_major else "F")
         for wrong, why in ((np.isinf(x), "is infinite"), (np.isnan(x), "is missing; impute it first")):
             if wrong.any() and not (why != "is infinite" and stage.op in TAKES_MISSING):
@@ -100,10 +104,22 @@ class Fitting:
             raise fault(stage, f"every value of {empty.name!r} is missing")
         return x
 
+    def floats(self, matrix: Matrix, path: str) -> Array:
+        """Columns of numbers as float64, [rows, columns]."""
+        raw = {name: column.values for name, column in self.training.items()} | self.known
+        made = [feature.value for feature in matrix.features if feature.value not in raw]
+        found = raw | (dict(zip(made, self.values(made, path).T, strict=True)) if made else {})
+        return np.column_stack([found[feature.value].astype(np.float64) for feature in matrix.features])
+
+    def keep(self, matrix: Matrix, x: Array) -> Matrix:
+        """What the next transform learns from instead of what the core makes."""
+        self.known |= {feature.value: column for feature, column in zip(matrix.features, x.T, strict=True)}
+        return matrix
+
     def column(self, feature: Feature, path: str) -> Array:
         """One column's values: raw ones in their own dtype, text as objects."""
-        if feature.value in self.texts:
-            return self.texts[feature.value]
+        if feature.value in self.known:
+            return self.known[feature.value]
         if feature.value in self.training:
             return self.training[feature.value].values
         return self.values([feature.value], path)[:, 0]
@@ -118,12 +134,14 @@ class Fitting:
         return found
 
 
-def needed_steps(steps: Sequence[Step], names: Sequence[str]) -> tuple[tuple[Step, ...], set[str]]:
-    """The steps that some values come from, with the checks on the way, and all values that these read."""
+def needed_steps(steps: Sequence[Step], names: Sequence[str],
+                 known: Collection[str]) -> tuple[tuple[Step, ...], set[str]]:
+    """The steps that some values come from, back to those that are known, and all values that these read."""
     needed = set(names)
     kept = []
     for step in reversed(steps):
-        if needed.issuperset(step.sources) if not step.targets else not needed.isdisjoint(step.targets):
+        made = needed.intersection(step.targets).difference(known)
+        if made or (not step.targets and needed.issuperset(step.sources)):
             needed.update(step.sources)
             kept.append(step)
     return tuple(kept[::-1]), needed
@@ -268,9 +286,12 @@ def impute(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
         x = fitting.numbers(stage, matrix)
     learned = fitted.imputer(stage, x)
     result = sklearn_imputation.simple_imputer(fitting.trace, learned, matrix, stage.path)
+    if learned.add_indicator:  # numpy lays out what scikit-learn puts side by side
+        beside = np.hstack((x, fitted.missing_of(x)[:, learned.indicator_.features_]))
+        fitting.row_major = not beside.flags.f_contiguous
     if x.dtype == object:
         for i, feature in enumerate(result.features[: x.shape[1]]):
-            fitting.texts[feature.value] = np.where(x[:, i] != x[:, i], learned.statistics_[i], x[:, i])
+            fitting.known[feature.value] = np.where(x[:, i] != x[:, i], learned.statistics_[i], x[:, i])
     return result
 
 
@@ -283,19 +304,40 @@ def clip(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
     low, high = (stage.options.get(name, default) for name, default in (("low", -np.inf), ("high", np.inf)))
     if not low <= high or not stage.options:
         raise fault(stage, "needs low, high or both, and low is not above high")
-    matrix = fitting.trace.floats(matrix, stage.path, allow_nan=True, infinite=True)
-    low, high = (float(matrix.dtype.type(bound)) for bound in (low, high))
-    return fitting.trace.each("clip", stage.path, matrix, low=low, high=high)
+
+    def clipped(part: Matrix) -> Matrix:
+        real = part.dtype.type
+        return fitting.trace.each("clip", stage.path, part, low=float(real(low)), high=float(real(high)))
+
+    return by_dtype(fitting, stage, matrix, clipped)
 
 
 def apply_function(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
-    matrix = fitting.trace.floats(matrix, stage.path, allow_nan=True, infinite=True)
-    return fitting.trace.each("function", stage.path, matrix, function=stage.op, **single(matrix.dtype))
+    return by_dtype(fitting, stage, matrix, lambda part: fitting.trace.each(
+        "function", stage.path, part, function=stage.op, **single(part.dtype)))
+
+
+def by_dtype(fitting: Fitting, stage: Stage, matrix: Matrix, convert: Callable[[Matrix], Matrix]) -> Matrix:
+    """Numbers column by column, as numpy's functions take a frame's: float32 as such, all others as float64."""
+    features = list(matrix.features)
+    for dtype in (FLOAT32, FLOAT64):
+        of_it = [i for i, feature in enumerate(matrix.features) if (feature.dtype == FLOAT32) == (dtype == FLOAT32)]
+        part = Matrix(tuple([matrix.features[i] for i in of_it]), "array").as_array(dtype)
+        for i, feature in zip(of_it, convert(fitting.trace.numbers(part, stage.path)).features, strict=True):
+            features[i] = feature
+    return replace(matrix, features=tuple(features))
 
 
 def normalize(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
     learned = SimpleNamespace(norm=stage.options.get("norm", "l2"))
-    return sklearn_rows.normalizer(fitting.trace, learned, matrix, stage.path)
+    x = fitted.normalized(fitting.numbers(stage, matrix), learned.norm)
+    return fitting.keep(sklearn_rows.normalizer(fitting.trace, learned, matrix, stage.path), x)
+
+
+def power(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
+    learned = fitted.power(stage, fitting.numbers(stage, matrix))
+    result = sklearn_distribution.power_transformer(fitting.trace, learned, matrix, stage.path)
+    return fitting.keep(result, learned.transformed)
 
 
 def binarize(fitting: Fitting, stage: Stage, matrix: Matrix) -> Matrix:
@@ -378,7 +420,7 @@ STEPS: Final[Mapping[str, Convert]] = {
     "clip": clip,
     "binarize": binarize,
     "bucketize": of_numbers(fitted.bins, sklearn_numeric.k_bins_discretizer),
-    "power": of_numbers(fitted.power, sklearn_distribution.power_transformer),
+    "power": power,
     "quantile": of_numbers(fitted.quantile, sklearn_distribution.quantile_transformer),
     "polynomial": polynomial,
     "onehot": one_hot,
@@ -487,7 +529,8 @@ def fit_entry(fitting: Fitting, entry: Entry, matrix: Matrix) -> Matrix:
         step = STEPS.get(stage.op, apply_function)
         with np.errstate(all="ignore"):
             matrix = step(fitting, stage, matrix)
-        fitting.row_major = stage.op in ROW_MAJOR or (fitting.row_major and stage.op != "normalize")
+        fitting.row_major |= stage.op in ROW_MAJOR or (
+            stage.op == "bucketize" and stage.options.get("encode") != "ordinal")
     for feature in matrix.features:
         if feature.kind in ("text", "time"):
             what = "text" if feature.kind == "text" else "a date"

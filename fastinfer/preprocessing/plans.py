@@ -273,12 +273,12 @@ def loaded(spec: str | Path | Mapping[str, Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Tuples and numpy's scalars as what TOML has."""
+    """Tuples, and numpy's arrays and scalars, as what TOML has."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return value.item() if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0 else value
+    return plain(value.tolist()) if hasattr(value, "dtype") and hasattr(value, "tolist") else value
 
 
 def members(place: Place, known: Iterable[str], required: Iterable[str] = ()) -> dict[str, Place]:

@@ -111,7 +111,8 @@ def labels(categories: Sequence[Any], indices: list[int], drop: int | None, grou
     """A label for each column; the group of infrequent categories has scikit-learn's, be it of one."""
     found: dict[int, list[str]] = {}
     for category, index in zip(categories, indices, strict=True):
-        found.setdefault(index, []).append(str(category))
+        boxed = group is not None and isinstance(category, np.generic)  # in one array with the group's name
+        found.setdefault(index, []).append(str(category.item() if boxed else category))
     return ["infrequent_sklearn" if index == group else names[0] for index, names in sorted(found.items())
             if index != drop]
 

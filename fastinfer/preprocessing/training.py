@@ -52,7 +52,7 @@ class Table:
         if found is None:
             raise ConfigurationError(f"training data are a frame, a dict of columns, records or an array, not "
                                      f"{type(data).__name__}")
-        self.names = [str(name) for name in found]
+        self.names = [name for name in found if isinstance(name, str)]
 
     def held(self, name: str, path: str) -> Any:
         """A column as it is held.
