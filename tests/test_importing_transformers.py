@@ -13,7 +13,8 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.feature_selection import RFE, SelectFromModel, SelectKBest, VarianceThreshold
 from sklearn.impute import MissingIndicator, SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
     Binarizer,
@@ -32,6 +33,7 @@ from sklearn.preprocessing import (
     StandardScaler,
     TargetEncoder,
 )
+from sklearn.svm import SVC
 
 from fastinfer.importing import import_pipeline
 
@@ -88,6 +90,18 @@ def test_a_forest_takes_no_missing_values_in_a_sparse_matrix(step: Any, tmp_path
     """In a dense one it does, so that it has to be asked with what it will get."""
     rows = {"OneHotEncoder": WORDS, "TfidfVectorizer": TEXTS}.get(type(step).__name__, NUMBERS)
     prove(make_pipeline(step, RandomForestClassifier(5)), rows, tmp_path)
+
+
+@pytest.mark.parametrize("estimator", [KNeighborsRegressor(3), KNeighborsClassifier(3, weights="distance"), SVC()],
+                         ids=lambda value: type(value).__name__)  # fmt: skip
+def test_what_was_fitted_on_a_sparse_matrix_keeps_it_so(estimator: Any, tmp_path: Path) -> None:
+    prove(make_pipeline(SplineTransformer(3, sparse_output=True), estimator), NUMBERS, tmp_path)
+
+
+def test_sparse_coefficients(tmp_path: Path) -> None:
+    fitted = make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0)).fit(NUMBERS, TARGET)
+    fitted[-1].sparsify()
+    assert import_pipeline(fitted, tmp_path / "1", sample=NUMBERS).rows > len(NUMBERS)
 
 
 def prove(pipeline: Any, rows: Any, folder: Path) -> None:

@@ -6,7 +6,6 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastinfer.errors import ImportRefusedError
 from fastinfer.importing.assembly import EstimatorModel, estimator_model

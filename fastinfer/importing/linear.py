@@ -6,19 +6,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastinfer.importing.answers import Classifier, Regressor, refuse
-from fastinfer.importing.graph import Graph
+from fastinfer.importing.graph import Floats, Graph
 from fastinfer.importing.links import normalised, softmax, value
+
+
+def dense(matrix: Any) -> Floats:
+    """What an estimator keeps as it was fitted: dense, or sparse (behind a sparse matrix, or after ``sparsify()``)."""
+    return np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix, np.float64)
 
 
 def _scores(graph: Graph, estimator: Any, x: str, path: str) -> str:
     """x @ coef_.T + intercept_, [rows, targets]."""
-    weights = np.atleast_2d(np.asarray(estimator.coef_, np.float64))
+    weights = np.atleast_2d(dense(estimator.coef_))
     return graph.linear(x, weights.T, np.asarray(estimator.intercept_, np.float64).reshape(1, -1))
 
 
 def linear_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
     """Everything whose predict is ``x @ coef_ + intercept_``."""
-    weights = np.asarray(estimator.coef_)
+    weights = dense(estimator.coef_)
     if weights.ndim == 2 and weights.shape[0] > 1:
         raise refuse(path, f"{type(estimator).__name__} predicts several targets; import one model a target")
     return Regressor(_scores(graph, estimator, x, path))

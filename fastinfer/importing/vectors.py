@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from fastinfer.importing import foreign
 from fastinfer.importing.answers import Answer, Classifier, Regressor, refuse
 from fastinfer.importing.graph import Floats, Graph
+from fastinfer.importing.linear import dense
 
 
 # ---- libsvm -------------------------------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def squared_distances(graph: Graph, x: str, points: Floats) -> str:
 def vector_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
     """SVR, NuSVR."""
     kernel = _kernel(graph, estimator, x, path)
-    return Regressor(graph.linear(kernel, _dense(estimator.dual_coef_).T, estimator.intercept_[None, :]))
+    return Regressor(graph.linear(kernel, dense(estimator.dual_coef_).T, estimator.intercept_[None, :]))
 
 
 def vector_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
@@ -54,7 +55,7 @@ def vector_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Answer
     classes = estimator.classes_
     kernel = _kernel(graph, estimator, x, path)
     if len(classes) == 2:
-        decision = graph.linear(kernel, _dense(estimator.dual_coef_).T, estimator.intercept_[None, :])
+        decision = graph.linear(kernel, dense(estimator.dual_coef_).T, estimator.intercept_[None, :])
         above = graph.op("GreaterOrEqual", decision, graph.constant([[0.0]]))
         return Classifier(classes, graph.index_where(str(above)), None, decision)
     pairs = graph.linear(kernel, _pairwise(estimator), estimator.intercept_[None, :])
@@ -65,13 +66,9 @@ def vector_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Answer
     return Classifier(classes, graph.argmax(ties), None, decision)
 
 
-def _dense(matrix: Any) -> Floats:
-    return np.asarray(matrix if isinstance(matrix, np.ndarray) else matrix.toarray(), np.float64)
-
-
 def _pairwise(estimator: Any) -> Floats:
     """[support vectors, pairs]: libsvm keeps a vector's coefficient against class j in row j, without its own class."""
-    coefficients = _dense(estimator.dual_coef_)
+    coefficients = dense(estimator.dual_coef_)
     ends = np.cumsum(estimator.n_support_)
     span = [slice(end - n, end) for end, n in zip(ends, estimator.n_support_, strict=True)]
     columns = []
@@ -120,7 +117,7 @@ SPARE = 8  # candidates past k, so that rounding in the fast distance loses nobo
 
 def _neighbours(graph: Graph, estimator: Any, x: str) -> tuple[str, str | None]:
     """Indices of the k nearest training rows [rows, k], and their weights or None for equal ones."""
-    points = np.asarray(estimator._fit_X, np.float64)
+    points = dense(estimator._fit_X)
     k = int(estimator.n_neighbors)
     near = squared_distances(graph, x, points)
     wide = graph.constant([min(k + SPARE, len(points))], np.int64)
