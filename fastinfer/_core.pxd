@@ -75,6 +75,7 @@ cdef class Rows:
     cdef bint reserve(self, Py_ssize_t rows) noexcept nogil
     cdef bint arena_reserve(self, size_t extra) noexcept nogil
     cdef bint append(self, Rows source, Py_ssize_t start, Py_ssize_t rows) noexcept nogil
+    cdef bint fill_up(self, Py_ssize_t rows) noexcept nogil
     cdef size_t nbytes(self) noexcept nogil
     cdef size_t held(self) noexcept nogil
     cdef bint reset(self) noexcept nogil
@@ -644,6 +645,7 @@ cdef class Batcher:
     cdef Session session                # in place of `run`, where the engine is onnxruntime's C API
     cdef Policy policy                  # what becomes of a run's outputs; None: they are answered as they are
     cdef readonly Py_ssize_t max_batch_size
+    cdef Py_ssize_t fixed_rows          # that every run has; 0: as many as there are
     cdef int64_t max_delay_ns, slo_ns   # slo_ns 0: none
     cdef int instances
     cdef Py_ssize_t queue_rows, queue_bytes
@@ -712,6 +714,7 @@ cdef class Batcher:
     cdef void give_slot(self, Slot slot)
     cdef int start_thread(self, Batch batch, work) except -1
     cdef Outputs run_rows(self, Rows rows)
+    cdef Outputs run_exactly(self, Rows rows)
     cdef int run_batch(self, Batch batch) except -1
     cdef int settle(self, Batch batch) except -1
     cdef int finish(self, Batch batch, error) except -1

@@ -190,6 +190,7 @@ class Batcher:
         inline_budget_us: int = 500,
         run_timeout_ms: int = 30_000,
         slo_ms: int = 0,
+        fixed_size: bool = False,
         session: Session | None = None,
         policy: Policy | None = None,
     ) -> None: ...

@@ -63,9 +63,15 @@ class Model:
             ignored=() if program is None else program.ignored,
             lenient=config.extra_fields == "ignore",
         )
+        self.run = (
+            probe.in_batches_of(self.config.max_batch_size, runtime.run)
+            if config.batch_invariant and self.unbatched is None
+            else runtime.run
+        )
         self.batcher = self._batcher(settings)
         self.endpoint = Endpoint(name, version, self.signature, self.batcher, compiled, self.task)
         self._warm_up()
+        self.batch_invariant = self._proves_invariance()
 
     @classmethod
     def load(
@@ -111,7 +117,10 @@ class Model:
     @property
     def properties(self) -> dict[str, str]:
         """What the metadata says beyond the tensors."""
-        properties = {"batched": "false" if self.unbatched else "true"}
+        properties = {
+            "batched": "false" if self.unbatched else "true",
+            "batch_invariant": "true" if self.batch_invariant else "false",
+        }
         if self.unbatched:
             properties["unbatched_reason"] = self.unbatched
         dates = [] if self.program is None else [each.name for each in self.program.columns if each.kind == "time"]
@@ -146,7 +155,7 @@ class Model:
 
     def answer(self, inputs: runtimes.Arrays) -> runtimes.Arrays:
         """What the estimator's inputs, C-contiguous arrays by name, are answered with: all but decode and encode."""
-        outputs = self.runtime.run(inputs)
+        outputs = self.run(inputs)
         return outputs if self.policy is None else self.policy.apply(outputs)
 
     def transform(self, rows: Any) -> np.ndarray[Any, Any]:
@@ -281,6 +290,7 @@ class Model:
             inline_budget_us=chosen("inline_budget_us"),
             run_timeout_ms=chosen("run_timeout_ms"),
             slo_ms=self.config.slo_ms or 0,
+            fixed_size=self.config.batch_invariant,
             session=self.runtime.native,
             policy=self.policy,
         )
@@ -288,11 +298,25 @@ class Model:
     def _warm_up(self) -> None:
         """Run what a server will run, so that the first request is not the slow one, and learn what it costs."""
         sizes = [1] if self.unbatched else sorted({1, self.config.warmup_rows, self.config.max_batch_size})
-        times = probe.warm_up(self.runtime.run, self.inner, sizes)
+        times = probe.warm_up(self.run, self.inner, sizes)
         if not times:
             logger.info("model %s takes none of the generated warm-up rows; its first request warms it", self.name)
         for rows, nanoseconds in times:
             self.batcher.seed(rows, nanoseconds)
+
+    def _proves_invariance(self) -> bool:
+        """Whether a row's answer is the same, bit by bit, in whatever batch it runs.
+
+        Raises:
+            ModelLoadError: it is not, though every run has the same size, and `batch_invariant` promises it.
+        """
+        if self.unbatched is not None:
+            return True  # nothing ever runs beside it
+        culprit = probe.depends_on_batch(self.run, self.inner, self.config.max_batch_size)
+        if culprit is not None and self.config.batch_invariant:
+            raise ModelLoadError(f"batch_invariant is true, and output {culprit!r} of a row depends on its place among "
+                                 "the rows of a batch, even in batches of one size")
+        return culprit is None
 
     def inputs(self, rows: Any) -> runtimes.Arrays:
         """The estimator's inputs for these rows, C-contiguous; raises as `predict` does."""

@@ -14,6 +14,7 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[Arrays], Arrays]
 
 TOLERANCE = 1e-5  # alone and together, absolute and relative: float32 sums may be ordered by the batch
+SLOW = 0.02  # seconds; a model whose run takes longer is not run over and over at load
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, never come close to one another
 INNER_SIZES = (1, 2, 4, 8, 16, 32, 3)  # tried where an inner dimension is variable
 STYLES = ("scattered", "counts", "flags", "zeros")  # kinds of values, until the model takes one
@@ -91,6 +92,61 @@ def same(a: Array, b: Array) -> bool:
     if a.dtype.kind == "f":
         return bool(np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))
     return bool(np.array_equal(a, b))
+
+
+def depends_on_batch(run: Run, signature: Signature, largest: int) -> str | None:
+    """The output whose bits of a row depend on the batch that it runs in, or None where none does.
+
+    Rows are compared alone, in batches of several sizes up to `largest`, and at several places in them. A slow model is
+    tried in the largest batch only.
+    """
+    for inputs in candidates(signature, largest):
+        try:
+            started = time.perf_counter()
+            run(inputs)
+            slow = time.perf_counter() - started > SLOW
+            alone: dict[int, Arrays] = {}
+            for size in [largest] if slow else sorted({min(size, largest) for size in (2, 3, 5, 8, 17, 64, largest)}):
+                for step in (1, -1):  # the other way round, each row has another place, and other neighbours
+                    batch = {name: np.ascontiguousarray(array[:size][::step]) for name, array in inputs.items()}
+                    together = run(batch)
+                    for row in {0, size // 2, size - 1}:
+                        place = row if step == 1 else size - 1 - row
+                        if row not in alone:
+                            alone[row] = run({name: array[row : row + 1].copy() for name, array in inputs.items()})
+                        for name, outputs in together.items():
+                            if not identical(outputs[place : place + 1], alone[row][name]):
+                                return name
+        except Exception:  # noqa: S112 - an engine's own; the next values may suit the model
+            continue
+        return None
+    return None
+
+
+def identical(a: Array, b: Array) -> bool:
+    return a.tolist() == b.tolist() if a.dtype.kind == "O" else a.tobytes() == b.tobytes()
+
+
+def in_batches_of(size: int, run: Run) -> Run:
+    """As `run`, which is only ever asked for so many rows: the last one is repeated where there are fewer."""
+
+    def filled(inputs: Arrays, start: int, count: int) -> Arrays:
+        parts = {name: array[start : start + count] for name, array in inputs.items()}
+        if count == size:
+            return run(parts)
+        missing = size - count
+        whole = {name: np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for name, part in parts.items()}
+        return {name: output[:count] for name, output in run(whole).items()}
+
+    def run_in_batches(inputs: Arrays) -> Arrays:
+        rows = len(next(iter(inputs.values())))
+        if rows == 0:
+            return run(inputs)
+        answers = [filled(inputs, start, min(size, rows - start)) for start in range(0, rows, size)]
+        return answers[0] if len(answers) == 1 else {
+            name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}  # fmt: skip
+
+    return run_in_batches
 
 
 def warm_up(run: Run, signature: Signature, sizes: list[int], repeats: int = 3) -> list[tuple[int, int]]:

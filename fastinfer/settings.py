@@ -282,6 +282,9 @@ class ModelConfig:
         "0 never makes a lone request wait.", low=0, high=10_000_000)
     instances: int = option(
         1, INTEGER, "Batches of this model that may run at the same time.", low=1, high=64)
+    batch_invariant: bool = option(
+        False, BOOLEAN, "Answer a row with the same bits whatever runs beside it: every run has max_batch_size rows, "
+        "and where fewer wait, it is filled up. Each run then costs what a full one does.")
     slo_ms: int | None = option(
         None, INTEGER, "Longest time from a request's arrival to its answer, in milliseconds; a client may ask for "
         "less. What waits longer is answered 503 and does not run.", low=1, high=DAY * 1000,

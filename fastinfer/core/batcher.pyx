@@ -44,12 +44,13 @@ cdef class Batcher:
         queue_rows, queue_bytes: bound on what waits; a request past it gets QueueFullError.
         inline_budget_us: longest predicted run on the loop itself.
         run_timeout_ms: after this a run on a worker thread is given up and its requests get RunTimeoutError.
+        fixed_size: every run has max_batch_size rows, the last one repeated where there are fewer.
         slo_ms: time from a request's arrival to its answer; 0 leaves it to the clients.
     """
 
     def __init__(self, Signature signature not None, run, *, Py_ssize_t max_batch_size=64, int64_t max_delay_us=0,
                  int instances=1, Py_ssize_t queue_rows=4096, Py_ssize_t queue_bytes=64 << 20,
-                 int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000, int64_t slo_ms=0,
+                 int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000, int64_t slo_ms=0, bint fixed_size=False,
                  Session session=None, Policy policy=None):
         self.signature = signature
         self.run = run
@@ -58,6 +59,7 @@ cdef class Batcher:
         self.max_batch_size = max_batch_size if signature.batched else 1
         self.max_delay_ns = max_delay_us * 1000
         self.slo_ns = slo_ms * 1_000_000
+        self.fixed_rows = self.max_batch_size if fixed_size and signature.batched else 0
         self.instances = instances
         self.queue_rows = queue_rows
         self.queue_bytes = queue_bytes
@@ -567,7 +569,21 @@ cdef class Batcher:
         batch.finished_ns = monotonic_ns()
 
     cdef Outputs run_rows(self, Rows rows):
-        """One call of the runtime, what it gave checked so that none of it is ever mis-sliced."""
+        """One call of the runtime, what it gave checked so that none of it is ever mis-sliced.
+
+        Where runs are of a fixed size, outputs have so many rows; nobody reads those of the rows that were put in.
+        """
+        cdef Py_ssize_t asked = rows.rows
+        if not 0 < asked < self.fixed_rows:
+            return self.run_exactly(rows)
+        if not rows.fill_up(self.fixed_rows):
+            raise MemoryError
+        try:
+            return self.run_exactly(rows)
+        finally:
+            rows.rows = asked
+
+    cdef Outputs run_exactly(self, Rows rows):
         cdef Outputs outputs
         cdef dict arrays
         if self.session is not None:
@@ -641,7 +657,7 @@ cdef class Batcher:
                 if took < TRIED_SHARE * self.cost.guess(batch.rows.rows).mean:
                     self.cost.rescale(took / self.cost.guess(batch.rows.rows).mean)
             self.learn(batch.rows.rows, took)
-            batch.answer_bytes = <double>batch.outputs.nbytes() / max(batch.rows.rows, <Py_ssize_t>1)
+            batch.answer_bytes = <double>batch.outputs.nbytes() / max(batch.rows.rows, self.fixed_rows, <Py_ssize_t>1)
 
 
 cdef object as_runtime_error(error):

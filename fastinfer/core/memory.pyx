@@ -177,6 +177,18 @@ cdef class Rows:
         self.rows += rows
         return True
 
+    cdef bint fill_up(self, Py_ssize_t rows) noexcept nogil:
+        """Repeat the last row until there are so many; False when there is no memory. Texts are not copied."""
+        cdef Py_ssize_t row
+        cdef int i
+        if not self.reserve(rows):
+            return False
+        for i in range(self.count):
+            for row in range(self.rows if self.row_bytes[i] else rows, rows):
+                memcpy(rows_at(self, i, row), rows_at(self, i, self.rows - 1), self.row_bytes[i])
+        self.rows = rows
+        return True
+
     cdef size_t nbytes(self) noexcept nogil:
         """Bytes that the committed rows hold."""
         cdef size_t size = self.arena_size
