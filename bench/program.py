@@ -4,9 +4,10 @@
     python bench/program.py --json          # the figures as one line of JSON
     python bench/program.py --only growth   # one of its measures
 
-The pipeline has 20 columns: 8 numbers (imputed, scaled), 8 categories of 50 values (one-hot), 2 dates and 2 texts of
-eight words (TF-IDF). Samples of both sides alternate, in CPU time; a ratio is the median of theirs. Before anything is
-timed, both sides give the same numbers.
+The pipeline has 20 columns: 8 numbers (imputed, scaled), 8 categories of 50 values (one-hot), 2 dates (year, month,
+weekday and hour, which scikit-learn's side takes with pandas in a FunctionTransformer) and 2 texts of eight words
+(TF-IDF). It gives a sparse matrix as it is, or a dense one with `sparse_threshold=0`. Samples of both sides alternate,
+in CPU time; a ratio is the median of theirs. Before anything is timed, both sides give the same numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,16 +32,19 @@ from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from fastinfer._core import Signature
 from fastinfer.preprocessing.program import Program
+from fastinfer.preprocessing.spec import Column, Step
+from fastinfer.preprocessing.vectors import Features
 
 ROWS, BATCH = 100_000, 1_024
 ROUNDS = 9
 NUMBERS = [f"number_{i}" for i in range(8)]
 CATEGORIES = [f"category_{i}" for i in range(8)]
 DATES = [f"date_{i}" for i in range(2)]
+PARTS = ("year", "month", "weekday", "hour")
 TEXTS = [f"text_{i}" for i in range(2)]
 WIDTHS = (8, 32, 128, 512, 1_024, 2_048, 3_072, 4_096)
 
@@ -70,14 +75,20 @@ def frame_of(rows: int) -> pd.DataFrame:
     for i, name in enumerate(CATEGORIES):
         columns[name] = pd.array(source.integers(0, 50, rows).astype(str), dtype="str") + f"-{'value' * (i % 3)}"
     for name in DATES:
-        columns[name] = source.uniform(0, 20_000, rows)
+        columns[name] = np.datetime64("1990-01-01") + source.integers(0, 10**9, rows).astype("timedelta64[s]")
     for name in TEXTS:
         chosen = words[source.integers(0, len(words), (rows, 8))]
         columns[name] = pd.array([" ".join(row) for row in chosen], dtype="str")
     return pd.DataFrame(columns)
 
 
-def pipeline_of(*, dates: bool = True) -> ColumnTransformer:
+def date_parts(frame: pd.DataFrame) -> np.ndarray[Any, Any]:
+    names = {"weekday": "day_of_week"}  # what pandas calls it
+    parts = [getattr(frame[name].dt, names.get(part, part)) for name in frame for part in PARTS]
+    return np.stack(parts, axis=1).astype(float)
+
+
+def pipeline_of(*, dates: bool = True, dense: bool = False) -> ColumnTransformer:
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
     parts: list[tuple[str, Any, Any]] = [
         ("numbers", numbers, NUMBERS),
@@ -85,13 +96,27 @@ def pipeline_of(*, dates: bool = True) -> ColumnTransformer:
         *[(name, TfidfVectorizer(), name) for name in TEXTS],
     ]
     if dates:
-        parts.append(("dates", StandardScaler(), DATES))
-    return ColumnTransformer(parts)
+        parts.append(("dates", FunctionTransformer(date_parts), DATES))
+    return ColumnTransformer(parts, sparse_threshold=0.0 if dense else 0.3)
+
+
+def program_of(pipeline: ColumnTransformer, frame: pd.DataFrame, dtype: str = "float64") -> Program:
+    """The fitted pipeline's program: all but its dates imported, and their parts as operations of the program."""
+    rest = ColumnTransformer([(name, part, columns) for name, part, columns in pipeline.transformers
+                              if name != "dates"], sparse_threshold=pipeline.sparse_threshold)
+    rest = rest.fit(frame.drop(columns=DATES))
+    spec = Program.from_sklearn(rest, sample=frame.drop(columns=DATES)[:100], dtype=dtype).spec
+    columns = tuple([Column(name, "BYTES", "datetime") for name in DATES])
+    steps = tuple([Step("date_part", (name,), (f"{name} {part}",), {"part": part}) for name in DATES for part in PARTS])
+    features = Features([*spec.output.features.parts, *[(step.targets[0], step.targets[0]) for step in steps]])
+    return Program(replace(spec, columns=spec.columns + columns, steps=spec.steps + steps, certificate=None,
+                           output=replace(spec.output, features=features)))
 
 
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{key: None if value != value else value for key, value in record.items()}
-            for record in frame.to_dict("records")]
+    """As JSON has them: dates are text."""
+    return [{key: None if value != value else value.isoformat() if isinstance(value, pd.Timestamp) else value
+             for key, value in record.items()} for record in frame.to_dict("records")]
 
 
 def dense(result: Any) -> np.ndarray[Any, Any]:
@@ -116,18 +141,21 @@ def beside(own: Callable[[], Any], peer: Callable[[], Any], own_calls: int, peer
 
 # ---- measures --------------------------------------------------------------------------------------------------
 def beside_sklearn() -> Iterator[Figure]:
-    """A record in a list, as a request handler has it; and a whole frame."""
+    """A record in a list, as a request handler has it; a dict of lists; a frame of a row, and a whole one."""
     frame = frame_of(ROWS)
-    pipeline = pipeline_of().fit(frame[:5000])
-    program = Program.from_sklearn(pipeline, sample=frame[:100])
     one, records = frame[:1], records_of(frame[:1])
-    check(dense(program.transform(frame[:500])), dense(pipeline.transform(frame[:500])))
     lists = {key: [value] for key, value in records[0].items()}
-    for name, data in (("one row, a record", records), ("one row, a dict of lists", lists), ("one row, a frame", one)):
-        own, peer, ratio = beside(lambda data=data: program.transform(data), lambda: pipeline.transform(one), 200, 5)
-        yield Figure(f"{name}, beside scikit-learn on a frame of one row", own, peer, ratio, 500)
+    for kind in ("dense", "sparse"):
+        pipeline = pipeline_of(dense=kind == "dense").fit(frame[:5000])
+        program = program_of(pipeline, frame[:5000])
+        check(dense(program.transform(frame[:500])), dense(pipeline.transform(frame[:500])))
+        for name, data in (("a record", records), ("a dict of lists", lists), ("a frame of pandas", one)):
+            check(dense(program.transform(data)), dense(pipeline.transform(one)))
+            own, peer, ratio = beside(lambda program=program, data=data: program.transform(data),
+                                      lambda pipeline=pipeline: pipeline.transform(one), 200, 5)
+            yield Figure(f"one row, {name}, {kind}, beside scikit-learn on a frame", own, peer, ratio, 500)
     own, peer, ratio = beside(lambda: program.transform(frame), lambda: pipeline.transform(frame), 1, 1)
-    yield Figure(f"{ROWS:,} rows of pandas, beside scikit-learn", own, peer, ratio, 8)
+    yield Figure(f"{ROWS:,} rows of pandas, sparse, beside scikit-learn", own, peer, ratio, 8)
 
 
 def beside_onnx() -> Iterator[Figure]:
@@ -138,7 +166,7 @@ def beside_onnx() -> Iterator[Figure]:
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 
     frame = frame_of(BATCH + 4000).drop(columns=DATES)
-    pipeline = pipeline_of(dates=False).fit(frame[BATCH:])
+    pipeline = pipeline_of(dates=False, dense=True).fit(frame[BATCH:])
     program = Program.from_sklearn(pipeline, sample=frame[:100])
     types = [(name, FloatTensorType([None, 1]) if name in NUMBERS else StringTensorType([None, 1]))
              for name in frame.columns]
@@ -164,10 +192,11 @@ def from_json() -> Iterator[Figure]:
     """Bytes of a request to rows of the estimator's matrix, in the compiled core; buffers are there already."""
     loop = compiled()
     frame = frame_of(5000)
-    program = Program.from_sklearn(pipeline_of().fit(frame), sample=frame[:100], dtype="float32")
+    program = program_of(pipeline_of(dense=True).fit(frame), frame, "float32")
     signature = Signature(program.signature.inputs, [])
     for rows in (1, 64):
-        body = json.dumps({"records": records_of(frame[:rows])}, separators=(",", ":")).encode()
+        records = {"records": records_of(frame[:rows])}
+        body = json.dumps(records, separators=(",", ":")).encode()
         samples = [loop.features_ns(signature, program.compiled, body, max(2000 // rows, 5)) for _ in range(ROUNDS * 3)]
         own = statistics.median(samples) / rows / 1000
         yield Figure(f"JSON record to feature row, {rows} in a request, {len(body) // rows} bytes, "

@@ -223,6 +223,14 @@ cdef struct Entries:
     size_t size
     size_t capacity
 
+# Rows of a sparse output, as a CSR matrix has them.
+cdef struct SparseRows:
+    double* values
+    int32_t* columns
+    int64_t* ends
+    size_t size
+    size_t capacity
+
 # One run of a program over one block of rows. Registers hold a block's values of one column.
 cdef struct Block:
     Slab* slabs             # the raw columns
@@ -278,10 +286,10 @@ cdef class CompiledProgram:
     cdef list owned                     # what the operations' tables point into
 
     cdef bint run(self, Rows columns, Py_ssize_t start, Py_ssize_t rows, char* out, Failure* failure) noexcept nogil
-    cdef bint run_columns(self, Columns columns, Py_ssize_t stride, char* out, Entries* entries, int64_t* ends,
+    cdef bint run_columns(self, Columns columns, Py_ssize_t stride, char* out, SparseRows* sparse,
                           Failure* failure) noexcept nogil
     cdef bint fill_block(self, Block* block, char* out) noexcept nogil
-    cdef bint enter_block(self, Block* block, int64_t* ends) noexcept nogil
+    cdef bint enter_block(self, Block* block, SparseRows* sparse) noexcept nogil
     cdef Columns taken(self, columns)
     cdef object error(self, Failure* failure, Request request)
 # ---- json.pyx -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import gc
+import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sklearn.feature_extraction.text import CountVectorizer
 
 from fastinfer._core import Columns
 from fastinfer.errors import FastinferError, InvalidRecordError
@@ -221,6 +223,22 @@ def test_whole_frames_in_many_pieces() -> None:
                  pieces.to_pandas(types_mapper=pd.ArrowDtype)):
         np.testing.assert_array_equal(program.transform(data), expected)
     np.testing.assert_array_equal(program.transform(frame.slice(300, 400)), expected[300:700])
+
+
+def test_a_sparse_row_is_a_whole_matrix() -> None:
+    texts = ["a b a", "", "b c"]
+    vectorizer = CountVectorizer(token_pattern=r"\w").fit(texts)
+    got, expected = Program.from_sklearn(vectorizer).transform(texts), vectorizer.transform(texts)
+    again = pickle.loads(pickle.dumps(got))
+    for matrix in (got, got.copy(), got[1:], again, got.tocsc().tocsr(), got.astype("float64"), got + got - got):
+        assert matrix.has_canonical_format
+        rows = expected[-matrix.shape[0]:]
+        assert matrix.shape == rows.shape
+        np.testing.assert_array_equal(matrix.toarray(), rows.toarray())
+    assert (got.nnz, got.dtype, str(got)[:20], got.T.shape) == (expected.nnz, np.float64, str(got)[:20], (3, 3))
+    assert type(got) is type(expected)
+    got.sum_duplicates()
+    assert got.max() == 2.0
 
 
 def test_rows_in_lists() -> None:

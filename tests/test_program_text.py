@@ -1,6 +1,7 @@
 """Text in the feature program: what scikit-learn's vectorizers make of random and awkward text, to the last bit."""
 
 import json
+import math
 import re
 from typing import Any
 
@@ -301,6 +302,16 @@ def test_hashing_fields(rows: list[dict[str, Any]], features: int, alternate: bo
     same(hasher.transform([{name: row[name] for name in sample[0] if name in row} for row in rows]), got)
     nulls = [{name: row.get(name) for name in sample[0]} for row in rows]
     assert (program.transform(nulls) != got).nnz == 0
+
+
+def test_a_field_that_is_nan_is_refused() -> None:
+    """scikit-learn hashes it to NaN; a column has no value for that beside a missing one."""
+    rows: list[dict[str, Any]] = [{"age": 3.0, "job": "clerk"}, {"age": 1.0}]
+    program = imported(FeatureHasher(n_features=8), sample=rows)
+    same(FeatureHasher(n_features=8).transform(rows), program.transform(rows))
+    for name in ("age", "job"):
+        with pytest.raises(InvalidRecordError, match=f"row 1, field '{name}': NaN, which is not hashed"):
+            program.transform([{}, {name: math.nan}])
 
 
 def test_hashing_without_names_is_refused() -> None:

@@ -54,6 +54,7 @@ cdef struct StringView:         # Arrow's: up to 12 bytes stand in the view, mor
     int32_t buffer
     int32_t offset
 
+cdef frozenset PLAIN_HOLDERS = frozenset({list, tuple, np.ndarray})
 cdef size_t FIRST_POOL_BYTES = 2048
 cdef size_t POOL_BYTES = 1 << 16
 cdef Py_ssize_t HELD_CELLS = 1 << 14    # rows * (columns + features) that run without letting go of the GIL
@@ -302,6 +303,21 @@ cdef class Columns:
             return self.take_objects(i, <const char*>PySequence_Fast_ITEMS(values), len(values), sizeof(PyObject*),
                                      explicit)
         return take_arrow(self, i, values)
+
+    def take_mapping(self, dict columns not None):
+        """Offer all columns by name, where they are lists, tuples or numpy arrays.
+
+        Returns:
+            the columns that were not taken, or are not there, as a list.
+        """
+        cdef PyObject* found
+        cdef int i
+        refused = []
+        for i in range(self.signature.n_inputs):
+            found = PyDict_GetItemWithError(columns, self.signature.keys[i])
+            if found == NULL or type(<object>found) not in PLAIN_HOLDERS or not self.take(i, <object>found):
+                refused.append(i)
+        return refused
 
     def take_codes(self, int i, cnp.ndarray codes not None, list categories not None):
         """Offer column ``i`` as where its values stand among ``categories``; below 0 they are NaN."""

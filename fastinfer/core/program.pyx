@@ -220,19 +220,21 @@ cdef class CompiledProgram:
         block_close(self, &block)
         return fine
 
-    cdef bint run_columns(self, Columns columns, Py_ssize_t stride, char* out, Entries* entries, int64_t* ends,
+    cdef bint run_columns(self, Columns columns, Py_ssize_t stride, char* out, SparseRows* sparse,
                           Failure* failure) noexcept nogil:
-        """All rows of ``columns`` in blocks of ``stride``: into ``out``, or (NULL) into ``entries`` and ``ends``."""
+        """All rows of ``columns`` in blocks of ``stride``: into ``out``, or (NULL) into ``sparse``."""
         cdef Block block
+        cdef Entries entries = Entries(NULL, 0, 0)
         cdef Py_ssize_t done = 0
         cdef bint fine = block_open(self, &block, stride, failure)
-        block.slabs, block.entries = columns.slabs, entries
+        block.slabs, block.entries = columns.slabs, &entries
         while fine and done < columns.rows:
             block.rows, block.offset = min(columns.rows - done, stride), done
             columns.seek(done, block.rows)
-            fine = self.fill_block(&block, out) if out != NULL else self.enter_block(&block, ends)
+            fine = self.fill_block(&block, out) if out != NULL else self.enter_block(&block, sparse)
             done += block.rows
         block_close(self, &block)
+        free(entries.data)
         return fine
 
     cdef bint fill_block(self, Block* block, char* out) noexcept nogil:
@@ -245,22 +247,14 @@ cdef class CompiledProgram:
                 return False
         return True
 
-    cdef bint enter_block(self, Block* block, int64_t* ends) noexcept nogil:
-        """Entries ordered by row and column; ``ends`` gets where each row's end."""
-        cdef Entries* entries = block.entries
-        cdef size_t before = entries.size
+    cdef bint enter_block(self, Block* block, SparseRows* sparse) noexcept nogil:
         cdef const Operation* operation
         cdef Py_ssize_t i
         for i in range(self.n_operations):
             operation = &self.operations[i]
             if not (operation.enter if operation.enter != NULL else operation.kernel)(operation, block):
                 return False
-        sort_entries(entries.data + before, entries.size - before)
-        for i in range(block.rows):
-            while before < entries.size and entries.data[before].row == i:
-                before += 1
-            ends[block.offset + i] = <int64_t>before
-        return True
+        return sparse_append(sparse, block.entries, block)
 
     cdef object error(self, Failure* failure, Request request):
         """The error of a run that failed: names the row and the field, or where ``request`` has them, if there is one.
@@ -316,10 +310,10 @@ cdef class CompiledProgram:
         cdef bint done
         failure_clear(&failure)
         if taken.is_quick(self.width):
-            done = self.run_columns(taken, stride, data, NULL, NULL, &failure)
+            done = self.run_columns(taken, stride, data, NULL, &failure)
         else:
             with nogil:
-                done = self.run_columns(taken, stride, data, NULL, NULL, &failure)
+                done = self.run_columns(taken, stride, data, NULL, &failure)
         if not done:
             raise self.error(&failure, None)
         return out
@@ -333,21 +327,27 @@ cdef class CompiledProgram:
         cdef Columns taken = self.taken(columns)
         cdef Py_ssize_t stride = taken.open(min(taken.rows, self.block_rows))
         cdef Failure failure
-        cdef Entries entries = Entries(NULL, 0, 0)
-        cdef cnp.ndarray ends = np.zeros(taken.rows + 1, dtype=np.int64)
-        cdef int64_t* row_ends = <int64_t*>cnp.PyArray_DATA(ends) + 1
+        cdef SparseRows sparse = SparseRows(NULL, NULL, NULL, 0, 0)
+        cdef cnp.npy_intp length = taken.rows + 1
+        cdef cnp.ndarray ends = cnp.PyArray_ZEROS(1, &length, cnp.NPY_INT64, 0)
         cdef bint done
+        sparse.ends = <int64_t*>cnp.PyArray_DATA(ends) + 1
         failure_clear(&failure)
         try:
-            with nogil:
-                done = self.run_columns(taken, stride, NULL, &entries, row_ends, &failure)
+            if taken.is_quick(self.width):
+                done = self.run_columns(taken, stride, NULL, &sparse, &failure)
+            else:
+                with nogil:
+                    done = self.run_columns(taken, stride, NULL, &sparse, &failure)
             if not done:
                 raise self.error(&failure, None)
-            values, indices = entry_arrays(&entries)
+            values, indices = sparse_arrays(&sparse)
         finally:
-            free(entries.data)
-        with np.errstate(over="ignore"):
-            return values.astype(self.dtype, copy=False), indices, ends
+            sparse_free(&sparse)
+        if self.dtype != "float64":
+            with np.errstate(over="ignore"):
+                values = values.astype(self.dtype)
+        return values, indices, ends
 
     cdef Columns taken(self, columns):
         if isinstance(columns, dict):

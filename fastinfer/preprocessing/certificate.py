@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -59,16 +60,27 @@ def csr_matrix(parts: tuple[Any, ...], width: int) -> Any:
     Raises:
         ConfigurationError: scipy is not installed.
     """
+    values, indices, ends = parts
+    if ends[-1] <= np.iinfo(np.int32).max:
+        ends = ends.astype(np.int32)
+    blank, shape = blank_matrix(), (len(ends) - 1, width)
+    matrix: Any = type(blank)
+    if "_shape" not in blank.__dict__:
+        result = matrix((values, indices, ends), shape=shape)
+    else:  # scipy's constructor looks at the arrays again, which takes longer than to make a row of them
+        result = matrix.__new__(matrix)
+        result.__dict__.update(blank.__dict__, data=values, indices=indices, indptr=ends, _shape=shape)
+    result.has_canonical_format = True
+    return result
+
+
+@cache
+def blank_matrix() -> Any:
     try:
         from scipy.sparse import csr_matrix as matrix
     except ImportError:
         raise ConfigurationError("a sparse result needs scipy: pip install 'fastinfer[sklearn]'") from None
-    values, indices, ends = parts
-    if ends[-1] <= np.iinfo(np.int32).max:
-        ends = ends.astype(np.int32)
-    result = matrix((values, indices, ends), shape=(len(ends) - 1, width))
-    result.has_canonical_format = True
-    return result
+    return matrix((1, 1))
 
 
 def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any],

@@ -6,7 +6,7 @@ value, which says what is wrong with it.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,17 +15,21 @@ from fastinfer.errors import InvalidRecordError
 from fastinfer.preprocessing.spec import DATETIME, Column
 from fastinfer.preprocessing.times import times_of
 
+FEW: Final = 64  # rows of a series that are sooner made objects than handed over as Arrow's
+
 
 class Layout:
     """The raw columns of a program, as `columns_from` needs them.
 
     Attributes:
         ignored: columns that the pipeline was fitted on and the program does not read.
+        absent: columns whose missing values are fields that a record does not have.
         objects: for each column 1 where the pipeline was fitted on Python objects, else 0.
     """
 
-    def __init__(self, signature: Signature, columns: Sequence[Column], ignored: Sequence[str]) -> None:
-        self.signature, self.columns, self.ignored = signature, columns, ignored
+    def __init__(self, signature: Signature, columns: Sequence[Column], ignored: Sequence[str],
+                 absent: Sequence[str] = ()) -> None:
+        self.signature, self.columns, self.ignored, self.absent = signature, columns, ignored, absent
         self.objects = bytes([column.dtype == "object" for column in columns])
 
 
@@ -41,6 +45,8 @@ def columns_from(data: Any, layout: Layout) -> Columns:
         InvalidRecordError: a column is missing, or a value is of a type that its column does not take.
     """
     taken = Columns(layout.signature, layout.objects)
+    if layout.absent and isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
+        refuse_nan(data, layout.absent)
     if type(data) is list and data and type(data[0]) is dict:
         for i in taken.take_records(data):
             settle(taken, i, layout.columns[i], recorded(data, layout.columns[i]))
@@ -61,7 +67,9 @@ def columns_from(data: Any, layout: Layout) -> Columns:
     for column in layout.columns:
         if column.name not in names:
             raise InvalidRecordError(f"the column {column.name!r} is missing", f"$.{column.name}")
-    if not isinstance(columns, Mapping) and hasattr(columns, "__arrow_c_stream__") and not is_pandas(columns):
+    if type(columns) is dict:
+        left = taken.take_mapping(columns)
+    elif not isinstance(columns, Mapping) and hasattr(columns, "__arrow_c_stream__") and not is_pandas(columns):
         left = taken.take_frame(columns)
     for i in left:
         offer(taken, i, layout.columns[i], columns[layout.columns[i].name])
@@ -108,6 +116,15 @@ def rows_of(rows: Sequence[Any], layout: Layout) -> dict[str, list[Any]]:
     return {column.name: [row[i] for row in rows] for i, column in zip(positions, layout.columns, strict=True)}
 
 
+def refuse_nan(records: Sequence[Any], names: Sequence[str]) -> None:
+    """FeatureHasher hashes a field that is NaN, and makes NaN of it; no value of a column can say so."""
+    for i, record in enumerate(records):
+        for name in names:
+            if isinstance(record, Mapping) and is_nan(record.get(name)):
+                says = f"row {i}, field {name!r}: NaN, which is not hashed; leave the field out where it is missing"
+                raise InvalidRecordError(says, f"$.records[{i}].{name}")
+
+
 def recorded(records: Sequence[Mapping[str, Any]], column: Column) -> list[Any]:
     """One field of every record; an absent one is missing."""
     for i, record in enumerate(records):
@@ -141,7 +158,7 @@ def pandas_values(values: Any, dtype: Any, column: Column) -> Any:
     if isinstance(dtype, np.dtype):
         return values.to_numpy()
     if getattr(dtype, "storage", "") == "pyarrow" or type(dtype).__name__ == "ArrowDtype":
-        return values if hasattr(values, "__arrow_c_stream__") else values.to_numpy()
+        return values if len(values) > FEW and hasattr(values, "__arrow_c_stream__") else values.to_numpy()
     if getattr(dtype, "kind", "O") in "iufb" and hasattr(dtype, "numpy_dtype"):  # with a mask
         if column.datatype == "FP64":
             return values.to_numpy(dtype=np.float64, na_value=math.nan)

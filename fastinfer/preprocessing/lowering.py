@@ -439,10 +439,11 @@ def emit(program: Program) -> list[Atom]:
         for value in dict.fromkeys(value for value in read if not value.startswith(CODE)):
             check_output(program, value)
     emission = Emission(program)
+    stores: list[tuple[int, str, str, int, list[int] | None]] = []  # first feature, kernel, value, target, table
     groups: dict[str, dict[int, int]] = {}
     for part, start in zip(output.features.parts, output.features.starts.tolist(), strict=False):
         if isinstance(part, Run):
-            emission.store(f"store_vector_{output.dtype}", part.value, start)
+            stores.append((start, f"store_vector_{output.dtype}", part.value, start, None))
             continue
         value = part[1]
         hot, (vector, position) = program.hot.get(value), program.slices.get(value, ("", -1))
@@ -452,14 +453,16 @@ def emit(program: Program) -> list[Atom]:
             continue
         if place >= 0:
             materialise(program, value)
-        emission.store(f"store_{output.dtype}", value, start)
+        stores.append((start, f"store_{output.dtype}", value, start, None))
     for group, columns in groups.items():
         if group.startswith(CODE):
             table = [columns.get(position, -1) for position in range(max(columns) + 1)]
-            emission.store(f"scatter_{output.dtype}", group, 0, table)
+            stores.append((min(columns.values()), f"scatter_{output.dtype}", group, 0, table))
         else:
-            width = program.widths[group]
-            emission.store(f"store_vector_{output.dtype}", group, 0, [columns.get(i, -1) for i in range(width)])
+            table = [columns.get(position, -1) for position in range(program.widths[group])]
+            stores.append((min(columns.values()), f"store_vector_{output.dtype}", group, 0, table))
+    for _, kernel, stored, target, where in sorted(stores, key=lambda store: store[0]):  # sparse rows come in order
+        emission.store(kernel, stored, target, where)
     for value, atom in list(program.atoms.items()):  # what may refuse a row must run, whether or not it is read
         if value in program.checks or atom.instruction.kernel in REFUSING:
             emission.value(value)

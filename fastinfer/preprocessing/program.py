@@ -36,7 +36,9 @@ class Program:
         self.compiled: CompiledProgram
         self.precision: Precisions
         self.compiled, self.precision = compile_spec(spec)
-        self.layout = Layout(self.compiled.columns, spec.columns, spec.ignored)
+        hashed = {source for step in spec.steps if step.op == "hash_fields" for source in step.sources}
+        absent = [column.name for column in spec.columns if column.name in hashed]
+        self.layout = Layout(self.compiled.columns, spec.columns, spec.ignored, absent)
 
     @classmethod
     def from_sklearn(

@@ -10,17 +10,6 @@ import numpy as np
 
 from fastinfer.errors import ConfigurationError
 
-cdef extern from *:
-    """
-    #include <algorithm>
-    template <typename E> static inline void sort_entries(E* entries, size_t size) {
-        std::sort(entries, entries + size, [](const E& a, const E& b) {
-            return a.row != b.row ? a.row < b.row : a.column < b.column;
-        });
-    }
-    """
-    void sort_entries(Entry* entries, size_t size) noexcept nogil
-
 cdef enum:
     NORM_L1 = 1, NORM_L2, NORM_MAX
     SUBLINEAR = 1               # a flag of `weigh_vector`
@@ -343,24 +332,6 @@ cdef bint store_vector_float32(const Operation* operation, const Block* block) n
 
 
 # ---- the sparse output: each store has a twin that appends entries ---------------------------------------------------
-cdef bint put_entry(const Block* block, Py_ssize_t row, int32_t column, double value) noexcept nogil:
-    cdef Entries* entries = block.entries
-    cdef size_t capacity
-    cdef void* grown
-    if entries.size == entries.capacity:
-        capacity = max(<size_t>256, 2 * entries.capacity)
-        grown = realloc(entries.data, capacity * sizeof(Entry))
-        if grown == NULL:
-            return no_memory(block)
-        entries.data = <Entry*>grown
-        entries.capacity = capacity
-    entries.data[entries.size].row = <int32_t>row
-    entries.data[entries.size].column = column
-    entries.data[entries.size].value = value
-    entries.size += 1
-    return True
-
-
 cdef bint enter_number(const Operation* operation, const Block* block) noexcept nogil:
     """What is not zero; a number that becomes zero as a float32 stays, as `astype` leaves it."""
     cdef const double* source = numbers_of(block, operation.source)
@@ -508,14 +479,3 @@ cdef int compile_store(CompiledProgram program, Operation* operation, table, int
         columns[i] = table[i]
     operation.table = columns
     return 0
-
-
-cdef tuple entry_arrays(Entries* entries):
-    cdef Py_ssize_t count = <Py_ssize_t>entries.size, i
-    cdef cnp.ndarray values = np.empty(count, dtype=np.float64)
-    cdef cnp.ndarray indices = np.empty(count, dtype=np.int32)
-    cdef double* value = <double*>cnp.PyArray_DATA(values)
-    cdef int32_t* index = <int32_t*>cnp.PyArray_DATA(indices)
-    for i in range(count):
-        value[i], index[i] = entries.data[i].value, entries.data[i].column
-    return values, indices
