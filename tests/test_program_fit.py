@@ -384,7 +384,7 @@ data = np.random.default_rng(0).integers(0, 9, (50, 4)).astype(np.float32)
 Program.from_json(Program.fit(data, plan).to_json()).transform(data)
 assert not {"sklearn", "scipy", "pandas"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, env={"PYTHONPATH": ":".join(sys.path)})
 
 
 # ---- categories together -----------------------------------------------------------------------------------------

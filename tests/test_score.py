@@ -475,8 +475,8 @@ def test_a_signal_ends_a_run_that_goes_on(models, tmp_path, small, number):
     file = write(spoiled(), tmp_path / "in.parquet")
     whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     scoring.score(models / "people", file, whole)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(models / "people"), str(file), str(out), str(int(number))],
-                          env=environment(), capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-P", "-c", KILLED, str(models / "people"), str(file), str(out), str(int(number))]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == (-number if number == signal.SIGKILL else 130), done.stderr
     assert not out.exists()
     summary = scoring.score(models / "people", file, out)
@@ -633,7 +633,7 @@ def test_without_pyarrow_the_pip_line_is_printed(models, tmp_path, monkeypatch, 
 # -- what is shown ---------------------------------------------------------------------------------------------------
 def test_a_bar_on_a_terminal_and_one_line_elsewhere(models, tmp_path):
     file = write(spoiled(), tmp_path / "in.csv")
-    command = [sys.executable, "-m", "fastinfer", "score", str(models / "people"), str(file), "--out",
+    command = [sys.executable, "-P", "-m", "fastinfer", "score", str(models / "people"), str(file), "--out",
                str(tmp_path / "out.csv")]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
