@@ -11,19 +11,16 @@ both alternate, in CPU time; the rate and the ratio are medians.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+from loops import compiled
 
 from fastinfer._core import Encoder, Signature, Tensor, decode
 
@@ -100,7 +97,7 @@ def measure(body: bytes) -> Result:
 
 def one_row() -> None:
     """What one row costs where all buffers are there already, as on the fast lane; and answers."""
-    loop = compiled()
+    loop = compiled("decode_loop")
     for name, texts in numbers().items():
         body = body_of(texts, 1)
         samples = [loop.decode_ns(SIGNATURE, body, 20_000) for _ in range(ROUNDS)]
@@ -111,23 +108,6 @@ def one_row() -> None:
         calls = max(20_000 // (rows * columns), 5)
         samples = [loop.encode_ns(encoder, body, values.astype(np.float32), calls) for _ in range(ROUNDS)]
         print(f"answer of {rows:,} x {columns} float32".ljust(49), f"{statistics.median(samples):7.0f} ns")
-
-
-def compiled() -> Any:
-    """decode_loop.pyx as a module, compiled against the declarations of the core in this source tree."""
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-
-    here, folder = Path(__file__).resolve().parent, tempfile.mkdtemp()
-    source = Extension("decode_loop", [str(here / "decode_loop.pyx")], include_dirs=[np.get_include()],
-                       extra_compile_args=["-std=c++17"])
-    modules = cythonize([source], include_path=[str(here.parent)], build_dir=folder, quiet=True, language_level=3)
-    build = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
-    build.build_lib = build.build_temp = folder
-    build.ensure_finalized()
-    build.run()
-    sys.path.insert(0, folder)
-    return importlib.import_module("decode_loop")
 
 
 def main() -> None:

@@ -13,21 +13,18 @@ in CPU time; a ratio is the median of theirs. Before anything is timed, both sid
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import statistics
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from loops import compiled
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
@@ -190,7 +187,7 @@ def beside_onnx() -> Iterator[Figure]:
 
 def from_json() -> Iterator[Figure]:
     """Bytes of a request to rows of the estimator's matrix, in the compiled core; buffers are there already."""
-    loop = compiled()
+    loop = compiled("program_loop")
     frame = frame_of(5000)
     program = program_of(pipeline_of(dense=True).fit(frame), frame, "float32")
     signature = Signature(program.signature.inputs, [])
@@ -222,23 +219,6 @@ def check(own: np.ndarray[Any, Any], peer: np.ndarray[Any, Any], tolerance: floa
     equal = np.array_equal(own, peer) if not tolerance else np.allclose(own, peer, tolerance, tolerance)
     if not equal:
         raise SystemExit("the two sides disagree")
-
-
-def compiled() -> Any:
-    """program_loop.pyx as a module, compiled against the declarations of the core in this source tree."""
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-
-    here, folder = Path(__file__).resolve().parent, tempfile.mkdtemp()
-    source = Extension("program_loop", [str(here / "program_loop.pyx")], include_dirs=[np.get_include()],
-                       extra_compile_args=["-std=c++17"])
-    modules = cythonize([source], include_path=[str(here.parent)], build_dir=folder, quiet=True, language_level=3)
-    build = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
-    build.build_lib = build.build_temp = folder
-    build.ensure_finalized()
-    build.run()
-    sys.path.insert(0, folder)
-    return importlib.import_module("program_loop")
 
 
 MEASURES: dict[str, Callable[[], Iterator[Figure]]] = {
