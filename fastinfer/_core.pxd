@@ -747,6 +747,7 @@ cdef class Ticket:
     cdef list pieces                    # the other slots, where it was split; else None
     cdef Connection connection          # on the fast lane, in place of `done`
     cdef Route route                    # on the fast lane with an access log
+    cdef readonly bytes client          # that a trusted proxy names, likewise; None: the peer
     cdef Ticket next                    # of the connection's requests whose answers are due
     cdef bytes request_id               # as the client gave it
     cdef tuple answer                   # rendered on a worker thread
@@ -826,6 +827,14 @@ cdef enum HeadFault:
     HEAD_BOTH, HEAD_OLD_CODING, HEAD_CODING, HEAD_URL, HEAD_TOO_MANY, HEAD_TOO_LARGE
     BODY_CHUNK, BODY_TOO_MANY_CHUNKS, BODY_EXTENSIONS, BODY_TRAILERS
 
+cdef enum:
+    MAX_FORWARDED = 8                   # lines of X-Forwarded-For that count: the last ones
+
+cdef enum Scheme:                       # that X-Forwarded-Proto tells; more than one, or another, tells none
+    SCHEME_UNTOLD, SCHEME_HTTP, SCHEME_HTTPS, SCHEME_ODD
+
+ctypedef const char* FieldText
+
 # A request's head, as far as framing and routing need it. Pointers look into the received bytes.
 cdef struct Head:
     const char* method
@@ -848,6 +857,10 @@ cdef struct Head:
     bint timing                         # Prefer: server-timing
     int64_t timeout_ns                  # the least X-Request-Timeout above 0; 0 absent
     bint plain                          # nothing in it needs the standard lane
+    int forwarded_lines                 # of X-Forwarded-For; line n stands at n % MAX_FORWARDED
+    FieldText[MAX_FORWARDED] forwarded
+    Py_ssize_t[MAX_FORWARDED] forwarded_sizes
+    Scheme scheme
     const char* length_text             # where Content-Length's value stands
     Py_ssize_t length_size
 
@@ -868,6 +881,25 @@ cdef struct Chunks:
     int64_t left                        # of the chunk
     int digits
     int64_t count, extensions, trailers
+
+# ---- forwarded.pyx --------------------------------------------------------------------------------------------
+cdef struct Address:
+    uint8_t[16] octets                  # IPv4 as ::ffff:a.b.c.d
+    int port                            # 0: not told
+    bint is_unix                        # none at all: a Unix socket
+
+cdef struct Network:
+    uint8_t[16] octets
+    int bits
+    bint mapped                         # of IPv4 addresses
+
+cdef class Proxies:
+    cdef Network* networks
+    cdef int n_networks
+    cdef bint every, unix
+    cdef bint trusts_some(self) noexcept nogil
+    cdef bint trusts(self, const Address* address) noexcept nogil
+    cdef bint find_client(self, const Head* head, Address* client) noexcept nogil
 
 # ---- credentials.pyx ------------------------------------------------------------------------------------------
 cdef class Credentials:
@@ -894,6 +926,7 @@ cdef class Lane:
     cdef bint server_timing             # every answer tells its durations
     cdef AccessLog access               # None where there is none
     cdef readonly Credentials credentials
+    cdef Proxies proxies                # who may say whom they speak for
     cdef Connection dirty               # the first of a chain of connections with answers to write
     cdef Connection last_dirty
     cdef Writer answer, body            # reused
@@ -925,6 +958,11 @@ cdef class Connection:
     cdef Lane lane
     cdef bytes client                   # its address, as the access log has it
     cdef int64_t client_key             # a number for its address without the port; 0: none
+    cdef bint trusted                   # it is a proxy that says whom it speaks for
+    cdef bint forwarded                 # it says so of the message that is looked at:
+    cdef Address sender
+    cdef int64_t sender_key
+    cdef Scheme told_scheme             # and how that one spoke to it
     cdef Ticket first, latest           # fast requests whose answers are due, in order
     cdef int n_pending
     cdef int known                      # which head of the lane's this client sent before
@@ -980,7 +1018,8 @@ cdef class Connection:
     cdef bint is_fast(self, Head* head) except -1
     cdef bint serve(self, Head* head, const char* p, const char* body) except -1
     cdef int64_t arrival(self, const char* p) noexcept
-    cdef int64_t fair_key(self, const Head* head) noexcept
+    cdef int find_sender(self, const Head* head) except -1
+    cdef int64_t fair_key(self) noexcept
     cdef Py_ssize_t refuse_head(self, Head* head, const char* p, const char* body, const char* end) except -1
     cdef const char* skip_body(self, const char* p, const char* end) noexcept
     cdef int expect(self, Ticket ticket, const Head* head) except -1

@@ -19,6 +19,8 @@ SIZE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12
 DURATION_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 MOST_NUMBERS = 100  # of one list
+MOST_PEERS = 1000
+EVERYBODY = ("*", "unix:")
 QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -165,6 +167,26 @@ def read_names(text: str) -> tuple[str, ...]:
     return take_names(name.strip() for name in text.split(","))
 
 
+def take_peers(value: object) -> tuple[str, ...]:
+    """Addresses and networks in their shortest form, "unix:" and "*"."""
+    import ipaddress  # costs more than most starts need
+
+    peers = []
+    for text in value.split(",") if isinstance(value, str) else take_texts(value):
+        peer = text.strip()
+        if peer not in EVERYBODY:
+            network = ipaddress.ip_network(peer)
+            if isinstance(network, ipaddress.IPv6Network):
+                mapped = network.network_address.ipv4_mapped
+                if mapped is not None and network.prefixlen >= 96:
+                    network = ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+            peer = str(network.network_address if network.num_addresses == 1 else network)
+        peers.append(peer)
+    if len(peers) > MOST_PEERS:
+        raise ValueError
+    return tuple(peers)
+
+
 TEXT = Kind("text", "text that is not empty", take_text, take_text, {"type": "string", "minLength": 1})
 PATH = Kind("path", "a path", take_path, take_path, {"type": "string", "minLength": 1})
 NAME = Kind("name", "letters, digits, '.', '_' and '-', a letter or digit first, at most 128, and not 'stats'",
@@ -182,6 +204,9 @@ TEXTS = Kind("texts", "a list of texts that are not empty", take_texts, read_tex
 CLASS = Kind("class", "a class: text, a whole number, true or false", take_class, take_text,
              {"type": ["string", "integer", "boolean"]})
 NUMBER = Kind("number", "a number", take_number, read_number, {"type": "number"})
+PEERS = Kind("addresses", "addresses and networks, such as 127.0.0.1 or 10.0.0.0/8, unix: for a Unix socket, or * for "
+             "everybody", take_peers, take_peers,
+             {"type": ["array", "string"], "items": {"type": "string", "minLength": 1}})
 NUMBERS = Kind("numbers", f"a list of at most {MOST_NUMBERS} numbers, each larger than the one before", take_numbers,
                read_numbers, {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": MOST_NUMBERS})
 

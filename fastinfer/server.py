@@ -118,6 +118,7 @@ class Server:
             settings.max_body_bytes,
             server_timing=settings.server_timing,
             access=access,
+            proxies=_core.Proxies(settings.forwarded_allow_ips),
         )
         self.stop = asyncio.Event()
         self.config = Config(

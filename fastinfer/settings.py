@@ -22,6 +22,7 @@ from fastinfer.options import (
     NUMBER,
     NUMBERS,
     PATH,
+    PEERS,
     SIZE,
     TEXT,
     TEXTS,
@@ -66,6 +67,9 @@ class Settings:
         8000, INTEGER, "TCP port to listen on; 0 takes a free one.", low=0, high=65535)
     uds: Path | None = option(
         None, PATH, "Unix socket to listen on, in place of host and port.", unset="none")
+    forwarded_allow_ips: tuple[str, ...] = option(
+        (), PEERS, "Proxies that are believed in X-Forwarded-For and X-Forwarded-Proto: addresses, networks, unix: for "
+        "what comes over `uds`, * for everybody.")
     log_level: str = option(
         "info", TEXT, "Least severe log record that is written.",
         choices=("critical", "error", "warning", "info", "debug"))

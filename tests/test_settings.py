@@ -45,7 +45,7 @@ def test_every_option_is_reachable_by_flag_variable_and_file(write):
     for declared in options(Settings):
         text = declared.choices[0] if declared.choices else {
             "text": "x", "path": "x", "name": "x", "boolean": "true", "size": "3KiB", "duration": "2s",
-            "integer": "1", "names": "x"}[declared.kind.label]
+            "integer": "1", "names": "x", "addresses": "::1"}[declared.kind.label]
         toml = text if declared.kind.label in ("boolean", "integer") else repr(text)
         expected = getattr(resolve({declared.name: text}, {}), declared.name)
         assert getattr(resolve({}, {variable(declared): text}), declared.name) == expected

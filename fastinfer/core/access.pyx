@@ -88,7 +88,7 @@ cdef class AccessLog:
         entry.size = size
         entry.total_ns = monotonic_ns() - ticket.started_ns
         entry_text(entry, request_id, id_size)
-        entry_bytes(entry, connection.client)
+        entry_bytes(entry, connection.client if ticket.client is None else ticket.client)
         entry_text(entry, b"POST", 4)
         entry_bytes(entry, ticket.route.path)
         entry_bytes(entry, ticket.route.model)

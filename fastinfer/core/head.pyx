@@ -8,7 +8,8 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp, memcpy
 
-from fastinfer.errors import InvalidParameterError
+from fastinfer.errors import (HeadTooLargeError, InvalidParameterError, MalformedHeadError, UnsupportedError,
+                              UriTooLongError)
 
 cdef enum:
     MAX_HEADERS = 100
@@ -18,6 +19,27 @@ cdef enum:
     MAX_CHUNK_EXTENSIONS = 16 * 1024    # bytes, of all chunks of a body
     MAX_TRAILERS = 8 * 1024             # bytes
     MAX_SECONDS = 1_000_000_000         # of X-Request-Timeout; more is as much
+
+FAULTS = {
+    HEAD_LINE: (MalformedHeadError, "the request line is not METHOD SP target SP HTTP/1.1"),
+    HEAD_VERSION: (MalformedHeadError, "only HTTP/1.1 and HTTP/1.0 are spoken"),
+    HEAD_NAME: (MalformedHeadError, "a header field's name is not a token followed by a colon"),
+    HEAD_VALUE: (MalformedHeadError, "a header field's value holds a control character"),
+    HEAD_BARE: (MalformedHeadError, "a line of the head does not end with CR LF"),
+    HEAD_HOST: (MalformedHeadError, "an HTTP/1.1 request has exactly one Host field"),
+    HEAD_BAD_HOST: (MalformedHeadError, "the Host field does not hold a host and a port"),
+    HEAD_LENGTH: (MalformedHeadError, "Content-Length is given twice, or is not a decimal number"),
+    HEAD_BOTH: (MalformedHeadError, "Content-Length and Transfer-Encoding exclude each other"),
+    HEAD_OLD_CODING: (MalformedHeadError, "HTTP/1.0 has no Transfer-Encoding"),
+    HEAD_CODING: (UnsupportedError, "no Transfer-Encoding other than chunked is supported"),
+    HEAD_URL: (UriTooLongError, f"the request's path is over {MAX_URL} bytes"),
+    HEAD_TOO_MANY: (HeadTooLargeError, f"the request has more than {MAX_HEADERS} header fields"),
+    HEAD_TOO_LARGE: (HeadTooLargeError, f"the request's head is over {MAX_HEAD} bytes"),
+    BODY_CHUNK: (MalformedHeadError, "the chunked body is malformed"),
+    BODY_TOO_MANY_CHUNKS: (MalformedHeadError, f"the body has more than {MAX_CHUNKS} chunks"),
+    BODY_EXTENSIONS: (MalformedHeadError, f"the body's chunk extensions are over {MAX_CHUNK_EXTENSIONS} bytes"),
+    BODY_TRAILERS: (MalformedHeadError, "the body's trailer section is malformed or too large"),
+}
 
 
 cdef extern from *:
@@ -76,6 +98,8 @@ cdef HeadFault parse_head(Head* head, const char* begin, const char* end) noexce
     head.chunked = head.close = head.keep_alive = head.plain = False
     head.timing = False
     head.timeout_ns = 0
+    head.forwarded_lines = 0
+    head.scheme = SCHEME_UNTOLD
     head.credentials = 0
     head.request_id_size = 0
     head.plain = True
@@ -221,6 +245,12 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
             head.plain = False
         elif number and (number < head.timeout_ns or not head.timeout_ns):
             head.timeout_ns = number
+    elif name_size == 15 and same_name(name, b"x-forwarded-for", 15):
+        head.forwarded[head.forwarded_lines % MAX_FORWARDED] = value
+        head.forwarded_sizes[head.forwarded_lines % MAX_FORWARDED] = size
+        head.forwarded_lines += 1
+    elif name_size == 17 and same_name(name, b"x-forwarded-proto", 17):
+        head.scheme = take_scheme(value, size) if head.scheme == SCHEME_UNTOLD else SCHEME_ODD
     elif name_size == 10 and same_name(name, b"connection", 10):
         take_connection(head, value, size)
     elif name_size == 12 and same_name(name, b"x-request-id", 12):
@@ -285,6 +315,12 @@ cdef inline void take_connection(Head* head, const char* value, Py_ssize_t size)
         head.close = True
     else:
         head.plain = False
+
+
+cdef inline Scheme take_scheme(const char* value, Py_ssize_t size) noexcept nogil:
+    if size == 5 and same_name(value, b"https", 5):
+        return SCHEME_HTTPS
+    return SCHEME_HTTP if size == 4 and same_name(value, b"http", 4) else SCHEME_ODD
 
 
 cdef bint prefers_timing(const char* p, Py_ssize_t size) noexcept nogil:

@@ -5,8 +5,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memmove
 
-from fastinfer.errors import HeadTooLargeError, MalformedHeadError, UnsupportedError, UriTooLongError
-
 cdef enum:
     MAX_IN_FLIGHT = 32              # requests of one connection; past it reading waits
     MAX_STASH = 64 * 1024           # bytes that wait behind an answer before reading waits too
@@ -17,27 +15,6 @@ cdef enum:
     MAX_KEPT = 4 * 1024 * 1024      # bytes of a buffer that is kept for the next answers
     MAX_EMPTY_LINES = 4             # before a request
     MAX_UNLIKE = 4                  # heads of one client that are kept: who sends another each time gains nothing
-
-FAULTS = {
-    HEAD_LINE: (MalformedHeadError, "the request line is not METHOD SP target SP HTTP/1.1"),
-    HEAD_VERSION: (MalformedHeadError, "only HTTP/1.1 and HTTP/1.0 are spoken"),
-    HEAD_NAME: (MalformedHeadError, "a header field's name is not a token followed by a colon"),
-    HEAD_VALUE: (MalformedHeadError, "a header field's value holds a control character"),
-    HEAD_BARE: (MalformedHeadError, "a line of the head does not end with CR LF"),
-    HEAD_HOST: (MalformedHeadError, "an HTTP/1.1 request has exactly one Host field"),
-    HEAD_BAD_HOST: (MalformedHeadError, "the Host field does not hold a host and a port"),
-    HEAD_LENGTH: (MalformedHeadError, "Content-Length is given twice, or is not a decimal number"),
-    HEAD_BOTH: (MalformedHeadError, "Content-Length and Transfer-Encoding exclude each other"),
-    HEAD_OLD_CODING: (MalformedHeadError, "HTTP/1.0 has no Transfer-Encoding"),
-    HEAD_CODING: (UnsupportedError, "no Transfer-Encoding other than chunked is supported"),
-    HEAD_URL: (UriTooLongError, f"the request's path is over {MAX_URL} bytes"),
-    HEAD_TOO_MANY: (HeadTooLargeError, f"the request has more than {MAX_HEADERS} header fields"),
-    HEAD_TOO_LARGE: (HeadTooLargeError, f"the request's head is over {MAX_HEAD} bytes"),
-    BODY_CHUNK: (MalformedHeadError, "the chunked body is malformed"),
-    BODY_TOO_MANY_CHUNKS: (MalformedHeadError, f"the body has more than {MAX_CHUNKS} chunks"),
-    BODY_EXTENSIONS: (MalformedHeadError, f"the body's chunk extensions are over {MAX_CHUNK_EXTENSIONS} bytes"),
-    BODY_TRAILERS: (MalformedHeadError, "the body's trailer section is malformed or too large"),
-}
 
 
 @cython.final
@@ -60,15 +37,15 @@ cdef class Connection:
     def __dealloc__(self):
         slab_free(&self.stash)
 
-    def attach(self, transport, bytes client not None=b"", int64_t key=0):
+    def attach(self, transport, bytes client not None=b"", bytes host not None=b""):
         """The connection is made.
 
         Args:
             client: its address, for the access log.
-            key: a number below 0 for its host; 0 where it has none.
+            host: the address alone; empty on a Unix socket.
         """
         self.client = client
-        self.client_key = key
+        self.client_key = greet(self, host)
         self.transport = transport
         self.write = transport.write
         self.quiet_since = monotonic_ns()
@@ -126,6 +103,16 @@ cdef class Connection:
         cdef Arrival arrival = Arrival(self.message_ns, timeout_ns, self.message_key)
         arrival.connection = self
         return arrival
+
+    @property
+    def sender(self):
+        """(host, port) of the client for whom a trusted proxy sent the message that the standard lane has, or None."""
+        return (host_text(&self.sender).decode(), self.sender.port) if self.forwarded else None
+
+    @property
+    def scheme(self):
+        """That the client used, as a trusted proxy tells: "http", "https" or None."""
+        return {SCHEME_HTTP: "http", SCHEME_HTTPS: "https"}.get(self.told_scheme) if self.trusted else None
 
     def writable(self, bint yes):
         """Whether the client reads; while it does not, no request of it is begun."""
@@ -370,7 +357,9 @@ cdef class Connection:
         self.answer_due = True
         self.message_ns = self.arrival(p)
         self.identity = self.lane.credentials.identify(head, self)
-        self.message_key = self.fair_key(head)
+        self.find_sender(head)
+        self.told_scheme = head.scheme
+        self.message_key = self.fair_key()
         self.chunked = head.chunked
         self.for_head = head.method_size == 4 and memcmp(head.method, b"HEAD", 4) == 0
         self.body_left = max(head.content_length, <int64_t>0)
@@ -418,6 +407,7 @@ cdef class Connection:
         if len(self.lane.credentials.identities):  # a head without any, which is what is kept, is not anonymous then
             return NULL
         self.identity = ANONYMOUS
+        self.forwarded = False
         known.head.content_length = size
         self.route = <Route>self.lane.routes[known.route]
         return body
@@ -441,6 +431,7 @@ cdef class Connection:
         self.identity = self.lane.credentials.identify(head, self)
         if self.identity < 0:
             return False
+        self.find_sender(head)
         return head.request_id_size == 0 or is_request_id(head.request_id, head.request_id_size)
 
     cdef bint serve(self, Head* head, const char* p, const char* body) except -1:
@@ -450,7 +441,7 @@ cdef class Connection:
         if self.route.kind == KIND_INFER and head.header_length > head.content_length:
             return False
         ticket = endpoint.submit_fast(self.route.kind, body, <size_t>head.content_length, head, self.read_ns,
-                                      self.arrival(p), self.fair_key(head))
+                                      self.arrival(p), self.fair_key())
         if ticket is None:
             return False
         self.expect(ticket, head)
@@ -467,7 +458,7 @@ cdef class Connection:
         cdef Py_ssize_t here = min(<Py_ssize_t>head.content_length, end - body)
         cdef Reason reason
         reason = endpoint.judge_head(self.route.kind, head.content_length, self.read_ns, self.arrival(p),
-                                     head.timeout_ns, self.fair_key(head), &retry_ns)
+                                     head.timeout_ns, self.fair_key(), &retry_ns)
         if reason == ADMITTED:
             return 0
         if head.content_length > KEPT_BODY:
@@ -497,6 +488,8 @@ cdef class Connection:
         ticket.timed = head.timing or self.lane.server_timing
         if self.lane.access is not None:
             ticket.route = self.route
+            if self.forwarded:
+                ticket.client = address_text(&self.sender)
         if head.request_id_size:
             ticket.request_id = head.request_id[:head.request_id_size]
         if head.close:
@@ -511,9 +504,19 @@ cdef class Connection:
             self.ready()
         return 0
 
-    cdef int64_t fair_key(self, const Head* head) noexcept:
-        """Whose the message is that is looked at: who shares what a queue holds."""
-        return self.identity if self.identity > 0 else self.client_key
+    cdef int find_sender(self, const Head* head) except -1:
+        """See for whom a trusted proxy sends the message that is looked at."""
+        self.forwarded = (self.trusted and head.forwarded_lines > 0
+                          and self.lane.proxies.find_client(head, &self.sender))
+        if self.forwarded:
+            self.sender_key = address_key(&self.sender)
+        return 0
+
+    cdef int64_t fair_key(self) noexcept:
+        """Whose that message is: who shares what a queue holds."""
+        if self.identity > 0:
+            return self.identity
+        return self.sender_key if self.forwarded else self.client_key
 
     cdef Ticket take_first(self):
         cdef Ticket ticket = self.first

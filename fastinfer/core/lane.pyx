@@ -34,15 +34,17 @@ cdef class Lane:
         max_body: bytes; a larger body is the standard lane's business, as is one over 256 KiB.
         server_timing: whether every answer has a Server-Timing field, asked for or not.
         access: where every answer is noted, or None.
+        proxies: peers that may say whom they speak for; nobody by default.
     """
 
     def __init__(self, bytes prefix not None, int64_t max_body, *, bint server_timing=False,
-                 AccessLog access=None):
+                 AccessLog access=None, Proxies proxies=None):
         self.prefix = prefix
         self.max_body = min(max_body, <int64_t>MAX_FAST_BODY)
         self.server_timing = server_timing
         self.access = access
         self.credentials = Credentials()
+        self.proxies = Proxies() if proxies is None else proxies
         self.paths = NameTable([])
         self.routes = []
         self.tick(b"")
@@ -83,7 +85,7 @@ cdef class Lane:
         """Keep a plain head, never one with credentials, for the next request that begins alike; where it is kept."""
         cdef int i = self.next_known
         if end - begin <= MAX_KNOWN_HEAD and head.request_id_size == 0 and head.header_length < 0 \
-                and head.credentials == 0:
+                and head.credentials == 0 and not (head.forwarded_lines and self.proxies.trusts_some()):
             self.next_known = (i + 1) % MAX_KNOWN
             know_head(&self.known[i], head, route, begin, end)
         return i

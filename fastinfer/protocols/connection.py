@@ -107,7 +107,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)
-        self.wire.attach(transport, self._address(), 0 if self.client is None else -abs(hash(self.client[0])) or -1)
+        self.wire.attach(transport, self._address(), b"" if self.client is None else self.client[0].encode())
         self.service.counters.connections += 1
         if len(self.connections) > self.limits.connections:
             self.connections.discard(self)  # it takes nobody's place while it is told
@@ -212,9 +212,9 @@ class Connection(HttpToolsProtocol):
         self.service.counters.count(endpoint.name, endpoint.version, status, "fast")
         if self.journal.access is not None:
             self.journal.access.record(
-                status, size, request_id=request_id, client=self._address(), method=b"POST", path=ticket.path,
-                model=endpoint.name.encode(), version=endpoint.version.encode(), code=code.encode(), ticket=ticket,
-                total_ns=time.monotonic_ns() - ticket.started_ns,
+                status, size, request_id=request_id, client=ticket.client or self._address(), method=b"POST",
+                path=ticket.path, model=endpoint.name.encode(), version=endpoint.version.encode(), code=code.encode(),
+                ticket=ticket, total_ns=time.monotonic_ns() - ticket.started_ns,
             )  # fmt: skip
 
     def _address(self) -> bytes:
@@ -233,6 +233,8 @@ class Connection(HttpToolsProtocol):
             self.expect_100_continue = False  # its clients do not know the answer (RFC 9110, 10.1.1)
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # what else is in it is the server's business
         scope[WIRE] = self.wire
+        scope["client"] = self.wire.sender or scope["client"]
+        scope["scheme"] = self.wire.scheme or scope["scheme"]
         super().on_headers_complete()
         self.headers = []  # trailer fields go here: they must not pass for the head's (RFC 9110, 6.5.1)
         if self.leaving:

@@ -83,10 +83,12 @@ class Journal:
 
 
 def address(client: tuple[str, int] | None) -> str:
-    """A client as host:port; empty on a Unix socket."""
+    """A client as host:port, or host where the port is not known; empty on a Unix socket."""
     if client is None:
         return ""
     host, port = client
+    if not port:
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
