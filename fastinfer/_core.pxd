@@ -537,7 +537,7 @@ cdef struct Row:
     uint64_t admitted
     uint64_t in_time, late, expired     # answered with 200 by the deadline, after it; not run because of it
     uint64_t refused_by[REASON_COUNT - 2]   # by Reason, from its second on; those that expired are not refused
-    uint64_t spare
+    uint64_t overdue                    # runs that began with a request past its deadline
     Durations queue_time, preprocess_time, run_time, total_time
     uint64_t answered[LANE_CELLS][STATUS_CELLS]
     uint64_t cost_mean[COST_LEVELS]     # gauges: nanoseconds of a run, by powers of two of its rows
@@ -642,7 +642,8 @@ cdef class Batch:
     cdef Py_ssize_t live                # rows of those that wait in it
     cdef Py_ssize_t limit               # rows that it may have
     cdef Py_ssize_t unread              # slots whose answer was not rendered yet
-    cdef int64_t created_ns, started_ns, finished_ns
+    cdef int64_t created_ns, started_ns, began_ns, finished_ns  # started_ns: when it was told to, began_ns: when it did
+    cdef int64_t earliest               # deadline in it
     cdef Guess guess                    # of its run, where that is on a thread
     cdef void compact(self)
 

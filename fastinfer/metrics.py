@@ -19,6 +19,7 @@ PHASES = ("queue", "preprocess", "run", "total")
 COUNTS = {
     "rows": "Rows that models have run.",
     "batches": "Batches that models have run.",
+    "overdue_batches": "Batches that began with a request past its deadline.",
     "cancelled": "Requests whose client left first.",
     "admitted": "Requests that were let in.",
     "goodput": "Requests answered with 200 by their deadline, or that had none.",

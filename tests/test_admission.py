@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_deadlines import BODY, MS, Peer, World, busy, clock, lane_to
+from test_deadlines import BODY, Peer, lane_to
 from wire import message, parse_replies
+from world import MS, World, busy, clock
 
 from fastinfer.errors import (
     DeadlineUnreachableError,

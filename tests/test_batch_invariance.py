@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_models
 import pytest
-from test_deadlines import ROWS as SIGNATURE
-from test_deadlines import World, busy, clock
+from world import ROWS as SIGNATURE
+from world import World, busy, clock
 
 from fastinfer import _core, load, probe
 from fastinfer.errors import FastinferError

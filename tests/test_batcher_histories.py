@@ -24,7 +24,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_histories
-from test_deadlines import MS, RAGGED, World
+from world import MS, RAGGED, World
 
 from fastinfer import _core
 from fastinfer.errors import (

@@ -429,6 +429,7 @@ cdef class Batcher:
         cdef Batch other
         cdef Py_ssize_t found = 0
         cdef size_t i = queue.begin, last = queue.begin, kept
+        batch.earliest = NEVER
         while i < queue.end:
             entry = &queue.data[i]
             other = (<Slot>entry.slot).batch
@@ -436,6 +437,7 @@ cdef class Batcher:
                 if entry.deadline <= now:
                     return None
                 found += entry.rows
+                batch.earliest = min(batch.earliest, entry.deadline)
                 last = i
             elif self.signature.batched and other.rows.same_dims(batch.rows.ranks, batch.rows.dims):
                 if found < batch.live or self.joins(batch, found, entry):
@@ -477,6 +479,7 @@ cdef class Batcher:
         cdef Slot slot
         cdef size_t i = queue.begin
         batch.limit = self.max_batch_size
+        batch.earliest = NEVER
         while i < queue.end:
             slot = <Slot>queue.data[i].slot
             source = slot.batch
@@ -497,6 +500,7 @@ cdef class Batcher:
                 i = max(i, queue.begin)
                 continue
             batch.limit = min(batch.limit, slot.ticket.limit)
+            batch.earliest = min(batch.earliest, queue.data[i].deadline)
             queue_remove(queue, i)
             i = max(i, queue.begin)
             self.strike(slot)
@@ -529,6 +533,7 @@ cdef class Batcher:
 
     cdef int run_batch(self, Batch batch) except -1:
         """Run a batch as it is; any failure is left in it."""
+        batch.began_ns = monotonic_ns()
         try:
             batch.outputs = self.run_rows(batch.rows)
         except Exception as error:
@@ -648,6 +653,7 @@ cdef class Batcher:
         self.last_run_ns = batch.finished_ns
         self.counts.executions += 1
         self.counts.rows_run += batch.rows.rows
+        self.counts.overdue += batch.earliest <= batch.began_ns
         if size < self.n_sizes:
             self.sizes[size].count += 1
             self.sizes[size].run_ns += took

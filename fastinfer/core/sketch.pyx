@@ -90,7 +90,7 @@ cdef dict row_counters(const Row* row):
             "admitted": row.admitted, "goodput": row.in_time, "late": row.late, "expired": row.expired,
             "refused_by": {REASONS[i]: row.refused_by[i] for i in range(REASON_COUNT - 2)}, "cost": row_costs(row),
             "fast": row.answered[LANE_FAST][0], "in_flight": row.in_flight,
-            "rows": row.rows_run, "batches": row.executions, "answered": answered,
+            "rows": row.rows_run, "batches": row.executions, "overdue_batches": row.overdue, "answered": answered,
             "phases": {"queue": cumulative(<Durations*>&row.queue_time),
                        "preprocess": cumulative(<Durations*>&row.preprocess_time),
                        "run": cumulative(<Durations*>&row.run_time),
