@@ -17,7 +17,16 @@ import click
 from fastinfer import errors
 from fastinfer.cli.commands import fastinfer
 from fastinfer.options import Option, options
-from fastinfer.settings import DecisionConfig, ModelConfig, OnnxConfig, ScoreConfig, Settings, flag, variable
+from fastinfer.settings import (
+    DecisionConfig,
+    ModelConfig,
+    OnnxConfig,
+    ScoreConfig,
+    Settings,
+    TritonConfig,
+    flag,
+    variable,
+)
 
 REFERENCE = Path(__file__).parent / "reference"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -100,6 +109,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "settings": settings,
     "model": keys(ModelConfig),
     "onnx": keys(OnnxConfig),
+    "triton": keys(TritonConfig),
     "decision": keys(DecisionConfig),
     "score": keys(ScoreConfig),
     "client errors": client_errors,
@@ -121,6 +131,10 @@ def model_schema() -> dict[str, Any]:
     }
     schema = {"$schema": DRAFT, "title": "model.toml", **object_schema(ModelConfig)}
     schema["properties"]["onnx"] = {"description": "How onnxruntime runs the model.", **onnx}
+    triton = object_schema(TritonConfig)
+    triton["properties"]["headers"] = {
+        "type": "object", "description": "Sent with every request.", "additionalProperties": {"type": "string"}}
+    schema["properties"]["triton"] = {"description": "The Triton that runs the model.", "required": ["url"], **triton}
     decision = object_schema(DecisionConfig)
     for name, text, value in (("classes", "Thresholds by class.", "number"), ("names", "Names by class.", "string")):
         decision["properties"][name] = {"type": "object", "description": text, "additionalProperties": {"type": value}}

@@ -171,6 +171,28 @@ class RuntimeFailedError(FastinferError):
     status = 500
 
 
+class BackendRefusedError(InvalidRequestError):
+    """The server that runs the model refuses the request's values."""
+
+    code = "backend_refused"
+
+
+class BackendError(FastinferError):
+    """The server that runs the model failed, or gave what is no answer to this request."""
+
+    code = "backend_failed"
+    status = 502
+    grpc = "UNAVAILABLE"
+
+
+class BackendTimeoutError(FastinferError):
+    """The server that runs the model did not answer by the request's deadline, or within ``run_timeout_ms``."""
+
+    code = "backend_timeout"
+    status = 504
+    grpc = "DEADLINE_EXCEEDED"
+
+
 class UnsupportedError(FastinferError):
     """Part of the protocol that this server does not offer."""
 
@@ -248,6 +270,12 @@ class NotReadyError(UnavailableError):
     """The model is loading, or could not be loaded."""
 
     code = "not_ready"
+
+
+class BackendUnavailableError(UnavailableError):
+    """The server that runs the model cannot be reached, or does not have it ready."""
+
+    code = "backend_unavailable"
 
 
 class ShuttingDownError(UnavailableError):

@@ -250,5 +250,6 @@ class Registry:
         self.closed = True
         for model in self.models():
             model.batcher.close()
+            model.close()
         for executor in self._executors:
             executor.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,7 @@
 """One loaded model version: its signature, feature program, runtime and batcher."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,10 @@ class Model:
     ) -> None:
         self.name = name
         self.version = version
+        if isinstance(runtime, runtimes.RemoteRuntime):
+            self.version = runtime.version
+            most = min(config.max_batch_size, runtime.max_batch_size)
+            config = replace(config, max_batch_size=most, inline_budget_us=0)  # the loop never waits for another server
         self.runtime = runtime
         self.program = program
         self.config = config
@@ -69,7 +74,7 @@ class Model:
             else runtime.run
         )
         self.batcher = self._batcher(settings)
-        self.endpoint = Endpoint(name, version, self.signature, self.batcher, compiled, self.task)
+        self.endpoint = Endpoint(name, self.version, self.signature, self.batcher, compiled, self.task)
         self._warm_up()
         self.batch_invariant = self._proves_invariance()
 
@@ -137,6 +142,11 @@ class Model:
                 properties["decision_version"] = self.config.decision.version
         return properties
 
+    def close(self) -> None:
+        """Let go of what the runtime holds outside this process."""
+        if isinstance(self.runtime, runtimes.RemoteRuntime):
+            self.runtime.close()
+
     def predict(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
         """Answer rows in process, past the batcher.
 
@@ -185,7 +195,7 @@ class Model:
         configuration: dict[str, Any] = {
             "name": self.name,
             "platform": self.platform,
-            "backend": "onnxruntime",
+            "backend": "triton" if isinstance(self.runtime, runtimes.RemoteRuntime) else "onnxruntime",
             "version_policy": {"all": {}},
             "max_batch_size": self.max_batch_size,
             "input": [configured(tensor, batched) for tensor in self.signature.inputs],

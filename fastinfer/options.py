@@ -44,6 +44,13 @@ def take_text(value: object) -> str:
     return value
 
 
+def take_line(value: object) -> str:
+    text = take_text(value)
+    if not text.isascii() or not text.isprintable():
+        raise ValueError
+    return text
+
+
 def take_path(value: object) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise ValueError
@@ -133,6 +140,10 @@ def read_texts(text: str) -> tuple[str, ...]:
     return take_texts(each.strip() for each in text.split(","))
 
 
+def take_urls(value: object) -> tuple[str, ...]:
+    return take_names((value,) if isinstance(value, str) else value)
+
+
 def take_class(value: object) -> str:
     """A class as its name is written in answers: `1` and `true` are classes too."""
     if isinstance(value, bool):
@@ -188,6 +199,7 @@ def take_peers(value: object) -> tuple[str, ...]:
 
 
 TEXT = Kind("text", "text that is not empty", take_text, take_text, {"type": "string", "minLength": 1})
+LINE = Kind("line", "a line of ASCII text", take_line, take_line, {"type": "string", "minLength": 1})
 PATH = Kind("path", "a path", take_path, take_path, {"type": "string", "minLength": 1})
 NAME = Kind("name", "letters, digits, '.', '_' and '-', a letter or digit first, at most 128, and not 'stats'",
             take_model_name, take_model_name, {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"})
@@ -201,6 +213,8 @@ NAMES = Kind("names", "a list of names without repetition", take_names, read_nam
              {"type": "array", "items": {"type": "string", "minLength": 1}, "uniqueItems": True})
 TEXTS = Kind("texts", "a list of texts that are not empty", take_texts, read_texts,
              {"type": "array", "items": {"type": "string", "minLength": 1}})
+URLS = Kind("urls", "an address such as 127.0.0.1:8001, or a list of several", take_urls, read_names,
+            {"anyOf": [{"type": "string", "minLength": 1}, NAMES.schema]})
 CLASS = Kind("class", "a class: text, a whole number, true or false", take_class, take_text,
              {"type": ["string", "integer", "boolean"]})
 NUMBER = Kind("number", "a number", take_number, read_number, {"type": "number"})

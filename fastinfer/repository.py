@@ -157,6 +157,10 @@ def _stray_file(file: Path, path: Path) -> str:
 def _model(path: Path, name: str) -> Repository:
     """All versions of one model, highest first."""
     config = _config(path)
+    if isinstance(config, ModelConfig) and config.triton is not None:
+        return _elsewhere(path, name, config)
+    if isinstance(config, FastinferError) and not any(map(_is_version, _visible(path))):
+        return Repository([Found(name, "", path, error=config)])
     result = Repository([])
     versions = []
     for each in _visible(path):
@@ -171,6 +175,28 @@ def _model(path: Path, name: str) -> Repository:
         wanted = f"move {files[0].name} to {path / '1' / files[0].name}" if files else f"its files go to {path / '1'}"
         result.stray.clear()
         result.found.append(Found(name, "", path, error=ConfigurationError(f"{path} has no version folder; {wanted}.")))
+    return result
+
+
+def _elsewhere(path: Path, name: str, config: ModelConfig) -> Repository:
+    """A model that another server runs: its version is told there, and a folder of one is only for what runs here."""
+    assert config.triton is not None
+    result = Repository([])
+    folders = [each for each in _visible(path) if _is_version(each)]
+    for folder in sorted(folders, key=lambda each: int(each.name), reverse=True) or [path]:
+        version = folder.name if folders else str(config.triton.version or "")
+        found = Found(name, version, folder, path / CONFIG, config.runtime)
+        try:
+            check_name(name, str(path))
+            if folders and config.triton.version not in (None, int(version)):
+                raise ConfigurationError(f"{path / CONFIG} names version {config.triton.version}, and {folder} is of "
+                                         "another.")
+            there = replace(config.triton, version=int(version)) if folders else config.triton
+            program = folder / PROGRAM if (folder / PROGRAM).is_file() else None
+            found = replace(found, program=program, config=_decided(folder, replace(config, triton=there)))
+        except FastinferError as error:
+            found = replace(found, error=error)
+        result.found.append(found)
     return result
 
 

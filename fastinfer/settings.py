@@ -17,6 +17,7 @@ from fastinfer.options import (
     CLASS,
     DURATION,
     INTEGER,
+    LINE,
     NAME,
     NAMES,
     NUMBER,
@@ -26,6 +27,7 @@ from fastinfer.options import (
     SIZE,
     TEXT,
     TEXTS,
+    URLS,
     Option,
     TomlFile,
     check_fields,
@@ -274,11 +276,106 @@ def _faults(policy: DecisionConfig) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TritonConfig:
+    """The table [triton] of model.toml: the Triton Inference Server that runs the model."""
+
+    url: tuple[str, ...] = option(
+        (), URLS, "Where Triton answers: host and port, with or without http://, https://, grpc:// or grpcs://. Of "
+        "several the one that has the least to do gets a batch.")
+    model: str | None = option(
+        None, TEXT, "The model's name there.", unset="the folder's name")
+    version: int | None = option(
+        None, INTEGER, "The model's version there.", low=1, high=(1 << 63) - 1,
+        unset="the highest that Triton serves when the model is loaded")
+    protocol: str | None = option(
+        None, TEXT, "How batches travel.", choices=("http", "grpc"), unset="told by the url, else http")
+    connections: int = option(
+        4, INTEGER, "Most connections to one url, over HTTP.", low=1, high=256)
+    connect_timeout: float = option(
+        1.0, DURATION, "Longest time in which a connection must come about, and readiness must be answered.",
+        low=0.01, high=60)
+    probe_interval: float = option(
+        1.0, DURATION, "Time between two questions for readiness, while no batch tells.", low=0.05, high=3600)
+    ca_file: Path | None = option(
+        None, PATH, "Certificates that Triton's is trusted by, PEM; relative to model.toml.", unset="the system's")
+    cert_file: Path | None = option(
+        None, PATH, "Certificate of this client, PEM.", unset="none")
+    key_file: Path | None = option(
+        None, PATH, "Key of cert_file, PEM.", unset="none")
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @classmethod
+    def read(cls, file: TomlFile) -> "TritonConfig":
+        """The table [triton] of a model.toml.
+
+        Raises:
+            ConfigurationError: an unknown key (names the nearest), a bad value, no url; names file and line.
+        """
+        values = take_table(options(cls), file, "triton", tables=["headers"])
+        values["headers"] = {}
+        for name, value in file.table["triton"].get("headers", {}).items():
+            place = f"{file.place('triton', 'headers', name)}: triton.headers.{name}"
+            if not HEADER_NAME.fullmatch(name) or name.lower() in OWN_HEADERS:
+                raise ConfigurationError(f"{place} is not a header that can be set.")
+            values["headers"][name] = HEADER.take(value, place)
+        files = {name: file.path.parent / path for name, path in values.items() if isinstance(path, Path)}
+        config = cls(**values | files)
+        for key, fault in config.faults():
+            raise ConfigurationError(f"{file.place('triton', key)}: triton.{key} {fault}.")
+        return config
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Keys that do not fit together, and why."""
+        if not self.url:
+            yield "url", "is not given: where does Triton answer?"
+        for url in self.url:
+            if not (found := URL.fullmatch(url)) or not 0 < int(found["port"]) < 1 << 16:
+                yield "url", (f"is {shown(url)}; it takes host:port, with or without http://, https://, grpc:// or "
+                              "grpcs://")
+        schemes = {url.partition("://")[0] if "://" in url else None for url in self.url}
+        if len(schemes) > 1:
+            yield "url", "names addresses of several kinds: write all with the same scheme"
+        if self.protocol and any(scheme and not scheme.startswith(self.protocol) for scheme in schemes):
+            yield "protocol", f"is {self.protocol!r}, and the url says otherwise"
+        if (self.cert_file is None) != (self.key_file is None):
+            yield "cert_file", "and key_file go together"
+        if (self.ca_file or self.cert_file) and not self.secure:
+            yield "ca_file" if self.ca_file else "cert_file", "is for https:// and grpcs://, and the url is neither"
+
+    @property
+    def transport(self) -> str:
+        """http or grpc."""
+        return self.protocol or ("grpc" if self.url[0].startswith("grpc") else "http")
+
+    @property
+    def secure(self) -> bool:
+        """Whether connections are encrypted."""
+        return any(url.startswith(("https://", "grpcs://")) for url in self.url)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """host:port of each url."""
+        return tuple(url.rpartition("://")[2].rstrip("/") for url in self.url)
+
+
+HEADER = Option(kind=LINE, text="")
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+OWN_HEADERS = frozenset({
+    "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "accept-encoding",
+    "inference-header-content-length", "expect", "te", "trailer", "upgrade",
+})  # fmt: skip
+URL = re.compile(r"((https?|grpcs?)://)?(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+):(?P<port>[0-9]{1,5})/?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """What model.toml says of one model; None where the server's own setting holds."""
 
     runtime: str | None = option(
-        None, TEXT, "Engine that runs the model.", choices=("onnx",), unset="told by the file")
+        None, TEXT, "Engine that runs the model.", choices=("onnx", "triton"), unset="told by the file")
     max_batch_size: int = option(
         64, INTEGER, "Rows in a batch; 0 runs every request alone.", low=0, high=1 << 16)
     max_delay_us: int = option(
@@ -309,6 +406,7 @@ class ModelConfig:
         "refuse", TEXT, "A field of a record that the model does not take: an error, which finds misspelt names, or "
         "passed over.", choices=("refuse", "ignore"))
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
+    triton: TritonConfig | None = None
     decision: DecisionConfig | None = None
 
     def __post_init__(self) -> None:
@@ -322,13 +420,18 @@ class ModelConfig:
             ConfigurationError: not TOML, an unknown key (names the nearest), a bad value; names file and line.
         """
         file = TomlFile(path)
-        values = take_table(options(cls), file, tables=["onnx", "decision"])
+        values = take_table(options(cls), file, tables=["onnx", "triton", "decision"])
         if "decision" in file.table:
             values["decision"] = DecisionConfig.read(file)
         if "onnx" in file.table:
             engine = take_table(options(OnnxConfig), file, "onnx", tables=["provider_options"])
             chosen = engine.get("execution_providers", OnnxConfig().execution_providers)
             values["onnx"] = OnnxConfig(**engine, provider_options=_provider_options(file, chosen))
+        if "triton" in file.table:
+            values["triton"] = TritonConfig.read(file)
+        if (values.get("runtime") == "triton") != ("triton" in file.table):
+            raise ConfigurationError(f"{file.place('triton' if 'triton' in file.table else 'runtime')}: "
+                                     "runtime = 'triton' and the table [triton] go together.")
         return cls(**values)
 
 

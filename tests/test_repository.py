@@ -101,7 +101,7 @@ def test_model_onnx_brings_the_program_beside_it(lay):
 def test_one_bad_model_leaves_the_others(lay):
     lay("models/good/1/model.onnx", "models/toml/1/model.onnx", "models/toml/model.toml:max_batch = 1",
         "models/empty/1/", "models/two/1/a.onnx", "models/two/1/b.onnx", "models/unversioned/model.onnx",
-        "models/waiting/model.toml:", "models/inner/1/model.onnx", "models/inner/1/model.toml:",
+        "models/waiting/model.toml:max_delay_us = 0", "models/inner/1/model.onnx", "models/inner/1/model.toml:",
         "models/a b/1/model.onnx", "models/stats/1/model.onnx")
     assert errors("models") == {
         "toml": "models/toml/model.toml:1: max_batch is not a known key. Did you mean 'max_batch_size'?",

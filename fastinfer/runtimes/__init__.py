@@ -4,6 +4,7 @@ An engine is a module with ``load(path, config, workers) -> Runtime``. A Runtime
 them: dicts of name to C-contiguous array, rows first.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from fastinfer.settings import ModelConfig
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-RUNTIMES: Mapping[str, str] = {"onnx": "fastinfer.runtimes.onnx"}
+RUNTIMES: Mapping[str, str] = {"onnx": "fastinfer.runtimes.onnx", "triton": "fastinfer.runtimes.triton"}
 
 
 class Runtime(Protocol):
@@ -39,6 +40,38 @@ class Runtime(Protocol):
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch. Safe to call from several threads; raises whatever the engine raises."""
         ...
+
+
+class RemoteRuntime(ABC):
+    """A Runtime whose model runs in another server.
+
+    Attributes:
+        version: the model's there.
+        max_batch_size: rows that it takes; 0 where it takes requests as they are.
+        mixes: whether it puts several requests together itself.
+    """
+
+    platform: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    classes: dict[str, tuple[str, ...]]
+    native: Session | None
+    version: str
+    max_batch_size: int
+    mixes: bool
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether anybody there takes batches."""
+
+    @abstractmethod
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run one batch; on any thread but a loop's."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of connections and threads."""
 
 
 def load(name: str, path: Path, config: ModelConfig, workers: int = 1) -> Runtime:

@@ -1,0 +1,177 @@
+"""One batch to Triton and back: what is asked, how it is checked, what its failures mean."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastinfer._core import DATATYPES, DTYPES, Tensor
+from fastinfer.errors import BackendError, BackendRefusedError, BackendUnavailableError, FastinferError
+from fastinfer.runtimes import Arrays
+from fastinfer.runtimes.triton.contract import Contract
+
+ANSWER_HEAD = 1 << 20  # bytes of an answer beside its tensors
+TEXT_BYTES = 64 << 20  # of an answer whose texts or shapes are of any length
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A batch and what goes with it."""
+
+    inputs: Arrays
+    deadline: float = math.inf  # of the last of its requests, on the clock of time.monotonic
+    id: str = ""
+    priority: int = 0
+    traceparent: str = ""
+
+
+class Failed(Exception):  # noqa: N818 - it is not an error of ours, but how one comes about
+    """A batch that was not answered.
+
+    Attributes:
+        error: what its requests are answered with.
+        sick: whether the fault is the server's or the network's, and not this batch's.
+        again: whether the batch may go out once more.
+    """
+
+    def __init__(self, error: FastinferError, *, sick: bool = True, again: bool = False) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.sick = sick
+        self.again = again
+
+
+class Link(Protocol):
+    """A pool of connections to one url, of one event loop."""
+
+    async def metadata(self, model: str, version: str) -> Mapping[str, Any]: ...
+
+    async def configuration(self, model: str, version: str) -> Mapping[str, Any]: ...
+
+    async def ready(self, model: str, version: str) -> bool: ...
+
+    async def infer(self, contract: Contract, question: Question) -> Arrays:
+        """Raises Failed."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def unreachable(why: object) -> Failed:
+    """No connection came about: nothing was sent."""
+    return Failed(BackendUnavailableError(f"the model's server cannot be reached: {first_line(why)}"), again=True)
+
+
+def lost(why: str, *, again: bool = False) -> Failed:
+    """The connection ended before the answer did."""
+    return Failed(BackendError(f"the model's server broke off: {why}"), again=again)
+
+
+def garbage(why: object) -> Failed:
+    """The answer is none."""
+    return Failed(BackendError(f"the model's server gave no answer to what was asked: {first_line(why)}"))
+
+
+def refused(status: int, message: object) -> Failed:
+    """Triton answered, with an error of this HTTP status."""
+    said = first_line(message)
+    if status == 400:
+        return Failed(BackendRefusedError(f"the model's server refuses the request: {said}"), sick=False)
+    if status in (404, 503):
+        error = BackendUnavailableError(f"the model's server does not take requests: {said}")
+        return Failed(error, sick=status == 404, again=status == 404)
+    return Failed(BackendError(f"the model's server failed with status {status}: {said}"), sick=status != 500)
+
+
+def first_line(why: object) -> str:
+    """What another program said, in one line."""
+    lines = str(why).strip().splitlines()
+    return "".join(c if c.isprintable() else "?" for c in lines[0][:300]) if lines else type(why).__name__
+
+
+def most_bytes(contract: Contract, rows: int) -> int:
+    """The longest answer for so many rows."""
+    size = ANSWER_HEAD
+    for output in contract.outputs:
+        dims = output.shape[1:] if contract.max_batch_size else output.shape
+        if output.datatype == "BYTES" or -1 in dims:
+            return TEXT_BYTES
+        size += (rows if contract.max_batch_size else 1) * math.prod(dims) * itemsize(output)
+    return size
+
+
+def itemsize(tensor: Tensor) -> int:
+    return int(np.dtype(DTYPES[DATATYPES.index(tensor.datatype)]).itemsize)
+
+
+def for_client(tensor: Tensor, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An input as tritonclient takes it."""
+    if tensor.datatype != "BF16":
+        return array
+    import ml_dtypes  # which tritonclient brings
+
+    return array.view(ml_dtypes.bfloat16)
+
+
+def taken(
+    contract: Contract, rows: int, described: Callable[[str], tuple[str, list[int], int] | None],
+    array_of: Callable[[str], np.ndarray[Any, Any] | None],
+) -> Arrays:
+    """The outputs of an answer, as the core takes them.
+
+    Args:
+        described: datatype, shape and bytes (-1: not binary) of an output of the answer.
+        array_of: the output itself.
+
+    Raises:
+        Failed: the answer is not what was asked for.
+    """
+    outputs = {}
+    for want in contract.outputs:
+        try:
+            found = described(want.name)
+            if found is None:
+                raise ValueError(f"output {want.name!r} is missing")
+            datatype, shape, size = found
+            if datatype != want.datatype:
+                raise ValueError(f"output {want.name!r} is {datatype}, and the model has {want.datatype}")
+            if not fits(shape, want.shape, rows if contract.max_batch_size else None):
+                raise ValueError(f"output {want.name!r} has shape {shape} for {rows} rows, and the model has "
+                                 f"{list(want.shape)}")
+            count = math.prod(shape)
+            if datatype != "BYTES" and size != count * itemsize(want):
+                raise ValueError(f"output {want.name!r} has {size} bytes for shape {shape}")
+            array = array_of(want.name)
+            if array is None or array.size != count or list(array.shape) != shape:
+                raise ValueError(f"output {want.name!r} is not of its shape {shape}")
+            outputs[want.name] = for_core(want, array)
+        except Exception as error:  # what a program that is not ours may send has no end
+            raise garbage(error) from None
+    return outputs
+
+
+def fits(shape: list[int], declared: tuple[int, ...], rows: int | None) -> bool:
+    """Whether an output's shape is as declared; `rows`, where given, is its first dimension."""
+    return (len(shape) == len(declared) and all(type(dim) is int and dim >= 0 for dim in shape)
+            and all(want in (-1, have) for have, want in zip(shape, declared, strict=True))
+            and (rows is None or shape[0] == rows))
+
+
+def for_core(tensor: Tensor, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An output as the core takes it: of its own dtype, C-contiguous, text as str where it is UTF-8."""
+    if tensor.datatype == "BYTES":
+        texts = np.empty(array.size, dtype=object)
+        for i, value in enumerate(array.ravel()):
+            try:
+                texts[i] = value.decode()
+            except UnicodeDecodeError:
+                texts[i] = bytes(value)
+        return texts.reshape(array.shape)
+    if tensor.datatype == "BF16":
+        array = array.view(np.uint16)
+    dtype = np.dtype(DTYPES[DATATYPES.index(tensor.datatype)])
+    if array.dtype != dtype:
+        raise ValueError(f"output {tensor.name!r} came as {array.dtype}")
+    return np.ascontiguousarray(array).reshape(array.shape)

@@ -1,0 +1,253 @@
+"""A model that Triton runs: one batch is one request."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastinfer._core import DATATYPES, DTYPES, Session
+from fastinfer.errors import (
+    BackendTimeoutError,
+    BackendUnavailableError,
+    InvalidShapeError,
+    ModelLoadError,
+)
+from fastinfer.runtimes import Arrays, RemoteRuntime
+from fastinfer.runtimes.triton.contract import Contract
+from fastinfer.runtimes.triton.exchange import Failed, Link, Question
+from fastinfer.runtimes.triton.targets import Target, shortest
+from fastinfer.settings import ModelConfig, TritonConfig
+
+logger = logging.getLogger("fastinfer.triton")
+T = TypeVar("T")
+LOAD_TIME = 10.0  # seconds in which Triton describes its model
+SHORT = 1.0  # seconds; a batch that was given less says nothing about its server when it is not answered
+
+
+class TritonRuntime(RemoteRuntime):
+    """A model of one or several Tritons, which are asked on a thread with an event loop of its own."""
+
+    def __init__(self, model: str, config: ModelConfig, place: str) -> None:
+        """Ask Triton what the model is.
+
+        Raises:
+            BackendUnavailableError: nobody answers, or the model is not ready there.
+            ModelLoadError: the model cannot be served from here.
+        """
+        assert config.triton is not None
+        self.config: TritonConfig = config.triton
+        self.timeout = (config.run_timeout_ms or 30_000) / 1000
+        self.targets = [Target(address) for address in self.config.addresses]
+        self.links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Link]] = weakref.WeakKeyDictionary()
+        self.keeper = Keeper()
+        self.end = weakref.finalize(self, self.keeper.stop)
+        try:
+            self.contract = self.keeper.do(self.describe(model, config, place), LOAD_TIME)
+        except BaseException:
+            self.close()
+            raise
+        self.version = self.contract.version
+        self.platform = self.contract.platform
+        self.max_batch_size = self.contract.max_batch_size
+        self.mixes = self.contract.mixes
+        self.inputs = list(self.contract.inputs)
+        self.outputs = list(self.contract.outputs)
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self.native: Session | None = None
+        self.keeper.start(watch(weakref.ref(self)))
+
+    @property
+    def ready(self) -> bool:
+        return any(not target.open for target in self.targets)
+
+    def close(self) -> None:
+        for loop, links in list(self.links.items()):
+            if loop.is_running() and loop is not self.keeper.loop:
+                for link in links:
+                    asyncio.run_coroutine_threadsafe(link.close(), loop)
+        self.end()
+
+    def run(self, inputs: Arrays) -> Arrays:
+        rows = len(next(iter(inputs.values())))
+        if not self.max_batch_size or 0 < rows <= self.max_batch_size:
+            return self.run_once(inputs)
+        if rows == 0:
+            return self.run_nothing()
+        parts = [
+            self.run_once({name: np.ascontiguousarray(array[start : start + self.max_batch_size])
+                           for name, array in inputs.items()})
+            for start in range(0, rows, self.max_batch_size)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def run_once(self, inputs: Arrays) -> Arrays:
+        question = Question(inputs, time.monotonic() + self.timeout)
+        return self.keeper.do(self.send(question), self.timeout + SHORT)
+
+    def run_nothing(self) -> Arrays:
+        empty = {}
+        for output in self.outputs:
+            if -1 in output.shape[1:]:
+                raise InvalidShapeError(f"zero rows: the shape {list(output.shape)} of output {output.name!r} is only "
+                                        "known after a run")
+            empty[output.name] = np.empty((0, *output.shape[1:]), DTYPES[DATATYPES.index(output.datatype)])
+        return empty
+
+    async def send(self, question: Question) -> Arrays:
+        """Have a batch run by whoever has the least to do.
+
+        A batch that certainly reached nobody goes out once more: where no connection came about, and where one that
+        was kept was closed as the batch left. After a time-out, or with a connection that ended otherwise, it may have
+        run, and may be why: it does not.
+
+        Raises:
+            BackendUnavailableError, BackendError, BackendTimeoutError, BackendRefusedError: it has no answer.
+        """
+        links = self.links_here()
+        tried: list[Target] = []
+        while True:
+            target = shortest(self.targets, tried)
+            tried.append(target)
+            started = time.monotonic()
+            target.in_flight += 1
+            try:
+                async with asyncio.timeout(max(question.deadline - started, 0.0)):
+                    outputs = await links[self.targets.index(target)].infer(self.contract, question)
+            except TimeoutError:
+                if time.monotonic() - started >= SHORT:
+                    target.failed("it did not answer in time")
+                raise BackendTimeoutError("the model's server did not answer in time") from None
+            except Failed as failed:
+                logger.info("Triton at %s: %s", target.address, failed)
+                if failed.sick:
+                    target.failed(failed)
+                else:
+                    target.answered()
+                if not failed.again or len(tried) > 1:
+                    raise failed.error from None
+            else:
+                target.answered()
+                return outputs
+            finally:
+                target.in_flight -= 1
+
+    def links_here(self) -> list[Link]:
+        """The connections of the running loop."""
+        loop = asyncio.get_running_loop()
+        links = self.links.get(loop)
+        if links is None:
+            links = self.links[loop] = [link_to(address, self.config) for address in self.config.addresses]
+            if loop is self.keeper.loop:
+                self.keeper.links = links
+        return links
+
+    async def describe(self, model: str, config: ModelConfig, place: str) -> Contract:
+        """What the first Triton that answers says of the model; all others must say the same."""
+        contract, refusal = None, None
+        for link, target in zip(self.links_here(), self.targets, strict=True):
+            version = str(self.config.version or "")
+            try:
+                async with asyncio.timeout(LOAD_TIME / len(self.targets)):
+                    metadata = await link.metadata(model, version)
+                    version = version or highest(metadata)
+                    if not await link.ready(model, version):
+                        raise BackendUnavailableError(f"model {model!r} is not ready in Triton")
+                    configuration = await link.configuration(model, version)
+            except (Failed, BackendUnavailableError, TimeoutError) as error:
+                why = getattr(error, "error", error) if not isinstance(error, TimeoutError) else "it does not answer"
+                refusal = BackendUnavailableError(f"{place}: {target.address}: {why}")
+                target.failed(why, at_once=True)
+                continue
+            found = Contract.read({**metadata, "versions": [version]}, configuration, config, place)
+            if contract is not None and found != contract:
+                raise ModelLoadError(f"{place}: the models at {self.targets[0].address} and {target.address} differ")
+            contract = found
+        if contract is None:
+            assert refusal is not None
+            raise refusal
+        return contract
+
+
+def highest(metadata: Mapping[str, Any]) -> str:
+    """The highest of the versions that Triton serves; empty where it tells none."""
+    told = metadata.get("versions")
+    return max(filter(str.isdigit, map(str, told if isinstance(told, list) else [])), key=int, default="")
+
+
+def link_to(address: str, config: TritonConfig) -> Link:
+    from fastinfer.runtimes.triton.http import HttpLink
+
+    return HttpLink(address, config)
+
+
+async def watch(runtime: "weakref.ref[TritonRuntime]") -> None:
+    """Ask each target for readiness while nothing else tells, until the runtime is gone."""
+    owner = runtime()
+    if owner is not None:
+        pairs = list(zip(owner.targets, owner.links_here(), strict=True))
+        asked, config = (owner.contract.model, owner.contract.version), owner.config
+        del owner
+        async with asyncio.TaskGroup() as group:
+            for target, link in pairs:
+                group.create_task(watch_one(target, link, asked, config))
+
+
+async def watch_one(target: Target, link: Link, asked: tuple[str, str], config: TritonConfig) -> None:
+    while True:
+        await asyncio.sleep(target.pause() if target.open else config.probe_interval)
+        if not target.open and time.monotonic() - target.answered_at < config.probe_interval:
+            continue
+        ready = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(config.connect_timeout):
+                ready = await link.ready(*asked)
+        if ready:
+            target.woke()
+        elif not target.open:
+            target.failed("the model is not ready there", at_once=True)
+
+
+class Keeper:
+    """A thread with an event loop, for what is asked of Triton outside a server's loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.links: list[Link] = []  # to close at its end
+        self.thread = threading.Thread(target=self.keep, name="fastinfer-triton", daemon=True)
+        self.thread.start()
+
+    def keep(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        ends = [link.close() for link in self.links]
+        self.loop.run_until_complete(asyncio.gather(*tasks, *ends, return_exceptions=True))
+        self.loop.close()
+
+    def do(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
+        """The result of a coroutine that runs there; TimeoutError of ours after so many seconds."""
+        if self.loop.is_closed() or not self.thread.is_alive():
+            work.close()
+            raise BackendUnavailableError("the model is closed")
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()
+            raise BackendTimeoutError("the model's server did not answer in time") from None
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def stop(self) -> None:
+        """End the thread; not waited for."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
