@@ -21,6 +21,7 @@ from fastinfer.settings import (
     DecisionConfig,
     ModelConfig,
     OnnxConfig,
+    PythonConfig,
     ScoreConfig,
     Settings,
     TritonConfig,
@@ -110,6 +111,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "model": keys(ModelConfig),
     "onnx": keys(OnnxConfig),
     "triton": keys(TritonConfig),
+    "python": keys(PythonConfig),
     "decision": keys(DecisionConfig),
     "score": keys(ScoreConfig),
     "client errors": client_errors,
@@ -135,6 +137,7 @@ def model_schema() -> dict[str, Any]:
     triton["properties"]["headers"] = {
         "type": "object", "description": "Sent with every request.", "additionalProperties": {"type": "string"}}
     schema["properties"]["triton"] = {"description": "The Triton that runs the model.", "required": ["url"], **triton}
+    schema["properties"]["python"] = {"description": "How a Python model is run.", **object_schema(PythonConfig)}
     decision = object_schema(DecisionConfig)
     for name, text, value in (("classes", "Thresholds by class.", "number"), ("names", "Names by class.", "string")):
         decision["properties"][name] = {"type": "object", "description": text, "additionalProperties": {"type": value}}

@@ -15,6 +15,7 @@ class FastinferError(Exception):
         grpc: name of the gRPC status.
         at: JSON path of the culprit (``$.inputs[0].data[17]``), or None.
         retry_after: seconds after which a retry may succeed, or None.
+        detail: what the operator's log says of it, and no client is told, or None.
     """
 
     code: ClassVar[str] = "internal"
@@ -22,6 +23,7 @@ class FastinferError(Exception):
     grpc: ClassVar[str] = "INTERNAL"
     at: str | None
     retry_after: float | None = None
+    detail: str | None = None
 
     def __init__(self, message: str, at: str | None = None) -> None:
         super().__init__(message)

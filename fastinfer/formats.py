@@ -27,7 +27,8 @@ class Format(NamedTuple):
 
 
 ONNX = Format("onnx", "an ONNX model")
-PICKLE = Format("pickle", "a pickle")
+PYTHON = Format("python", "a Python model", rb"")  # in a folder the one called model.py
+PICKLE = Format("sklearn", "a pickle")
 LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n", "onnxmltools.convert_lightgbm",
                   ("lightgbm", "onnxmltools"))
 XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', modules=("xgboost", "sklearn", "onnx", "pandas"))
@@ -40,9 +41,9 @@ SKOPS = Format("skops", "a skops file", None, "skops.io.load and fastinfer.impor
 
 FORMATS = {
     ".onnx": ONNX, ".txt": LIGHTGBM, ".json": XGBOOST_JSON, ".ubj": XGBOOST_UBJ, ".cbm": CATBOOST, ".pt": TORCH,
-    ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE,
+    ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE, ".py": PYTHON,
 }
-SERVED = frozenset({ONNX.kind})
+SERVED = frozenset({ONNX.kind, PYTHON.kind})
 
 
 def format_of(file: Path) -> Format:

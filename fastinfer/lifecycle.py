@@ -30,18 +30,21 @@ logger = logging.getLogger("fastinfer.lifecycle")
 SWITCH_INTERVAL = 0.0005  # seconds a worker thread may keep the interpreter from the loop
 
 
-def load(path: str | Path, *, version: str | None = None) -> Model:
+def load(path: str | Path, *, version: str | None = None, allow_python_models: bool = False,
+         trust_pickle: bool = False) -> Model:
     """Load one model in process: no server, no event loop.
 
     Args:
         path: a model file, a version's folder, or a model's folder, of which the highest version is taken.
         version: another version of a model's folder.
+        allow_python_models, trust_pickle: as the server's settings.
 
     Raises:
         ConfigurationError: there is no such model, or more than one.
         ModelLoadError: its files do not load.
     """
-    return load_found(find_one(Path(path), version), Settings())
+    settings = Settings(allow_python_models=allow_python_models, trust_pickle=trust_pickle)
+    return load_found(find_one(Path(path), version), settings)
 
 
 def find_one(path: Path, version: str | None = None) -> Found:

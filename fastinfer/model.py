@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastinfer.preprocessing.program import Program
 
 MAX_WIDTH = 16_384  # features that are served
+NEVER_INLINE = -1  # microseconds: whatever a run is predicted to take is longer
 logger = logging.getLogger("fastinfer.model")
 
 LABELS = ("label", "output_label")
@@ -98,7 +99,7 @@ class Model:
         """
         config = config or ModelConfig()
         settings = settings or Settings()
-        runtime = runtimes.load(config.runtime or kind, file, config, settings.workers)
+        runtime = runtimes.load(config.runtime or kind, file, config, settings)
         program = None if features is None else load_program(features)
         try:
             return cls(name, version, runtime, program, config, settings)
@@ -195,7 +196,8 @@ class Model:
         configuration: dict[str, Any] = {
             "name": self.name,
             "platform": self.platform,
-            "backend": "triton" if isinstance(self.runtime, runtimes.RemoteRuntime) else "onnxruntime",
+            "backend": "triton" if isinstance(self.runtime, runtimes.RemoteRuntime)
+            else self.platform.partition("_")[0],
             "version_policy": {"all": {}},
             "max_batch_size": self.max_batch_size,
             "input": [configured(tensor, batched) for tensor in self.signature.inputs],
@@ -297,7 +299,7 @@ class Model:
             instances=self.config.instances,
             queue_rows=chosen("queue_rows"),
             queue_bytes=chosen("queue_bytes"),
-            inline_budget_us=chosen("inline_budget_us"),
+            inline_budget_us=chosen("inline_budget_us") if self.runtime.inline else NEVER_INLINE,
             run_timeout_ms=chosen("run_timeout_ms"),
             slo_ms=self.config.slo_ms or 0,
             fixed_size=self.config.batch_invariant,

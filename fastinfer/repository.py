@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError
-from fastinfer.formats import FORMATS, SERVED, format_of, refusal
+from fastinfer.formats import FORMATS, PICKLE, SERVED, format_of, refusal
 from fastinfer.options import MODEL_NAME, NAME, RESERVED_MODEL_NAMES, TomlFile, nearest, take_table
 from fastinfer.settings import DecisionConfig, ModelConfig
 
@@ -245,13 +245,17 @@ def _model_file(folder: Path, config: ModelConfig) -> Path:
     files = [each for each in _model_files(folder)
              if config.runtime is None or FORMATS[each.suffix.lower()].kind == config.runtime]
     files = [each for each in files if FORMATS[each.suffix.lower()].kind in SERVED] or files
+    files = [each for each in files if FORMATS[each.suffix.lower()] is not PICKLE] or files  # what others are made from
     named = [each for each in files if each.stem == "model"] or files
     if not named:
         wanted = "model.onnx" if config.runtime is None else f"model file for runtime = {config.runtime!r}"
         raise ModelLoadError(f"{folder} has no {wanted}.")
     if len(named) > 1:
+        kinds = {FORMATS[each.suffix.lower()].kind for each in named}
+        way = (f"say which in {CONFIG}, as in runtime = \"{FORMATS[named[0].suffix.lower()].kind}\"" if len(kinds) > 1
+               else f"call one of them model{named[0].suffix}")
         raise ModelLoadError(f"{folder} has several models, {', '.join(each.name for each in named)}; "
-                             "keep one, or call one of them model.onnx.")
+                             f"keep one, or {way}.")
     return named[0]
 
 

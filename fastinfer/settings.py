@@ -106,6 +106,11 @@ class Settings:
         "inference's answer; off, only a request with `Prefer: server-timing` gets it.")
     compress_responses: bool = option(
         False, BOOLEAN, "Compress answers to clients that accept it.")
+    allow_python_models: bool = option(
+        False, BOOLEAN, "Serve Python files: each is run with the server's own rights, when it is loaded and for every "
+        "request.")
+    trust_pickle: bool = option(
+        False, BOOLEAN, "Serve pickle and joblib files of scikit-learn: loading one runs whatever code is in it.")
     queue_rows: int = option(
         4096, INTEGER, "Rows that wait for one model; model.toml may say otherwise.", low=1, high=1 << 30)
     queue_bytes: int = option(
@@ -137,6 +142,18 @@ class OnnxConfig:
         ("CPUExecutionProvider",), NAMES, "onnxruntime's execution providers, preferred first; one that is not active "
         "after load is an error.")
     provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonConfig:
+    """The table [python] of model.toml."""
+
+    start_timeout_ms: int = option(
+        300_000, INTEGER, "Longest time, in milliseconds, that importing the file and making the model may take.",
+        low=1, high=DAY * 1000)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -375,7 +392,8 @@ class ModelConfig:
     """What model.toml says of one model; None where the server's own setting holds."""
 
     runtime: str | None = option(
-        None, TEXT, "Engine that runs the model.", choices=("onnx", "triton"), unset="told by the file")
+        None, TEXT, "Engine that runs the model.", choices=("onnx", "python", "triton"),
+        unset="told by the file")
     max_batch_size: int = option(
         64, INTEGER, "Rows in a batch; 0 runs every request alone.", low=0, high=1 << 16)
     max_delay_us: int = option(
@@ -407,6 +425,7 @@ class ModelConfig:
         "passed over.", choices=("refuse", "ignore"))
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
     triton: TritonConfig | None = None
+    python: PythonConfig = field(default_factory=PythonConfig)
     decision: DecisionConfig | None = None
 
     def __post_init__(self) -> None:
@@ -420,7 +439,7 @@ class ModelConfig:
             ConfigurationError: not TOML, an unknown key (names the nearest), a bad value; names file and line.
         """
         file = TomlFile(path)
-        values = take_table(options(cls), file, tables=["onnx", "triton", "decision"])
+        values = take_table(options(cls), file, tables=["onnx", *ENGINES, "triton", "decision"])
         if "decision" in file.table:
             values["decision"] = DecisionConfig.read(file)
         if "onnx" in file.table:
@@ -432,7 +451,14 @@ class ModelConfig:
         if (values.get("runtime") == "triton") != ("triton" in file.table):
             raise ConfigurationError(f"{file.place('triton' if 'triton' in file.table else 'runtime')}: "
                                      "runtime = 'triton' and the table [triton] go together.")
+        for name, declaration in ENGINES.items():
+            if name in file.table:
+                values[name] = declaration(**take_table(options(declaration), file, name))
         return cls(**values)
+
+
+# Engines' own tables of model.toml that hold plain keys alone.
+ENGINES: Mapping[str, Any] = {"python": PythonConfig}
 
 
 def _provider_options(file: TomlFile, providers: tuple[str, ...]) -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ import fastinfer
 from fastinfer import _core
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import onnx, onnx_binding
-from fastinfer.settings import ModelConfig, OnnxConfig
+from fastinfer.settings import ModelConfig, OnnxConfig, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ def some(datatype: str, shape: tuple[int, ...]) -> Array:
 @pytest.mark.parametrize("datatype", NUMBERS)
 @pytest.mark.parametrize("shape", [(1, 2), (5, 2), (0, 2)], ids=str)
 def test_every_datatype_goes_in_and_comes_out(tmp_path: Path, datatype: str, shape: tuple[int, ...]) -> None:
-    runtime = onnx.load(onnx_models.identity(tmp_path / "m.onnx", datatype), ModelConfig())
+    runtime = onnx.load(onnx_models.identity(tmp_path / "m.onnx", datatype), ModelConfig(), Settings())
     assert isinstance(runtime, onnx.OnnxRuntime)
     assert runtime.outputs == [_core.Tensor("y", datatype, (-1, 2))]
     x = some(datatype, shape)
@@ -51,8 +51,8 @@ def test_every_datatype_goes_in_and_comes_out(tmp_path: Path, datatype: str, sha
 @pytest.mark.parametrize("model", [onnx_models.affine, onnx_models.two_inputs, onnx_models.classifier])
 def test_the_answers_are_those_of_the_python_package(tmp_path: Path, model: Callable[[Path], Path]) -> None:
     path = model(tmp_path / "m.onnx")
-    native = onnx.load(path, ModelConfig())
-    binding = onnx_binding.load(path, ModelConfig())
+    native = onnx.load(path, ModelConfig(), Settings())
+    binding = onnx_binding.load(path, ModelConfig(), Settings())
     assert (native.inputs, native.outputs) == (binding.inputs, binding.outputs)
     for rows in (1, 3, 64):
         inputs = {each.name: some(each.datatype, (rows, *each.shape[1:])) for each in native.inputs}
@@ -62,7 +62,7 @@ def test_the_answers_are_those_of_the_python_package(tmp_path: Path, model: Call
 
 
 def test_what_is_not_a_tensor_of_numbers_goes_to_the_python_package(tmp_path: Path) -> None:
-    runtime = onnx.load(onnx_models.identity(tmp_path / "m.onnx", "BYTES"), ModelConfig())
+    runtime = onnx.load(onnx_models.identity(tmp_path / "m.onnx", "BYTES"), ModelConfig(), Settings())
     assert isinstance(runtime, onnx_binding.BindingRuntime)
     assert runtime.run({"x": np.array([["a", "é"]], dtype=object)})["y"].tolist() == [["a", "é"]]
 
@@ -80,7 +80,7 @@ def strings(path: Path) -> Path:
 
 def test_strings_come_out(tmp_path: Path) -> None:
     path = strings(tmp_path / "m.onnx")
-    native, binding = onnx.load(path, ModelConfig()), onnx_binding.load(path, ModelConfig())
+    native, binding = onnx.load(path, ModelConfig(), Settings()), onnx_binding.load(path, ModelConfig(), Settings())
     assert isinstance(native, onnx.OnnxRuntime)
     for rows in ([0], [1, 2, 0, 3, 4, 1], []):
         x = np.array(rows, np.float32).reshape(-1, 1)
@@ -114,7 +114,7 @@ def test_strings_are_served_whole_in_parts_and_as_binary(tmp_path: Path) -> None
 
 def test_a_build_without_the_shared_object_still_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "shared_object", lambda: None)
-    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig())
+    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig(), Settings())
     assert isinstance(runtime, onnx_binding.BindingRuntime)
 
 
@@ -123,7 +123,7 @@ def test_both_name_the_file_and_the_reason(tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     for load in (onnx.load, onnx_binding.load):
         with pytest.raises(ModelLoadError, match=r"m\.onnx: onnxruntime cannot load it: .*[Pp]rotobuf parsing failed"):
-            load(path, ModelConfig())
+            load(path, ModelConfig(), Settings())
 
 
 def test_settings_reach_the_session(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_settings_reach_the_session(tmp_path: Path) -> None:
     for level in onnx.OPTIMISATIONS:
         config = ModelConfig(onnx=OnnxConfig(graph_optimization=level, intra_op_threads=2))
         for load in (onnx.load, onnx_binding.load):
-            y = load(path, config).run({"x": np.ones((1, 4), np.float32)})["y"]
+            y = load(path, config, Settings()).run({"x": np.ones((1, 4), np.float32)})["y"]
             np.testing.assert_allclose(y, np.ones((1, 4)) @ onnx_models.WEIGHTS + onnx_models.BIAS, rtol=1e-6)
 
 
@@ -141,13 +141,13 @@ def test_settings_reach_the_session(tmp_path: Path) -> None:
     ids=["another type", "not contiguous", "too many dimensions"],
 )
 def test_an_array_that_cannot_be_passed_is_refused(tmp_path: Path, x: Array) -> None:
-    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig())
+    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig(), Settings())
     with pytest.raises(ValueError, match="input 'x' is not a C-contiguous array of FP32"):
         runtime.run({"x": x})
 
 
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
-    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig())
+    runtime = onnx.load(onnx_models.affine(tmp_path / "m.onnx"), ModelConfig(), Settings())
     with pytest.raises(RuntimeError, match="invalid dimensions for input"):
         runtime.run({"x": np.zeros((1, 5), np.float32)})
 
@@ -162,9 +162,9 @@ def test_nothing_is_reported_to_the_makers_of_the_runtime(tmp_path: Path, module
     path = onnx_models.affine(tmp_path / "m.onnx")
     code = (
         "import sys, pathlib, numpy, fastinfer\n"
-        "from fastinfer.settings import ModelConfig\n"
+        "from fastinfer.settings import ModelConfig, Settings\n"
         f"from fastinfer.runtimes import {module} as engine\n"
-        "runtime = engine.load(pathlib.Path(sys.argv[1]), ModelConfig())\n"
+        "runtime = engine.load(pathlib.Path(sys.argv[1]), ModelConfig(), Settings())\n"
         "runtime.run({'x': numpy.ones((1, 4), numpy.float32)})\n"
         "print(*(link.resolve() for link in pathlib.Path('/proc/self/fd').iterdir() if link.exists()), sep='\\n')\n"
     )

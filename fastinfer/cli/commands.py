@@ -50,6 +50,9 @@ def setting(declared: Option) -> click.Option:
                         help=f"{declared.text}  [default: {declared.written(declared.default)}]")
 
 
+CHECKED = ("name", "allow_python_models", "trust_pickle")  # settings of a server that matter to a check
+
+
 def config() -> click.Option:
     return click.Option(["--config"], metavar="PATH", default=None,
                         help=f"Settings file.  [default: {SETTINGS_FILE}, where there is one]")
@@ -119,7 +122,7 @@ fastinfer.add_command(click.Command(
     help="Serve PATH: a model file, a model's folder, or a repository of models (<name>/<version>/model.onnx)."))
 fastinfer.add_command(click.Command(
     "check", callback=check,
-    params=[model_path(), config(), *(setting(each) for each in options(Settings) if each.name == "name")],
+    params=[model_path(), config(), *(setting(each) for each in options(Settings) if each.name in CHECKED)],
     short_help="Load every model, run it once, and say what is wrong.", epilog="Exits with 1 if anything is wrong.",
     help="Load every model under PATH as the server would, run it once, and say what is wrong, by file and line."))
 fastinfer.add_command(click.Command(

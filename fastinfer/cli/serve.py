@@ -20,7 +20,7 @@ def run_serve(flags: Mapping[str, Any], config: Path | None) -> int:
     """
     settings = resolve(flags, config=config)
     repository = found(settings, "serve")
-    refuse_what_cannot_be_served(repository)
+    refuse_what_cannot_be_served(repository, settings)
     if settings.workers > 1:
         refuse_to_share_a_device(repository, settings.workers)
     # After the refusals: it brings uvicorn.
@@ -51,9 +51,12 @@ def found(settings: Settings, command: str) -> Repository:
     return find(settings.path, settings.name)
 
 
-def refuse_what_cannot_be_served(repository: Repository) -> None:
+def refuse_what_cannot_be_served(repository: Repository, settings: Settings) -> None:
     """Raises the first model's error when every model has one: a server without any model helps nobody."""
-    errors = [each.error for each in repository.found if each.error is not None]
+    from fastinfer.runtimes import trust  # it brings numpy
+
+    refusals = [each.error or (each.file and trust.refusal(each.file, settings)) for each in repository.found]
+    errors = [each for each in refusals if each is not None]
     if len(errors) == len(repository.found):
         more = f" ({len(errors) - 1} more: see fastinfer check)" if len(errors) > 1 else ""
         raise ConfigurationError(f"{errors[0]}{more}")

@@ -669,6 +669,8 @@ cdef class Batcher:
 cdef object as_runtime_error(error):
     """A failure of the runtime as the client may see it; the log has the rest."""
     if isinstance(error, FastinferError):
+        if error.detail is not None:
+            logger.error("the runtime failed: %s", error.detail)
         return error
     if isinstance(error, UnicodeDecodeError):
         return InvalidValueError("a BYTES value is not UTF-8, which this model's strings must be")

@@ -1,6 +1,6 @@
 """Engines that run a model: a table of import strings, loaded only when chosen.
 
-An engine is a module with ``load(path, config, workers) -> Runtime``. A Runtime states its inputs and outputs and runs
+An engine is a module with ``load(path, config, settings) -> Runtime``. A Runtime states its inputs and outputs and runs
 them: dicts of name to C-contiguous array, rows first.
 """
 
@@ -14,11 +14,15 @@ import numpy as np
 
 from fastinfer._core import Session, Tensor
 from fastinfer.errors import ConfigurationError
-from fastinfer.settings import ModelConfig
+from fastinfer.settings import ModelConfig, Settings
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-RUNTIMES: Mapping[str, str] = {"onnx": "fastinfer.runtimes.onnx", "triton": "fastinfer.runtimes.triton"}
+RUNTIMES: Mapping[str, str] = {
+    "onnx": "fastinfer.runtimes.onnx",
+    "python": "fastinfer.runtimes.python",
+    "triton": "fastinfer.runtimes.triton",
+}
 
 
 class Runtime(Protocol):
@@ -29,6 +33,7 @@ class Runtime(Protocol):
         inputs, outputs: as the file declares them, -1 where a dimension is variable.
         classes: class names by output, where an output's columns have names in the file.
         native: what the core runs batches on without coming back to Python, or None.
+        inline: a batch that is predicted to be short may run on the event loop; else every one runs on a thread.
     """
 
     platform: str
@@ -36,6 +41,7 @@ class Runtime(Protocol):
     outputs: list[Tensor]
     classes: dict[str, tuple[str, ...]]
     native: Session | None
+    inline: bool
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch. Safe to call from several threads; raises whatever the engine raises."""
@@ -56,6 +62,7 @@ class RemoteRuntime(ABC):
     outputs: list[Tensor]
     classes: dict[str, tuple[str, ...]]
     native: Session | None
+    inline: bool = False
     version: str
     max_batch_size: int
     mixes: bool
@@ -74,8 +81,8 @@ class RemoteRuntime(ABC):
         """Let go of connections and threads."""
 
 
-def load(name: str, path: Path, config: ModelConfig, workers: int = 1) -> Runtime:
-    """Load ``path`` with the engine ``name``, in each of so many processes.
+def load(name: str, path: Path, config: ModelConfig, settings: Settings) -> Runtime:
+    """Load ``path`` with the engine ``name``, in each of the settings' workers.
 
     Raises:
         ConfigurationError: an unknown engine, or one that is not installed.
@@ -83,5 +90,5 @@ def load(name: str, path: Path, config: ModelConfig, workers: int = 1) -> Runtim
     """
     if name not in RUNTIMES:
         raise ConfigurationError(f"unknown runtime {name!r}; there is {', '.join(sorted(RUNTIMES))}")
-    runtime: Runtime = import_module(RUNTIMES[name]).load(path, config, workers)
+    runtime: Runtime = import_module(RUNTIMES[name]).load(path, config, settings)
     return runtime

@@ -9,7 +9,7 @@ from typing import Any
 from fastinfer._core import Session, Tensor
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays, Runtime
-from fastinfer.settings import ModelConfig
+from fastinfer.settings import ModelConfig, Settings
 
 SMALL_FILE = 8 << 20  # a model up to this size runs on one thread: waking others costs more than they compute
 IN_ORDER = "fastinfer.in-order"  # the domain of a model whose sums several threads would make in another order
@@ -23,6 +23,7 @@ class OnnxRuntime:
     """One session of onnxruntime on the CPU, whose inputs are tensors of numbers, and its outputs tensors."""
 
     platform = "onnxruntime_onnx"
+    inline = True
 
     def __init__(self, session: Session) -> None:
         self.native: Session | None = session
@@ -36,11 +37,8 @@ class OnnxRuntime:
         return self.run_session(inputs)
 
 
-def load(path: Path, config: ModelConfig, workers: int = 1) -> Runtime:
-    """Load an ONNX file.
-
-    Args:
-        workers: processes that load it, and share the CPUs.
+def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
+    """Load an ONNX file, in each of the settings' workers, which share the CPUs.
 
     Raises:
         ModelLoadError: the file is broken, uses a type that cannot be served, or a provider that was asked for is
@@ -49,12 +47,12 @@ def load(path: Path, config: ModelConfig, workers: int = 1) -> Runtime:
     library = shared_object()
     providers = config.onnx.execution_providers or ("CPUExecutionProvider",)
     if library is not None and tuple(providers) == ("CPUExecutionProvider",) and not config.onnx.provider_options:
-        session = open_session(library, path, config, workers)
+        session = open_session(library, path, config, settings.workers)
         if session.plain:
             return OnnxRuntime(session)
     from fastinfer.runtimes import onnx_binding
 
-    return onnx_binding.load(path, config, workers)
+    return onnx_binding.load(path, config, settings)
 
 
 def open_session(library: Path, path: Path, config: ModelConfig, workers: int = 1) -> Session:

@@ -12,7 +12,7 @@ from fastinfer._core import Session, Tensor
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays
 from fastinfer.runtimes.onnx import ENTRIES, OPTIMISATIONS, default_threads, first_line
-from fastinfer.settings import ModelConfig
+from fastinfer.settings import ModelConfig, Settings
 
 # ONNX's element types as the Open Inference Protocol names them.
 DATATYPES = {
@@ -39,6 +39,7 @@ class BindingRuntime:
     """One session of onnxruntime's Python package."""
 
     platform = "onnxruntime_onnx"
+    inline = True
 
     def __init__(self, session: ort.InferenceSession, path: Path) -> None:
         self.session = session
@@ -90,7 +91,7 @@ def array_of(value: ort.OrtValue) -> np.ndarray[Any, Any]:
     return np.frombuffer(bits, dtype=np.uint16).reshape(value.shape())
 
 
-def load(path: Path, config: ModelConfig, workers: int = 1) -> BindingRuntime:
+def load(path: Path, config: ModelConfig, settings: Settings) -> BindingRuntime:
     """Load an ONNX file.
 
     Raises:
@@ -99,16 +100,16 @@ def load(path: Path, config: ModelConfig, workers: int = 1) -> BindingRuntime:
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, and said once
-    options.intra_op_num_threads = config.onnx.intra_op_threads or default_threads(path, workers)
+    options.intra_op_num_threads = config.onnx.intra_op_threads or default_threads(path, settings.workers)
     options.inter_op_num_threads = config.onnx.inter_op_threads or 1
     options.graph_optimization_level = ort.GraphOptimizationLevel(OPTIMISATIONS[config.onnx.graph_optimization])
     for key, value in ENTRIES.items():
         options.add_session_config_entry(key, value)
     providers = list(config.onnx.execution_providers) or ["CPUExecutionProvider"]
     check_available(providers)
-    settings = [dict(config.onnx.provider_options.get(name, {})) for name in providers]
+    given = [dict(config.onnx.provider_options.get(name, {})) for name in providers]
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers, provider_options=settings)
+        session = ort.InferenceSession(str(path), options, providers=providers, provider_options=given)
     except Exception as error:  # onnxruntime's exceptions share no base
         raise ModelLoadError(f"{path}: onnxruntime cannot load it: {first_line(without_banner(error))}") from None
     inactive = [name for name in providers if name not in session.get_providers()]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fastinfer.errors import ConfigurationError
 from fastinfer.runtimes import Runtime
-from fastinfer.settings import ModelConfig
+from fastinfer.settings import ModelConfig, Settings
 
 
-def load(path: Path, config: ModelConfig, workers: int = 1) -> Runtime:
+def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     """The model that a model.toml describes.
 
     Args:
@@ -23,9 +23,9 @@ def load(path: Path, config: ModelConfig, workers: int = 1) -> Runtime:
         ModelLoadError: the model cannot be served from here.
     """
     assert config.triton is not None
-    if workers > 1:
+    if settings.workers > 1:
         raise ConfigurationError(f"{path}: a model on Triton is served by one worker, so that its batches are whole, "
-                                 f"not {workers} fragments; start with --workers 1")
+                                 f"not {settings.workers} fragments; start with --workers 1")
     for module in ("tritonclient", "aiohttp"):
         if importlib.util.find_spec(module) is None:
             raise ConfigurationError(f"{path}: runtime = 'triton' needs {module}: pip install 'fastinfer[triton]'")

@@ -1,0 +1,65 @@
+"""A Python class: `model.py`, in threads of the server."""
+
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+from fastinfer._core import Session
+from fastinfer.errors import ModelLoadError
+from fastinfer.runtimes import Arrays, Runtime, trust
+from fastinfer.runtimes.python_code import Code
+from fastinfer.settings import ModelConfig, Settings
+
+
+class PythonRuntime:
+    """A user's object in this process, run by as many threads at once as the model has instances."""
+
+    platform = "python"
+    inline = False
+
+    def __init__(self, code: Code, instances: int) -> None:
+        self.code = code
+        self.inputs = code.inputs
+        self.outputs = code.outputs
+        self.native: Session | None = None
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self.turns = threading.Semaphore(instances)
+        weakref.finalize(self, sys.modules.pop, code.module, None)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run one batch; raises as ``Code.run`` does."""
+        with self.turns:
+            return self.code.run(inputs)
+
+
+def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
+    """Import a Python file and make its class Model.
+
+    Raises:
+        ModelLoadError: the operator has not allowed it, it has an error, or it takes longer than it may.
+    """
+    trust.check(path, settings)
+    return PythonRuntime(bounded(path, config.python.start_timeout_ms / 1000), config.instances)
+
+
+def bounded(path: Path, seconds: float) -> Code:
+    """Make the object on a thread that is left alone when it takes too long: it cannot be ended."""
+    made: list[Code] = []
+    faults: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            made.append(Code(path, seconds))
+        except BaseException as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=make, name=f"load-{path.parent.name}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise ModelLoadError(f"{path}: importing it and making Model(folder) took longer than {seconds:g} s "
+                             "([python] start_timeout_ms).")
+    if faults:
+        raise faults[0]
+    return made[0]
