@@ -16,7 +16,7 @@ import click
 
 from fastinfer import errors
 from fastinfer.cli.commands import fastinfer
-from fastinfer.options import Option, options
+from fastinfer.options import MODEL_NAME, Option, options
 from fastinfer.settings import (
     DecisionConfig,
     ModelConfig,
@@ -25,6 +25,7 @@ from fastinfer.settings import (
     ScoreConfig,
     Settings,
     TritonConfig,
+    VersionPolicy,
     flag,
     variable,
 )
@@ -114,6 +115,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "python": keys(PythonConfig),
     "decision": keys(DecisionConfig),
     "score": keys(ScoreConfig),
+    "version policy": keys(VersionPolicy),
     "client errors": client_errors,
     "operator errors": operator_errors,
 }
@@ -143,6 +145,14 @@ def model_schema() -> dict[str, Any]:
         decision["properties"][name] = {"type": "object", "description": text, "additionalProperties": {"type": value}}
     decision["properties"]["score"] = {"description": "Points of the judged number.", **object_schema(ScoreConfig)}
     schema["properties"]["decision"] = {"description": "What is decided of the model's number.", **decision}
+    policy = object_schema(VersionPolicy)
+    schema["properties"]["version_policy"] = {"description": "Which versions are loaded.", "maxProperties": 1, **policy}
+    schema["properties"]["aliases"] = {
+        "type": "object",
+        "description": "Names of versions.",
+        "propertyNames": {"pattern": f"^{MODEL_NAME.pattern}$"},
+        "additionalProperties": {"type": "integer", "minimum": 1},
+    }
     return schema
 
 

@@ -916,6 +916,10 @@ cdef class Route:
     cdef int index                      # among the lane's routes
     cdef bytes path, model, version     # as the access log has them
 
+cdef class Routes:
+    cdef NameTable paths
+    cdef list routes                    # in the order of paths
+
 cdef enum:
     MAX_KNOWN = 16                      # heads that a lane keeps
 
@@ -938,8 +942,9 @@ cdef class Lane:
     cdef uint64_t state                 # of the random numbers
     cdef KnownHead[MAX_KNOWN] known
     cdef int next_known                 # which of them makes room
+    cdef uint64_t changes               # of the routes
     cdef void forget_heads(self) noexcept
-    cdef int know(self, const Head* head, int route, const char* begin, const char* end) noexcept
+    cdef void know(self, Connection connection, const Head* head, const char* begin, const char* end) noexcept
     cdef bytes next_id(self)
     cdef void append_dirty(self, Connection connection)
     cdef uint64_t random(self) noexcept
@@ -967,7 +972,8 @@ cdef class Connection:
     cdef Ticket first, latest           # fast requests whose answers are due, in order
     cdef int n_pending
     cdef int known                      # which head of the lane's this client sent before
-    cdef int unlike                     # heads of it that were kept
+    cdef int unlike                     # heads of it that were kept, since the routes changed last
+    cdef uint64_t changes               # of the lane's routes, as this client's requests met them
     cdef Route route
     cdef Slab stash                     # received and not used yet
     cdef Py_ssize_t stash_start, stash_end

@@ -280,6 +280,12 @@ class BackendUnavailableError(UnavailableError):
     code = "backend_unavailable"
 
 
+class LoadFailedError(FastinferError):
+    """A model that was to be loaded or unloaded could not be; what it served before, it serves still."""
+
+    code = "load_failed"
+
+
 class ShuttingDownError(UnavailableError):
     """The server is draining."""
 

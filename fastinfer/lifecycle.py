@@ -1,26 +1,30 @@
 """Loading, readiness and the end of models; which version answers a request."""
 
 import contextvars
+import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastinfer._core import Endpoint
+from fastinfer._core import Batcher, Endpoint, Lane, Routes
 from fastinfer.errors import (
     ConfigurationError,
     FastinferError,
+    LoadFailedError,
     ModelLoadError,
     NotReadyError,
     UnknownModelError,
     UnknownVersionError,
 )
 from fastinfer.model import Model
-from fastinfer.repository import Found, find
-from fastinfer.settings import Settings
+from fastinfer.repository import Found, Stamp, being_written, find, find_model, outside, stamp
+from fastinfer.settings import ModelConfig, Settings
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastinfer.lifecycle")
 
 SWITCH_INTERVAL = 0.0005  # seconds a worker thread may keep the interpreter from the loop
+TRIALS = 3  # loads of a version whose files change meanwhile
+WRITTEN_WITHIN = 2.0  # seconds in which a file that is being written may be complete
+LOOK_AGAIN = 0.02  # seconds between two looks whether it is
+FIRST_LOOK, LAST_LOOK = 0.01, 1.0  # seconds between two looks whether a version that was replaced is still needed
+AT = ("@", "%40")  # before an alias in a path
 
 
 def load(path: str | Path, *, version: str | None = None, allow_python_models: bool = False,
@@ -79,25 +88,109 @@ def load_found(found: Found, settings: Settings) -> Model:
         raise ModelLoadError(f"{found.file}: {type(error).__name__}: {error}") from error
 
 
+class Version:
+    """One version of a model as the registry has it.
+
+    Attributes:
+        found: what lies on the disk.
+        stamp: of its files, as they were loaded.
+        model: the loaded version.
+        executor: the threads on which it runs what does not run on the loop, once there is a loop.
+    """
+
+    __slots__ = ("executor", "found", "model", "stamp")
+
+    def __init__(self, found: Found, stamp: Stamp, model: Model) -> None:
+        self.found = found
+        self.stamp = stamp
+        self.model = model
+        self.executor: ThreadPoolExecutor | None = None
+
+    def serves(self, found: Found, now: Stamp) -> bool:
+        """Whether this is what a load of ``found`` would give, and it is in order; another server's is asked anew."""
+        return (self.stamp.same(now) and _plain(self.found.config) == _plain(found.config)
+                and self.found.file == found.file and not self.model.batcher.stuck and self.model.closes is None)
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    """What a load depends on: the rest holds for all versions of a model."""
+    return dataclasses.replace(config, version_policy=ModelConfig().version_policy, aliases={})
+
+
+@dataclasses.dataclass(slots=True)
+class Change:
+    """What a load or an unload of one model makes of it, loaded and warm, but not served yet.
+
+    Attributes:
+        name: of the model.
+        kept: versions that stay as they are, and what the disk says of them now.
+        loaded: versions that are new, or take the place of those before.
+        failures: versions that did not load, and why.
+        aliases: names of versions.
+    """
+
+    name: str
+    kept: dict[str, Found] = dataclasses.field(default_factory=dict)
+    loaded: dict[str, Version] = dataclasses.field(default_factory=dict)
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def error(self) -> LoadFailedError | None:
+        """What the one who asked for it is told, unless all went well."""
+        if not self.failures:
+            return None
+        reasons = "; ".join(f"version {version}: {reason}" for version, reason in self.failures.items())
+        return LoadFailedError(f"failed to load '{self.name}', {reasons}")
+
+
+class Leaving(NamedTuple):
+    """A version that serves no new requests, and what it takes for those that it has."""
+
+    name: str
+    version: str
+    asked: "weakref.ref[Model]"  # whom the standard lane's requests hold
+    batcher: Batcher
+    held: list[Any]  # freed on a thread: it may be much
+    close: Callable[[], None] | None
+    executor: ThreadPoolExecutor | None
+
+    @property
+    def done(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.asked() is None and self.batcher.idle
+
+
 class Registry:
     """The models of one server, found at ``settings.path``.
 
+    A load runs on any thread, one at a time, and changes nothing that is served: ``prepare``. ``commit``, on the loop's
+    thread, puts what was loaded in its place, between two requests. What was there before answers the requests that it
+    has, and is freed then.
+
     Attributes:
         loaded: whether ``load`` has gone through everything that was found.
-        failures: (name, version) of what did not load, and why.
+        failures: (name, version) of what did not load when it was tried last, and why.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, only: Mapping[str, list[str]] | None = None) -> None:
+        """`only`: the versions that ``load`` loads, by model; by default those that the settings say."""
         self.settings = settings
+        self.only = only
         self.loaded = False
         self.closed = False
         self.failures: dict[tuple[str, str], str] = {}
-        self._models: dict[str, dict[str, Model]] = {}  # versions highest first
-        self._loading: dict[tuple[str, str], Found] = {}
+        self._single = False  # the path is one model
+        self._versions: dict[str, dict[str, Version]] = {}  # highest first; both levels are replaced, never changed
+        self._aliases: dict[str, dict[str, str]] = {}
+        self._loading: dict[tuple[str, str], Found | None] = {}
+        self._unready: set[tuple[str, str]] = set()  # what failed at the start, and has not come up since
+        self._leaving: list[Leaving] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._executors: list[ThreadPoolExecutor] = []
+        self._lane: Lane | None = None
         self._register: Callable[[Model], None] = lambda model: None
 
+    # ---- the start -------------------------------------------------------------------------------------------
     def find(self) -> None:
         """Look up what there is to load.
 
@@ -105,23 +198,98 @@ class Registry:
             ConfigurationError: the path is missing, empty, or no model.
         """
         assert self.settings.path is not None
-        repository = find(self.settings.path, self.settings.name)
+        repository = find(self.settings.path, self.settings.name, empty=self.settings.model_control != "none")
         for sentence in repository.stray:
             logger.warning(sentence)
-        self._loading = {(found.name, found.version): found for found in repository.found}
+        self._single = repository.single and bool(repository.found)
+        self._loading = {(found.name, found.version): self._judged(found) for found in repository.found
+                         if self._wanted(found)}
+        for name in self._named():
+            if name not in {found.name for found in repository.found}:
+                self._fail(name, "", f"there is no model {name!r} in {self.settings.path}")
+                self._unready.add((name, ""))
+
+    def _named(self) -> list[str]:
+        """The models that the settings ask for by name."""
+        return [] if self.only is not None else [name for name in self.settings.load_model if name != "*"]
+
+    def _wanted(self, found: Found) -> bool:
+        if self.only is not None:
+            return found.version in self.only.get(found.name, ())
+        names = self.settings.load_model
+        return self.settings.model_control != "explicit" or "*" in names or found.name in names
+
+    def _judged(self, found: Found) -> Found:
+        """With an error where a call must not make the server read what lies outside of the repository."""
+        if self.settings.model_control != "explicit" or found.error is not None:
+            return found
+        assert self.settings.path is not None
+        root = self.settings.path if self.settings.path.is_dir() else self.settings.path.parent
+        path = outside(root, found)
+        if path is None:
+            return found
+        return dataclasses.replace(found, error=ModelLoadError(f"{path} leads out of the repository {root}."))
 
     def load(self) -> None:
         """Load and warm everything that was found; blocks. What fails is kept with its reason, the rest is served."""
         if not self._loading and not self.loaded:
             self.find()
         for key, found in list(self._loading.items()):
+            assert found is not None
             try:
-                self._publish(load_found(found, self.settings))
+                self._serve(self._load(found))
             except FastinferError as error:
-                self.failures[key] = str(error)
+                self._fail(*key, str(error))
+                self._unready.add(key)
                 logger.error("model %s version %s: %s", *key, error)
             del self._loading[key]
         self.loaded = True
+
+    def _fail(self, name: str, version: str, reason: str) -> None:
+        self.failures = {**self.failures, (name, version): reason}
+
+    def _load(self, found: Found) -> Version:
+        """Load a version of which nothing changes meanwhile; blocks.
+
+        Raises:
+            FastinferError: it does not load.
+        """
+        for _ in range(TRIALS):
+            if found.error is not None:
+                raise found.error
+            before = stamp(found)
+            wait_until_written(found)
+            model = load_found(found, self.settings)
+            if stamp(found).files == before.files:
+                self._register(model)
+                return Version(found, before, model)
+            # Half of it may be of one state of the files, half of another.
+            found = next((each for each in self._on_disk(found.name) if each.version == found.version), found)
+        raise ModelLoadError(f"{found.folder} changes again and again while it is loaded")
+
+    def _on_disk(self, name: str) -> list[Found]:
+        """A model's versions as they lie there now.
+
+        Raises:
+            ConfigurationError: the repository cannot be read.
+        """
+        assert self.settings.path is not None
+        if not self._single:
+            return [self._judged(found) for found in find_model(self.settings.path, name)]
+        return [self._judged(each) for each in find(self.settings.path, self.settings.name).found if each.name == name]
+
+    def _serve(self, version: Version) -> None:
+        """Put a version beside those of its model."""
+        found = version.found
+        if self._loop is not None:
+            self._attach_one(version)
+        self._aliases = {**self._aliases, found.name: aliases_of([found])}
+        self._set(found.name, {**self._versions.get(found.name, {}), version.model.version: version})
+
+    def _set(self, name: str, versions: dict[str, Version]) -> None:
+        others = {each: table for each, table in self._versions.items() if each != name}
+        order = sorted(versions, key=lambda version: int(version) if version.isdigit() else -1, reverse=True)
+        self._versions = {**others, name: {each: versions[each] for each in order}} if versions else others
 
     def on_load(self, register: Callable[[Model], None]) -> None:
         """Call this with every model, from the loading thread, before it is served."""
@@ -129,26 +297,128 @@ class Registry:
         for model in self.models():
             register(model)
 
-    def _publish(self, model: Model) -> None:
-        self._register(model)
-        if self._loop is not None:
-            self._attach_one(model)
-        versions = {**self._models.get(model.name, {}), model.version: model}
-        order = sorted(versions, key=lambda version: int(version) if version.isdigit() else -1, reverse=True)
-        self._models[model.name] = {version: versions[version] for version in order}
+    # ---- changes ---------------------------------------------------------------------------------------------
+    def prepare(self, name: str, *, unload: bool = False) -> Change:
+        """Load what the disk has of a model and is not served yet, and warm it; blocks, on a thread of its own.
 
+        One change at a time: ``commit`` or ``discard`` it before the next.
+
+        Raises:
+            LoadFailedError: there is no such model.
+        """
+        change = Change(name)
+        if unload:
+            return change
+        found = self._on_disk(name)
+        if not found:
+            raise LoadFailedError(f"failed to load '{name}', failed to poll from model repository")
+        served = self._versions.get(name, {})
+        self._loading |= {(name, each.version): None for each in found if each.version not in served}
+        try:
+            for each in found:
+                self._prepare_one(change, each, served.get(each.version))
+        except BaseException:
+            self.discard(change)
+            raise
+        change.aliases = aliases_of(found)
+        return change
+
+    def _prepare_one(self, change: Change, found: Found, served: Version | None) -> None:
+        try:
+            if found.error is not None:
+                raise found.error
+            if served is not None and served.serves(found, stamp(found)):
+                change.kept[found.version] = found
+                return
+            version = self._load(found)
+            if self._loop is not None:
+                self._attach_one(version)
+            change.loaded[version.model.version] = version  # which another server tells
+        except FastinferError as error:
+            change.failures[found.version] = str(error)
+            logger.error("model %s version %s: %s", found.name, found.version, error)
+
+    def commit(self, change: Change) -> None:
+        """Serve what a change has loaded; on the loop's thread, where there is one.
+
+        Where a version has failed, none is taken away: what it was to replace goes on serving.
+        """
+        name, served = change.name, self._versions.get(change.name, {})
+        versions = {**(served if change.failures else {version: served[version] for version in change.kept
+                                                       if version in served}), **change.loaded}
+        for version, found in change.kept.items():
+            if version in served:
+                model, said = served[version].model, found.config
+                served[version].found = found
+                model.config = dataclasses.replace(
+                    model.config, version_policy=said.version_policy, aliases=said.aliases)
+        before = self._aliases.get(name, {}) if change.failures else {}
+        now = {alias: version if version in versions else before.get(alias, version)
+               for alias, version in change.aliases.items()}
+        self._aliases = {**self._aliases, name: {**before, **now}}
+        if not versions:
+            del self._aliases[name]
+        self._set(name, versions)
+        self._forget(name)
+        for version, reason in change.failures.items():
+            self._fail(name, version, reason)
+        self._unready -= {key for key in self._unready if key[0] == name and key not in self.failures}
+        if self._lane is not None:
+            self._lane.open(Routes(self.endpoints()))
+        for version, record in served.items():
+            if versions.get(version) is not record:
+                self._leave(record)
+
+    def discard(self, change: Change) -> None:
+        """Let go of what a change has loaded; nothing of what is served changes."""
+        self._loading = {key: found for key, found in self._loading.items() if key[0] != change.name}
+        for version in change.loaded.values():
+            self._leave(version)
+
+    def _forget(self, name: str) -> None:
+        """What was to be said of a model before its last change."""
+        self._loading = {key: found for key, found in self._loading.items() if key[0] != name}
+        self.failures = {key: reason for key, reason in self.failures.items() if key[0] != name}
+
+    def _leave(self, version: Version) -> None:
+        """Answer what it has, then free it."""
+        model, executor = version.model, version.executor
+        self._leaving.append(Leaving(model.name, model.version, weakref.ref(model), model.batcher,
+                                     [model.batcher, model.program], model.closes, executor))
+        if len(self._leaving) == 1:
+            if self._loop is None or self._loop.is_closed():
+                self._leaving.clear()
+            else:
+                self._loop.call_soon_threadsafe(self._see_off, FIRST_LOOK)
+
+    def _see_off(self, wait: float) -> None:
+        """Free those that nobody waits for any more, and look again while there are others."""
+        for each in [each for each in self._leaving if each.done]:
+            self._leaving.remove(each)
+            each.batcher.detach()
+            if each.executor is not None:
+                if each.close is not None:
+                    each.executor.submit(each.close)
+                each.executor.submit(each.held.clear)
+                each.executor.shutdown(wait=False)
+        if self._leaving and self._loop is not None:
+            self._loop.call_later(wait, self._see_off, min(2 * wait, LAST_LOOK))
+
+    # ---- the loop --------------------------------------------------------------------------------------------
     def attach(self, loop: "asyncio.AbstractEventLoop") -> None:
         """Serve from this loop; models that load later are attached as they come."""
         self._loop = loop
-        for model in self.models():
-            self._attach_one(model)
+        for versions in list(self._versions.values()):
+            for version in versions.values():
+                self._attach_one(version)
 
-    def _attach_one(self, model: Model) -> None:
-        loop = self._loop
+    def _attach_one(self, version: Version) -> None:
+        loop, model = self._loop, version.model
         assert loop is not None
         context = contextvars.Context()  # one for all, so that no request pays for a copy
-        executor = ThreadPoolExecutor(model.config.instances + 1, thread_name_prefix=f"run-{model.name}")
-        self._executors.append(executor)
+        executor = version.executor or ThreadPoolExecutor(
+            model.config.instances + 1, thread_name_prefix=f"run-{model.name}")
+        version.executor = executor
 
         def submit(work: Any, *arguments: Any) -> Any:
             if sys.getswitchinterval() > SWITCH_INTERVAL:
@@ -162,52 +432,81 @@ class Registry:
             submit=submit,
         )
 
+    def open(self, lane: Lane) -> None:
+        """Have what is served, now and later, answered by the fast lane too."""
+        self._lane = lane
+        lane.open(Routes(self.endpoints()))
+
+    def shut(self) -> None:
+        """Leave everything to the standard lane, from now on."""
+        if self._lane is not None:
+            self._lane.close()
+            self._lane = None
+
+    # ---- what there is ---------------------------------------------------------------------------------------
     def get(self, name: str, version: str | None = None) -> Model:
         """The model that answers; without a version the highest loaded one.
+
+        Args:
+            name: of the model, or with an alias: ``credit@champion``.
 
         Raises:
             UnknownModelError, UnknownVersionError: there is none of that name, or not that version of it.
             NotReadyError: it is loading, or could not be loaded.
         """
-        versions = self._models.get(name)
+        base, at, alias = name.partition("@")
+        versions = self._versions.get(base)
+        if at:
+            version = self._aliased(base, alias, version)
         if versions is not None:
             if version is None:
-                return next(iter(versions.values()))
+                return next(iter(versions.values())).model
             if version in versions:
-                return versions[version]
-        raise self._absence(name, version)
+                return versions[version].model
+        raise self._absence(base, version)
+
+    def _aliased(self, name: str, alias: str, version: str | None) -> str | None:
+        """The version that an alias stands for; None where there is no such model."""
+        known = self._aliases.get(name)
+        if known is None:
+            return None
+        if version is not None:
+            raise UnknownVersionError(f"{name}@{alias} is one version already; it is addressed without another")
+        if alias not in known:
+            raise UnknownVersionError(f"model {name!r} has no alias {alias!r}; it has {', '.join(known) or 'none'}")
+        return known[alias]
 
     def _absence(self, name: str, version: str | None) -> FastinferError:
-        mine = {key: reason for key, reason in self.failures.items() if key[0] == name}
-        loading = [key for key in self._loading if key[0] == name]
-        if version is not None:
-            mine = {key: reason for key, reason in mine.items() if key[1] == version}
-            loading = [key for key in loading if key[1] == version]
-        if loading:
+        keys = [key for key in list(self._loading) if key[0] == name and version in (None, key[1])]
+        if keys:
             return NotReadyError(f"model {name!r} is loading")
-        if mine:
+        if any(key[0] == name and version in (None, key[1]) for key in self.failures):
             return NotReadyError(f"model {name!r} could not be loaded; the repository index says why")
-        if name in self._models:
+        if name in self._versions:
             return UnknownVersionError(
-                f"model {name!r} has no version {version!r}; it has {', '.join(self._models[name])}"
+                f"model {name!r} has no version {version!r}; it has {', '.join(self._versions[name])}"
             )
         return UnknownModelError(f"there is no model {name!r}")
 
     def versions(self, name: str) -> list[str]:
         """Loaded versions, highest first."""
-        return list(self._models.get(name, {}))
+        return list(self._versions.get(name, {}))
 
     def models(self) -> list[Model]:
         """Every loaded version of every model."""
-        return [model for versions in list(self._models.values()) for model in versions.values()]
+        return [version.model for versions in self._versions.values() for version in versions.values()]
 
-    def endpoints(self) -> list[tuple[Endpoint, bool]]:
-        """Every loaded version's spine, and whether it answers requests that name no version."""
-        return [
-            (model.endpoint, version == next(iter(versions)))
-            for versions in list(self._models.values())
-            for version, model in versions.items()
-        ]
+    def endpoints(self) -> list[tuple[Endpoint, list[str]]]:
+        """Every loaded version's spine, and what it is addressed by in a path."""
+        result = []
+        for name, versions in self._versions.items():
+            aliases = self._aliases.get(name, {})
+            for index, (number, version) in enumerate(versions.items()):
+                mine = [alias for alias, each in aliases.items() if each == number]
+                # Clients that encode a path encode the @ too.
+                addresses = [f"{name}/versions/{number}", *(f"{name}{at}{alias}" for alias in mine for at in AT)]
+                result.append((version.model.endpoint, addresses + [name] * (index == 0)))
+        return result
 
     def model_ready(self, name: str, version: str | None = None) -> bool:
         """Whether requests to it are answered.
@@ -222,31 +521,42 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """Whether the server wants traffic: all models are up, or, without ``strict_readiness``, any is."""
+        """Whether the server wants traffic: all models are up, or, without ``strict_readiness``, any is.
+
+        What fails later than at the start leaves the server ready: the versions before it serve.
+        """
         if not self.loaded or self.closed:
             return False
         up = [model for model in self.models() if not model.batcher.stuck]
         if self.settings.strict_readiness:
-            return not self.failures and len(up) == len(self.models())
-        return bool(up)
+            return not self._unready and len(up) == len(self.models())
+        return bool(up) or not self._unready
 
     @property
     def idle(self) -> bool:
         """Whether no admitted request waits or runs."""
-        return all(model.batcher.idle for model in self.models())
+        return all(model.batcher.idle for model in self.models()) and all(
+            each.batcher.idle for each in self._leaving)
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
-        """Triton's repository index: name, version, state and, where it failed, the reason."""
-        entries = [
-            {"name": model.name, "version": model.version, "state": "READY", "reason": ""} for model in self.models()
-        ]
+        """Triton's repository index: name, version, state and, where it failed, the reason.
+
+        A version whose last load failed while the one before serves is READY, with the reason.
+        """
+        entries = {
+            (model.name, model.version): ("READY", self.failures.get((model.name, model.version), ""))
+            for model in self.models()
+        }
         if not ready_only:
-            entries += [{"name": n, "version": v, "state": "LOADING", "reason": ""} for n, v in self._loading]
-            entries += [
-                {"name": n, "version": v, "state": "UNAVAILABLE", "reason": reason}
-                for (n, v), reason in self.failures.items()
-            ]
-        return sorted(entries, key=lambda entry: (entry["name"], entry["version"]))
+            others = [(key, ("UNAVAILABLE", reason)) for key, reason in self.failures.items()]
+            others += [(key, ("LOADING", "")) for key in list(self._loading)]
+            others += [((each.name, each.version), ("UNLOADING", "")) for each in list(self._leaving)]
+            for key, state in others:
+                entries.setdefault(key, state)
+        return [
+            {"name": name, "version": version, "state": state, "reason": reason}
+            for (name, version), (state, reason) in sorted(entries.items())
+        ]
 
     def close(self) -> None:
         """Refuse what still waits and let the worker threads end; a hung run is not waited for."""
@@ -254,5 +564,29 @@ class Registry:
         for model in self.models():
             model.batcher.close()
             model.close()
-        for executor in self._executors:
-            executor.shutdown(wait=False, cancel_futures=True)
+        for versions in self._versions.values():
+            for version in versions.values():
+                if version.executor is not None:
+                    version.executor.shutdown(wait=False, cancel_futures=True)
+        for each in self._leaving:
+            each.batcher.close()
+            if each.executor is not None:
+                each.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def aliases_of(found: Iterable[Found]) -> dict[str, str]:
+    """Names of versions, as a model's configuration has them."""
+    return {alias: str(version) for each in found for alias, version in each.config.aliases.items()}
+
+
+def wait_until_written(found: Found) -> None:
+    """Wait a moment for whoever has one of a version's files open for writing.
+
+    Raises:
+        ModelLoadError: it takes longer.
+    """
+    deadline = time.monotonic() + WRITTEN_WITHIN
+    while (path := being_written(found)) is not None:
+        if time.monotonic() >= deadline:
+            raise ModelLoadError(f"{path} is still being written")
+        time.sleep(LOOK_AGAIN)

@@ -14,6 +14,8 @@ from fastinfer.settings import DecisionError, ModelConfig, Settings
 from fastinfer.tensors import tensors_from
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastinfer.preprocessing.program import Program
 
 MAX_WIDTH = 16_384  # features that are served
@@ -129,6 +131,8 @@ class Model:
         }
         if self.unbatched:
             properties["unbatched_reason"] = self.unbatched
+        if self.config.aliases:
+            properties["aliases"] = ",".join(f"{alias}={version}" for alias, version in self.config.aliases.items())
         dates = [] if self.program is None else [each.name for each in self.program.columns if each.kind == "time"]
         if dates:
             properties["dates"] = ",".join(dates)
@@ -143,10 +147,15 @@ class Model:
                 properties["decision_version"] = self.config.decision.version
         return properties
 
+    @property
+    def closes(self) -> "Callable[[], None] | None":
+        """Lets go of what the runtime holds outside this process; None where it holds nothing."""
+        return self.runtime.close if isinstance(self.runtime, runtimes.RemoteRuntime) else None
+
     def close(self) -> None:
         """Let go of what the runtime holds outside this process."""
-        if isinstance(self.runtime, runtimes.RemoteRuntime):
-            self.runtime.close()
+        if self.closes is not None:
+            self.closes()
 
     def predict(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
         """Answer rows in process, past the batcher.
@@ -198,7 +207,7 @@ class Model:
             "platform": self.platform,
             "backend": "triton" if isinstance(self.runtime, runtimes.RemoteRuntime)
             else self.platform.partition("_")[0],
-            "version_policy": {"all": {}},
+            "version_policy": self.config.version_policy.triton(),
             "max_batch_size": self.max_batch_size,
             "input": [configured(tensor, batched) for tensor in self.signature.inputs],
             "output": [configured(tensor, batched) for tensor in self.signature.outputs],

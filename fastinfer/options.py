@@ -174,6 +174,19 @@ def read_numbers(text: str) -> tuple[float, ...]:
     return take_numbers(read_number(each) for each in text.split(","))
 
 
+def take_versions(value: object) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError
+    versions = tuple(take_integer(each) for each in value)
+    if not versions or len(set(versions)) != len(versions) or any(not 0 < each < 10**18 for each in versions):
+        raise ValueError
+    return versions
+
+
+def read_versions(text: str) -> tuple[int, ...]:
+    return take_versions(read_integer(each) for each in text.split(","))
+
+
 def read_names(text: str) -> tuple[str, ...]:
     return take_names(name.strip() for name in text.split(","))
 
@@ -215,6 +228,8 @@ TEXTS = Kind("texts", "a list of texts that are not empty", take_texts, read_tex
              {"type": "array", "items": {"type": "string", "minLength": 1}})
 URLS = Kind("urls", "an address such as 127.0.0.1:8001, or a list of several", take_urls, read_names,
             {"anyOf": [{"type": "string", "minLength": 1}, NAMES.schema]})
+VERSIONS = Kind("versions", "a list of whole numbers from 1 on without repetition", take_versions, read_versions,
+                {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "uniqueItems": True})
 CLASS = Kind("class", "a class: text, a whole number, true or false", take_class, take_text,
              {"type": ["string", "integer", "boolean"]})
 NUMBER = Kind("number", "a number", take_number, read_number, {"type": "number"})

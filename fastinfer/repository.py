@@ -1,16 +1,22 @@
 """Where models live: one file, one version's folder, one model's folder, or a repository of models.
 
-    models/credit/model.toml          optional
+    models/credit/model.toml          optional; says which of the versions are loaded
     models/credit/1/model.onnx
     models/credit/1/features.json     optional: the feature program
     models/credit/1/decision.toml     optional: the decision policy of this version, in place of model.toml's
 """
 
+import errno
+import fcntl
 import os
 import re
+import signal
 import stat
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from fastinfer.errors import ConfigurationError, FastinferError, ModelLoadError
 from fastinfer.formats import FORMATS, PICKLE, SERVED, format_of, refusal
@@ -21,6 +27,9 @@ CONFIG = "model.toml"
 PROGRAM = "features.json"
 DECISION = "decision.toml"
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
+MOST_FILES = 10_000  # of a version's folder
+DEEPEST = 16  # folders within it
+GRAIN_NS = 50_000_000  # a file system may give two writes the same time
 LAYOUT = "A repository is <name>/<version>/model.onnx, as in models/credit/1/model.onnx."
 
 
@@ -40,18 +49,23 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """What `find` found: versions by model name, highest version first, and a sentence for whatever is not a model."""
+    """What `find` found: versions by model name, highest version first, and a sentence for whatever is not a model.
+
+    `single` says that the path is one model, not a repository of models.
+    """
 
     found: list[Found]
     stray: list[str] = field(default_factory=list)
+    single: bool = True
 
 
-def find(path: Path, name: str | None = None) -> Repository:
+def find(path: Path, name: str | None = None, *, empty: bool = False) -> Repository:
     """The models under `path`. A model at fault is kept with its error, so that the others can be served.
 
     Args:
         path: a model file, a version's folder, a model's folder, or a repository of models.
         name: the model's name, where `path` is one model.
+        empty: whether a folder may hold no model yet.
 
     Raises:
         ConfigurationError: no such path, no model in it, or a name for more than one model.
@@ -67,10 +81,27 @@ def find(path: Path, name: str | None = None) -> Repository:
         raise ConfigurationError(f"{path}: no such file or folder.{_neighbour(path)}") from None
     except OSError as error:
         raise ConfigurationError(f"{error.filename or path}: {error.strerror}") from None
-    if not repository.found:
+    if not repository.found and not empty:
         why = "".join(f" {each}" for each in repository.stray[:1])
         raise ConfigurationError(f"{path} holds no model.{why} {LAYOUT}")
     return repository
+
+
+def find_model(path: Path, model: str) -> list[Found]:
+    """The versions of one model of a repository of models, highest first; none where there is no such model.
+
+    Raises:
+        ConfigurationError: the folder cannot be read.
+    """
+    folder = path / model
+    if not MODEL_NAME.fullmatch(model) or model in RESERVED_MODEL_NAMES:
+        return []
+    try:
+        if folder.is_dir() and (_is_model(folder) or _model_files(folder)):
+            return _model(folder, model).found
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename or folder}: {error.strerror}") from None
+    return []
 
 
 def check_name(name: str, source: str) -> None:
@@ -132,7 +163,7 @@ def _folder(path: Path, name: str | None) -> Repository:
 
 
 def _repository(path: Path) -> Repository:
-    result = Repository([])
+    result = Repository([], single=False)
     for each in _visible(path):
         if not each.is_dir():
             result.stray.append(_stray_file(each, path))
@@ -155,26 +186,31 @@ def _stray_file(file: Path, path: Path) -> str:
 
 
 def _model(path: Path, name: str) -> Repository:
-    """All versions of one model, highest first."""
+    """The versions of one model that are to be loaded, highest first."""
     config = _config(path)
     if isinstance(config, ModelConfig) and config.triton is not None:
         return _elsewhere(path, name, config)
     if isinstance(config, FastinferError) and not any(map(_is_version, _visible(path))):
         return Repository([Found(name, "", path, error=config)])
     result = Repository([])
-    versions = []
+    versions: dict[int, Path] = {}
     for each in _visible(path):
         if _is_version(each):
-            versions.append(each)
+            versions[int(each.name)] = each
         elif each.name != CONFIG:
             result.stray.append(f"{each} is not a version folder, whose name is a number: 1, 2, …")
-    for each in sorted(versions, key=lambda folder: int(folder.name), reverse=True):
-        result.found.append(_version(each, name, each.name, config))
+    for number in _chosen(versions, config):
+        if number in versions:
+            result.found.append(_version(versions[number], name, str(number), config))
+        else:
+            missing = ConfigurationError(f"{path / CONFIG} asks for version {number}, and there is no "
+                                         f"{path / str(number)}.")
+            result.found.append(Found(name, str(number), path / str(number), error=missing))
     if not versions:
         files = _model_files(path)
         wanted = f"move {files[0].name} to {path / '1' / files[0].name}" if files else f"its files go to {path / '1'}"
-        result.stray.clear()
-        result.found.append(Found(name, "", path, error=ConfigurationError(f"{path} has no version folder; {wanted}.")))
+        missing = ConfigurationError(f"{path} has no version folder; {wanted}.")
+        return Repository([Found(name, "", path, error=missing)])
     return result
 
 
@@ -198,6 +234,13 @@ def _elsewhere(path: Path, name: str, config: ModelConfig) -> Repository:
             found = replace(found, error=error)
         result.found.append(found)
     return result
+
+
+def _chosen(versions: Iterable[int], config: ModelConfig | FastinferError) -> list[int]:
+    """Highest first: those of the policy, and those that an alias names."""
+    if isinstance(config, FastinferError):
+        return sorted(versions, reverse=True)
+    return sorted({*config.version_policy.chosen(versions), *config.aliases.values()}, reverse=True)
 
 
 def _version(folder: Path, name: str, version: str, config: ModelConfig | FastinferError) -> Found:
@@ -288,3 +331,90 @@ def _readable(folder: Path) -> bool:
 def _visible(folder: Path) -> list[Path]:
     """What a folder holds, in order of name; hidden entries (.git, Kubernetes' ..data) are nobody's business."""
     return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+
+
+# ---- what the files are, and whether they stay so ----------------------------------------------------------------
+class Stamp(NamedTuple):
+    """What tells whether a version's files are the same as before.
+
+    Attributes:
+        files: path, inode, size and times of each.
+        size: bytes of all of them.
+        fresh: whether one was written so shortly before that a change after it could go unnoticed.
+    """
+
+    files: tuple[tuple[str, int, int, int, int], ...]
+    size: int
+    fresh: bool
+
+    def same(self, other: "Stamp") -> bool:
+        """Whether nothing has changed since this one was taken."""
+        return self.files == other.files and not self.fresh
+
+
+def stamp(found: Found) -> Stamp:
+    """The stamp of a version as it lies there now.
+
+    Raises:
+        ModelLoadError: a file is gone, or there are too many.
+    """
+    now = time.time_ns()
+    entries = []
+    try:
+        for path in files_of(found):
+            status = path.stat()
+            entries.append((str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    except OSError as error:
+        raise ModelLoadError(f"{error.filename}: {error.strerror}") from None
+    newest = max((max(each[3:]) for each in entries), default=0)
+    return Stamp(tuple(entries), sum(each[2] for each in entries), newest > now - GRAIN_NS)
+
+
+def files_of(found: Found) -> list[Path]:
+    """Every file that the version's load may read, in order of name; raises as `stamp` does, or OSError."""
+    if found.file is not None and found.file.stem != "model" and not _is_version(found.folder):
+        return [found.file]  # one file in a folder of somebody's
+    result: list[Path] = []
+    folders = [(found.folder, 0)]
+    while folders:
+        folder, depth = folders.pop()
+        for each in _visible(folder):
+            if not each.is_dir():
+                result.append(each)
+            elif depth < DEEPEST and (depth or _is_version(found.folder)):
+                folders.append((each, depth + 1))
+        if len(result) > MOST_FILES:
+            raise ModelLoadError(f"{found.folder} holds over {MOST_FILES} files.")
+    return result
+
+
+def outside(root: Path, found: Found) -> Path | None:
+    """The first of a version's files that a symbolic link leads to from outside of `root`, or None."""
+    inside = root.resolve()
+    for path in (found.folder.parent / CONFIG, found.folder, *files_of(found)):
+        if path.exists() and not path.resolve().is_relative_to(inside):
+            return path
+    return None
+
+
+def being_written(found: Found) -> Path | None:
+    """A file of the version that a process of this machine has open for writing, as far as that can be told."""
+    return next(filter(is_being_written, files_of(found)), None)
+
+
+def is_being_written(file: Path) -> bool:
+    """The kernel lends out a read lease of a file only while nobody has it open for writing (fcntl(2), F_SETLEASE)."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        # Who opens it just now makes the kernel send the lender a signal: one that is ignored, not SIGIO, which kills.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN  # else the file is another user's, or its file system lends nothing
+    finally:
+        os.close(descriptor)
+    return False

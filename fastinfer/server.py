@@ -245,7 +245,7 @@ class Server:
         settle()
         service.counters.tell_ready(service.ready)
         if settings.fast_lane and not settings.compress_responses:
-            self.lane.open(service.registry.endpoints())
+            service.registry.open(self.lane)
         self.announce(describe(settings, self.app, self.url))
 
     async def _every_second(self) -> None:
@@ -277,7 +277,7 @@ class Server:
         for server in servers:
             server.close()
         await asyncio.sleep(0)  # what was accepted in this turn becomes known
-        self.lane.close()
+        self.app.service.registry.shut()
         while self.state.connections or self.state.tasks:
             # Also of those that were accepted just before, and are known only now.
             for connection in [each for each in self._connections() if not each.leaving]:

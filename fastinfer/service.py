@@ -7,19 +7,29 @@ import logging
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastinfer.errors import ConfigurationError, NotFoundError, NotReadyError
+from fastinfer.errors import (
+    ConfigurationError,
+    InvalidParameterError,
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    ShuttingDownError,
+    UnavailableError,
+)
 from fastinfer.metrics import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fastinfer.lifecycle import Registry
     from fastinfer.model import Model
     from fastinfer.settings import Settings
 
 logger = logging.getLogger("fastinfer")
+MOST_CHANGES = 256  # that wait for each other
 T = TypeVar("T")
 
 
@@ -41,6 +51,8 @@ class Service:
         self._mounted = False  # no server and no lifespan began the load: requests wait for it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workers: ThreadPoolExecutor | None = None
+        self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
 
     def start(self) -> Future[None]:
         """Begin to load, once; the future is done when every model is loaded or has failed.
@@ -83,7 +95,7 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether no thread loads or runs a model any more."""
-        return self._loading is None or (self._loading.done() and self.registry.idle)
+        return not self._changes and (self._loading is None or (self._loading.done() and self.registry.idle))
 
     async def model(self, name: str, version: str | None) -> Model:
         """The model that a path names; the highest loaded version where `version` is None.
@@ -118,6 +130,73 @@ class Service:
                 logger.error("%s", error)
             raise NotReadyError("the models could not be loaded") from error
 
+    # ---- models that come and go -----------------------------------------------------------------------------
+    async def load_model(self, name: str, parameters: Any = None) -> None:
+        """Load what the repository has of a model now; what has not changed since it was loaded stays as it is.
+
+        Args:
+            parameters: of Triton's extension. They may not put anything in the place of what is on the disk.
+
+        Raises:
+            UnavailableError: without model_control explicit, or too many calls wait.
+            InvalidRequestError: a parameter that is not taken.
+            LoadFailedError: it does not load; what was served before still is.
+            ShuttingDownError: the server leaves.
+        """
+        self._check_control()
+        for key in checked(parameters):
+            if key == "config" or key.startswith("file:"):
+                raise InvalidParameterError(
+                    f"the parameter {key!r} is not taken: a model is loaded as the repository has it",
+                    f"$.parameters.{key}",
+                )
+            raise InvalidParameterError(f"{key!r} is not a known parameter", f"$.parameters.{key}")
+        await self.change(name)
+
+    async def unload_model(self, name: str, parameters: Any = None) -> None:
+        """Serve none of a model's versions any more. Nothing depends on another model, so that unload_dependents, which
+        is taken, changes nothing. A model that is not loaded stays so.
+
+        Raises: as `load_model`.
+        """
+        self._check_control()
+        for key, value in checked(parameters).items():
+            if key != "unload_dependents":
+                raise InvalidParameterError(f"{key!r} is not a known parameter", f"$.parameters.{key}")
+            if not isinstance(value, bool):
+                raise InvalidParameterError("unload_dependents must be true or false", f"$.parameters.{key}")
+        await self.change(name, unload=True)
+
+    def _check_control(self) -> None:
+        if self.settings.model_control != "explicit":  # in Triton's words, and with its status
+            raise UnavailableError("explicit model load / unload is not allowed if polling is enabled")
+
+    async def change(self, name: str, *, unload: bool = False) -> None:
+        """Bring one model to what the disk has of it, or unload it; one change at a time.
+
+        It is carried through even if the one who asked for it leaves.
+        """
+        await self.prepare()
+        if len(self._changes) >= MOST_CHANGES:
+            raise UnavailableError(f"{MOST_CHANGES} loads and unloads wait already")
+        task = asyncio.get_running_loop().create_task(self._change(name, unload))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
+
+    async def _change(self, name: str, unload: bool) -> None:
+        async with self._changing:
+            if self.draining:
+                raise ShuttingDownError("the server is shutting down")
+            change = await in_thread(partial(self.registry.prepare, name, unload=unload))
+            if self.draining:
+                self.registry.discard(change)
+                raise ShuttingDownError("the server is shutting down")
+            self.registry.commit(change)
+        error = change.error
+        if error is not None:
+            raise error
+
     def attach(self) -> None:
         """Let the models answer on the running loop. Test clients run every request on a loop of its own."""
         loop = asyncio.get_running_loop()
@@ -137,3 +216,30 @@ class Service:
             self._workers.shutdown(wait=False, cancel_futures=True)
             self._workers = None
         self.registry.close()
+
+
+def checked(parameters: Any) -> Mapping[str, Any]:
+    """The parameters of a load or an unload.
+
+    Raises:
+        InvalidRequestError: not an object.
+    """
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequestError("parameters must be an object", "$.parameters")
+    return parameters
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Run on a thread of its own what may take long; one that hangs does not keep the process that was told to end."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="fastinfer-load", daemon=True).start()
+    return await asyncio.wrap_future(done)

@@ -6,7 +6,7 @@ docs/reference and the JSON schemas all derive from here. Precedence: flag, FAST
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fastinfer.options import (
     DURATION,
     INTEGER,
     LINE,
+    MODEL_NAME,
     NAME,
     NAMES,
     NUMBER,
@@ -28,6 +29,7 @@ from fastinfer.options import (
     TEXT,
     TEXTS,
     URLS,
+    VERSIONS,
     Option,
     TomlFile,
     check_fields,
@@ -86,6 +88,16 @@ class Settings:
         30.0, DURATION, "Longest time that admitted requests have to finish after SIGTERM.", low=0, high=DAY)
     drain_delay: float = option(
         0.0, DURATION, "Time between SIGTERM, which ends readiness, and the end of accepting.", low=0, high=DAY)
+    model_control: str = option(
+        "none", TEXT, "How models come and go while the server runs: not at all, as the repository on disk changes, or "
+        "by calls that load and unload them, which anybody may make who reaches the server.",
+        choices=("none", "poll", "explicit"))
+    load_model: tuple[str, ...] = option(
+        (), NAMES, "A model to load at the start with model_control explicit, where no other is; may be given several "
+        "times, and * is all of them.")
+    poll_period: float = option(
+        5.0, DURATION, "Time between two looks at the repository with model_control poll. What has changed is loaded "
+        "when two looks in a row have seen the same.", low=0.05, high=DAY)
     workers: int = option(
         1, INTEGER, "Server processes, each with the models and an event loop of its own.", low=1, high=256)
     max_connections: int | None = option(
@@ -388,6 +400,43 @@ URL = re.compile(r"((https?|grpcs?)://)?(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+):(?P
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionPolicy:
+    """The table [version_policy]: which versions of a model are loaded; all of them where it says nothing."""
+
+    latest: int | None = option(
+        None, INTEGER, "So many of the highest versions.", low=1, high=1 << 20, unset="none")
+    specific: tuple[int, ...] | None = option(
+        None, VERSIONS, "These versions; one that is not there is reported.", unset="none")
+    all: bool | None = option(
+        None, BOOLEAN, "Every version.", unset="true, unless another key is given")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        given = [name for name in ("latest", "specific", "all") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigurationError(f"version_policy takes one of latest, specific and all, and has "
+                                     f"{' and '.join(given)}.")
+        if self.all is False:
+            raise ConfigurationError("version_policy.all is false; leave it out, and say latest or specific.")
+
+    def chosen(self, versions: Iterable[int]) -> list[int]:
+        """The versions to load, highest first, of those that there are; specific ones may not be there."""
+        ordered = sorted(versions, reverse=True)
+        if self.specific is not None:
+            return sorted(self.specific, reverse=True)
+        return ordered[: self.latest]
+
+    def triton(self) -> dict[str, Any]:
+        """As Triton's ModelConfig has it."""
+        if self.specific is not None:
+            return {"specific": {"versions": list(self.specific)}}
+        return {"all": {}} if self.latest is None else {"latest": {"num_versions": self.latest}}
+
+
+ALIASED = Option(kind=INTEGER, text="", low=1, high=10**18 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """What model.toml says of one model; None where the server's own setting holds."""
 
@@ -427,6 +476,8 @@ class ModelConfig:
     triton: TritonConfig | None = None
     python: PythonConfig = field(default_factory=PythonConfig)
     decision: DecisionConfig | None = None
+    version_policy: VersionPolicy = field(default_factory=VersionPolicy)
+    aliases: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -439,7 +490,8 @@ class ModelConfig:
             ConfigurationError: not TOML, an unknown key (names the nearest), a bad value; names file and line.
         """
         file = TomlFile(path)
-        values = take_table(options(cls), file, tables=["onnx", *ENGINES, "triton", "decision"])
+        values = take_table(
+            options(cls), file, tables=["onnx", *ENGINES, "triton", "decision", "version_policy", "aliases"])
         if "decision" in file.table:
             values["decision"] = DecisionConfig.read(file)
         if "onnx" in file.table:
@@ -454,11 +506,30 @@ class ModelConfig:
         for name, declaration in ENGINES.items():
             if name in file.table:
                 values[name] = declaration(**take_table(options(declaration), file, name))
+        if "version_policy" in file.table:
+            policy = take_table(options(VersionPolicy), file, "version_policy")
+            try:
+                values["version_policy"] = VersionPolicy(**policy)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{file.place('version_policy')}: {error}") from None
+        values["aliases"] = _aliases(file)
         return cls(**values)
 
 
 # Engines' own tables of model.toml that hold plain keys alone.
 ENGINES: Mapping[str, Any] = {"python": PythonConfig}
+
+
+def _aliases(file: TomlFile) -> dict[str, int]:
+    """[aliases]: names of versions."""
+    result = {}
+    for name, version in file.table.get("aliases", {}).items():
+        place = f"{file.place('aliases', name)}: aliases.{name}"
+        if not MODEL_NAME.fullmatch(name):
+            raise ConfigurationError(f"{place} is no name of an alias, which takes letters, digits, '.', '_' and '-', "
+                                     "a letter or digit first, at most 128.")
+        result[name] = ALIASED.take(version, place)
+    return result
 
 
 def _provider_options(file: TomlFile, providers: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -502,7 +573,7 @@ def resolve(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, c
     values = _from_file(config, environ) | _from_environment(environ)
     for declared in options(Settings):
         given = flags.get(declared.name)
-        if given is not None:
+        if given is not None and given != ():  # a flag that may be given several times
             place = flag(declared) if declared.flag else declared.name.upper()
             convert = declared.read if isinstance(given, str) else declared.take
             values[declared.name] = convert(given, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import itertools
 import socket
 import stat
@@ -78,13 +79,19 @@ def bind(settings: Settings) -> Listeners:
     """Listen on the settings' `uds`, or on `host` and `port`, for all workers.
 
     Raises:
-        ConfigurationError: it is in use, not allowed, or no address of this machine.
+        ConfigurationError: it is in use, not allowed, or no address of this machine; or others than this machine reach
+            it, and could load and unload models.
     """
     if settings.uds is not None:
         listener = _bind_unix(settings.uds)
         inode = settings.uds.stat().st_ino
         return Listeners([[listener]] * settings.workers, "http://localhost", file=settings.uds, inode=inode)
     first = _bind_tcp(settings.host, settings.port)
+    if settings.model_control == "explicit" and not all(map(_is_loopback, first)):
+        for each in first:
+            each.close()
+        raise ConfigurationError(f"with model_control explicit, whoever reaches the server may load and unload models: "
+                                 f"it listens on a loopback address or a --uds, not on {settings.host}.")
     host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "localhost"  # noqa: S104 - compared
     port = first[0].getsockname()[1]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -96,6 +103,11 @@ def bind(settings: Settings) -> Listeners:
         listeners.close()
         raise ConfigurationError(_why_not(error, settings.host, port)) from error
     return listeners
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    address: str = listener.getsockname()[0]
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _bind_beside(first: socket.socket) -> socket.socket:

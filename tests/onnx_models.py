@@ -62,6 +62,23 @@ def affine(path: Path) -> Path:
     return write(path, [node], [value("x", "FP32", ["n", 4])], [value("y", "FP32", ["n", 3])], w=WEIGHTS, b=BIAS)
 
 
+def constant(path: Path, number: float, weight: int = 0) -> Path:
+    """a = b = number, whatever x is: FP32 [n, 2] to [n, 2] twice; with so many bytes of `weight` that do nothing."""
+    nodes = [
+        helper.make_node("Mul", ["x", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "number"], ["a"]),
+        helper.make_node("Identity", ["a"], ["b"]),
+    ]
+    constants = {"zero": np.zeros(1, np.float32), "number": np.full(1, number, np.float32)}
+    if weight:
+        nodes.insert(0, helper.make_node("ReduceSum", ["ballast"], ["sum"], keepdims=0))
+        nodes.insert(1, helper.make_node("Mul", ["sum", "zero"], ["naught"]))
+        nodes[2] = helper.make_node("Mul", ["x", "naught"], ["nothing"])
+        constants["ballast"] = np.ones(weight // 4, np.float32)
+    outputs = [value(name, "FP32", ["n", 2]) for name in ("a", "b")]
+    return write(path, nodes, [value("x", "FP32", ["n", 2])], outputs, **constants)
+
+
 def two_inputs(path: Path) -> Path:
     """total = a + b and difference = a - b: FP32 [n, 2] each."""
     nodes = [helper.make_node("Add", ["a", "b"], ["total"]), helper.make_node("Sub", ["a", "b"], ["difference"])]

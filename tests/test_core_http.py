@@ -74,7 +74,7 @@ class Server:
         self.endpoint = _core.Endpoint("m", "1", signature, batcher)
         self.lane = _core.Lane(b"made-", 64 << 20, **options)
         self.lane.tick(b"date: now\r\n")
-        self.lane.open([(self.endpoint, True)])
+        self.lane.open(_core.Routes([(self.endpoint, ["m/versions/1", "m"])]))
 
 
 class Peer:
@@ -583,7 +583,7 @@ def test_a_known_head_leads_to_what_is_served_now() -> None:
     for _ in range(2):
         peer.send(FAST)
         server.loop.turn()
-    server.lane.open([(other.endpoint, True)])
+    server.lane.open(_core.Routes([(other.endpoint, ["m/versions/1", "m"])]))
     peer.send(FAST)
     server.loop.turn()
     other.loop.turn()

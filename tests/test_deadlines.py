@@ -176,7 +176,7 @@ class Peer:
 def lane_to(world: World) -> _core.Lane:
     lane = _core.Lane(b"made-", 64 << 20)
     lane.tick(b"date: now\r\n")
-    lane.open([(world.endpoint, True)])
+    lane.open(_core.Routes([(world.endpoint, [f"{world.endpoint.name}/versions/1", world.endpoint.name])]))
     return lane
 
 

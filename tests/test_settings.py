@@ -47,6 +47,7 @@ def test_every_option_is_reachable_by_flag_variable_and_file(write):
             "text": "x", "path": "x", "name": "x", "boolean": "true", "size": "3KiB", "duration": "2s",
             "integer": "1", "names": "x", "addresses": "::1"}[declared.kind.label]
         toml = text if declared.kind.label in ("boolean", "integer") else repr(text)
+        toml = f"[{toml}]" if declared.kind.label == "names" else toml
         expected = getattr(resolve({declared.name: text}, {}), declared.name)
         assert getattr(resolve({}, {variable(declared): text}), declared.name) == expected
         assert getattr(resolve({}, {}, write("a.toml", f"{declared.name} = {toml}")), declared.name) == expected

@@ -46,7 +46,8 @@ def setting(declared: Option) -> click.Option:
         names, metavar = f"{name}/--no-{name.removeprefix('--')}", None
     else:
         names, metavar = name, "|".join(declared.choices) or declared.kind.label.upper()
-    return click.Option([names], default=None, metavar=metavar, expose_value=True,
+    several = declared.kind is NAMES  # given one by one
+    return click.Option([names], default=None, metavar="NAME" if several else metavar, multiple=several,
                         help=f"{declared.text}  [default: {declared.written(declared.default)}]")
 
 

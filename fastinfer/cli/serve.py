@@ -19,8 +19,11 @@ def run_serve(flags: Mapping[str, Any], config: Path | None) -> int:
         ConfigurationError: a setting is wrong, or there is nothing that could be served.
     """
     settings = resolve(flags, config=config)
+    if settings.load_model and settings.model_control != "explicit":
+        raise ConfigurationError("--load-model is for --model-control explicit; otherwise every model is loaded.")
     repository = found(settings, "serve")
-    refuse_what_cannot_be_served(repository, settings)
+    if settings.model_control == "none":
+        refuse_what_cannot_be_served(repository, settings)
     if settings.workers > 1:
         refuse_to_share_a_device(repository, settings.workers)
     # After the refusals: it brings uvicorn.
@@ -48,7 +51,7 @@ def found(settings: Settings, command: str) -> Repository:
     """
     if settings.path is None:
         raise ConfigurationError(f"{command} needs a PATH: a model file, a model's folder, or a repository of models.")
-    return find(settings.path, settings.name)
+    return find(settings.path, settings.name, empty=settings.model_control != "none")
 
 
 def refuse_what_cannot_be_served(repository: Repository, settings: Settings) -> None:

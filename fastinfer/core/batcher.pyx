@@ -89,6 +89,14 @@ cdef class Batcher:
         self.flush_soon = self.flush
         self.expiry = None  # of the loop before
 
+    def detach(self):
+        """Let go of the loop where nothing waits or runs any more: the reference cycles end, nothing is admitted."""
+        self.closed = True
+        if self.expiry is not None:
+            self.expiry.cancel()
+        self.call_soon = self.call_later = self.call_soon_threadsafe = self.submit_thread = None
+        self.flush_soon = self.expiry = self.lane = None
+
     def seed(self, Py_ssize_t rows, int64_t nanoseconds):
         """Tell what a run of ``rows`` rows took at warm-up."""
         self.learn(rows, nanoseconds)

@@ -14,7 +14,6 @@ cdef enum:
     KEPT_BODY = 64 * 1024           # a refused body up to this is counted off, and the connection kept
     MAX_KEPT = 4 * 1024 * 1024      # bytes of a buffer that is kept for the next answers
     MAX_EMPTY_LINES = 4             # before a request
-    MAX_UNLIKE = 4                  # heads of one client that are kept: who sends another each time gains nothing
 
 
 @cython.final
@@ -287,9 +286,7 @@ cdef class Connection:
                 self.body_wanted(body, end)
                 return 0
             if not refused and self.serve(&head, p, body):
-                if self.unlike < MAX_UNLIKE:
-                    self.unlike += 1
-                    self.known = self.lane.know(&head, self.route.index, p, body)
+                self.lane.know(self, &head, p, body)
                 return self.served(p, body + head.content_length)
         # Answers leave in order: the standard lane begins when the fast one has nothing due.
         self.waiting = self.n_pending > 0
@@ -350,11 +347,13 @@ cdef class Connection:
         if not self.body_ns:
             self.body_ns = self.read_ns
         self.body_bytes = end - body
+        self.route = None
         return 0
 
     # ---- the standard lane -----------------------------------------------------------------------------------------
     cdef int hand_over(self, Head* head, const char* p, const char* body) except -1:
         self.answer_due = True
+        self.route = None
         self.message_ns = self.arrival(p)
         self.identity = self.lane.credentials.identify(head, self)
         self.find_sender(head)
@@ -415,6 +414,7 @@ cdef class Connection:
     cdef Py_ssize_t served(self, const char* p, const char* end) noexcept:
         self.head_ns = self.body_ns = 0
         self.empty_lines = 0
+        self.route = None  # an idle connection must not keep a model that was replaced
         return end - p
 
     cdef bint is_fast(self, Head* head) except -1:

@@ -676,6 +676,11 @@ cdef class Endpoint:
                      for size in range(batcher.n_sizes) if batcher.sizes[size].count]
         return row_statistics(self.name, self.version, &total, sizes)
 
+    @property
+    def last_ns(self):
+        """Monotonic time of the last good answer that this worker gave, by whichever load of the version; 0: never."""
+        return self.counts.last_ns
+
     def counters(self):
         """What /metrics needs; ``phases`` are histograms of the requests that were answered."""
         cdef Row total

@@ -10,6 +10,7 @@ connection_logger = logging.getLogger("fastinfer.connection")
 cdef enum:
     MAX_FAST_BODY = 256 * 1024      # a larger one is decoded on a thread, which is the standard lane's business
     MAX_KNOWN_HEAD = 1024           # bytes of a head that is kept
+    MAX_UNLIKE = 4                  # heads of one client that are kept: who sends another each time gains nothing
 
 
 @cython.final
@@ -23,6 +24,28 @@ cdef class Route:
         self.path = path.encode()
         self.model = endpoint.name.encode()
         self.version = endpoint.version.encode()
+
+
+@cython.final
+cdef class Routes:
+    """The paths of the fast lane and what they lead to; made on any thread, and never changed.
+
+    Args:
+        endpoints: pairs of an Endpoint and what it is addressed by in a path: credit, credit/versions/2, credit@live.
+    """
+
+    def __cinit__(self, endpoints):
+        cdef Endpoint endpoint
+        paths = []
+        routes = []
+        for endpoint, addresses in endpoints:
+            for address in addresses:
+                infer, predict = f"/v2/models/{address}/infer", f"/v1/models/{address}:predict"
+                paths += [infer, predict]
+                routes.append(Route(endpoint, KIND_INFER, infer, len(routes)))
+                routes.append(Route(endpoint, KIND_RECORDS, predict, len(routes)))
+        self.paths = NameTable(paths)
+        self.routes = routes
 
 
 @cython.final
@@ -55,25 +78,22 @@ cdef class Lane:
         writer_free(&self.body)
         self.forget_heads()
 
-    def open(self, endpoints):
-        """Serve these here: pairs of an Endpoint and whether it also answers requests that name no version."""
-        cdef Endpoint endpoint
-        paths = []
-        routes = []
-        for endpoint, default in endpoints:
-            for path in [f"{endpoint.name}/versions/{endpoint.version}"] + ([endpoint.name] if default else []):
-                infer, predict = f"/v2/models/{path}/infer", f"/v1/models/{path}:predict"
-                paths += [infer, predict]
-                routes.append(Route(endpoint, KIND_INFER, infer, len(routes)))
-                routes.append(Route(endpoint, KIND_RECORDS, predict, len(routes)))
-            endpoint.batcher.lane = self
-        self.paths = NameTable(paths)
-        self.routes = routes
+    def open(self, Routes routes not None):
+        """Serve these here in place of those before, from the next message on; on the loop's thread.
+
+        What is under way goes on where it began.
+        """
+        cdef Route route
+        for route in routes.routes:
+            route.endpoint.batcher.lane = self
+        self.paths = routes.paths
+        self.routes = routes.routes
         self.forget_heads()
+        self.changes += 1
 
     def close(self):
         """From now on the standard lane answers everything."""
-        self.open([])
+        self.open(Routes([]))
 
     cdef void forget_heads(self) noexcept:
         cdef int i
@@ -81,14 +101,20 @@ cdef class Lane:
             free(self.known[i].data)
             self.known[i].data = NULL
 
-    cdef int know(self, const Head* head, int route, const char* begin, const char* end) noexcept:
-        """Keep a plain head, never one with credentials, for the next request that begins alike; where it is kept."""
+    cdef void know(self, Connection connection, const Head* head, const char* begin, const char* end) noexcept:
+        """Keep a plain head, never one with credentials, for the client's next request that begins alike."""
         cdef int i = self.next_known
+        if connection.changes != self.changes:
+            connection.changes = self.changes
+            connection.unlike = 0
+        if connection.unlike >= MAX_UNLIKE:
+            return
+        connection.unlike += 1
+        connection.known = i
         if end - begin <= MAX_KNOWN_HEAD and head.request_id_size == 0 and head.header_length < 0 \
                 and head.credentials == 0 and not (head.forwarded_lines and self.proxies.trusts_some()):
             self.next_known = (i + 1) % MAX_KNOWN
-            know_head(&self.known[i], head, route, begin, end)
-        return i
+            know_head(&self.known[i], head, connection.route.index, begin, end)
 
     cdef bytes next_id(self):
         self.sequence += 1

@@ -192,7 +192,8 @@ cdef class Session:
 
     def __dealloc__(self):
         if self.session != NULL:
-            (<Release>ort[ORT_RELEASE_SESSION])(self.session)
+            with nogil:  # it gives back what may be gigabytes, and waits for its threads
+                (<Release>ort[ORT_RELEASE_SESSION])(self.session)
         free(self.names)
         free(self.types)
 

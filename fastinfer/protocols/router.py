@@ -52,6 +52,8 @@ class Action:
         finally:
             exchange.close()
             self.journal.close(exchange)
+            if exchange.error is not None:  # a reference cycle, with a model in one of the frames
+                exchange.error.__traceback__ = None
 
 
 class Router:

@@ -6,9 +6,9 @@ the one Triton gives when it is off there, so that a client's start-up and clean
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastinfer.errors import InvalidRequestError, NotFoundError, UnavailableError, UnsupportedError
+from fastinfer.errors import InvalidRequestError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
     from starlette.routing import Route
@@ -33,8 +33,8 @@ def routes(router: Router) -> list[Route]:
         result.append(router.route(prefix + "/config", configuration))
     for prefix in (repository, repository + "/{repository}"):
         result.append(router.route(prefix + "/index", index, "POST"))
-        result.append(router.route(prefix + "/models/{name}/load", load_or_unload, "POST"))
-        result.append(router.route(prefix + "/models/{name}/unload", load_or_unload, "POST"))
+        result.append(router.route(prefix + "/models/{name}/load", load, "POST"))
+        result.append(router.route(prefix + "/models/{name}/unload", unload, "POST"))
     result += [
         router.route("/v2/trace/setting", trace, "GET", "HEAD", "POST"),
         router.route(model + "/trace/setting", trace, "GET", "HEAD", "POST"),
@@ -58,7 +58,7 @@ async def statistics(exchange: Exchange) -> None:
     service, path = exchange.service, exchange.path
     model = await service.model(path["name"], path.get("version"))
     models = [model]
-    if "version" not in path:
+    if "version" not in path and "@" not in path["name"]:
         models = [each for each in service.registry.models() if each.name == model.name]
     await exchange.json(200, {"model_stats": [each.statistics() for each in models]})
 
@@ -80,10 +80,28 @@ async def index(exchange: Exchange) -> None:
     await exchange.json(200, exchange.service.registry.index(only_ready))
 
 
-async def load_or_unload(exchange: Exchange) -> None:
-    """Triton's words and its status, 503, of a server without model control."""
-    await exchange.body()
-    raise UnavailableError("explicit model load / unload is not allowed if polling is enabled")
+async def load(exchange: Exchange) -> None:
+    """200 with nothing in it when the model is loaded, on every worker."""
+    await exchange.service.load_model(exchange.path["name"], await parameters(exchange))
+    await exchange.respond(200, b"")
+
+
+async def unload(exchange: Exchange) -> None:
+    """200 with nothing in it when no new request gets the model; those that it has are answered."""
+    await exchange.service.unload_model(exchange.path["name"], await parameters(exchange))
+    await exchange.respond(200, b"")
+
+
+async def parameters(exchange: Exchange) -> Any:
+    """The body's parameters, or None."""
+    body = await exchange.json_body()
+    if "repository" in exchange.path:
+        raise UnsupportedError("'repository_name' specification is not supported")  # in Triton's words
+    if body is None:
+        return None
+    if not isinstance(body, dict):
+        raise InvalidRequestError("the body must be an object", "$")
+    return body.get("parameters")
 
 
 async def trace(exchange: Exchange) -> None:
