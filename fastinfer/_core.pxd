@@ -396,8 +396,67 @@ cdef class Outputs:
     cdef cnp.ndarray array(self, int k)
     cdef cnp.ndarray texts(self, int k)
 
+# ---- trees.pyx ------------------------------------------------------------------------------------------------
+cdef extern from *:
+    """
+    namespace fastinfer { struct Reader; struct Natural; struct Ensemble; }
+    """
+    cppclass Reader "fastinfer::Reader":                # makes one column of keys
+        int32_t feature
+        uint32_t how                                    # bits of SPLITS
+        int64_t table, table_size
+
+    cppclass Natural "fastinfer::Natural":              # a forest as it is given
+        int64_t trees, columns, outputs, leaf_width, leaves, sets
+        const int64_t* starts
+        const int32_t* left
+        const int32_t* right
+        const int32_t* column
+        const int32_t* target
+        const uint8_t* categorical
+        const void* thresholds
+        const void* values
+        const int64_t* set_starts
+        const uint32_t* set_words
+        bint strict
+
+    cppclass Ensemble "fastinfer::Ensemble":            # and as it is walked
+        int64_t columns, outputs
+        size_t key_size, sum_size
+        void add(const void*, size_t, int64_t, const Reader*, const double*, double, void*, void*) nogil
+
+# ---- forest.pyx -----------------------------------------------------------------------------------------------
+
+cdef class Engine:
+    cdef Outputs run_rows(self, Signature signature, Rows rows)
+
+cdef class Forest(Engine):
+    cdef Ensemble* ensemble
+    cdef readonly list inputs, outputs
+    cdef int64_t width
+    cdef bint single_values, single_sums    # float32
+    cdef bint single_answers
+    cdef bytes readers, tables              # of Reader, and of the values that are categories
+    cdef bytes start                        # what the sums of a row begin with
+    cdef const Reader* reader_data
+    cdef const double* table_data
+    cdef const char* start_data
+    cdef const char* label_data
+    cdef Py_ssize_t block                   # rows that go through the trees together
+    cdef double sentinel, divisor, slope
+    cdef int link, rule
+    cdef int64_t classes                    # 0: it is no classifier
+    cdef str label_type
+    cdef size_t label_size
+    cdef bytes labels, label_texts          # elements of the output, and what their Spans point into
+    cdef int plant(self, dict arrays, bint strict) except -1
+    cdef int read_ways(self, ways, features, starts, tables) except -1
+    cdef int name_classes(self, labels) except -1
+    cdef Outputs answer(self, Signature signature, const void* rows, int64_t count)
+    cdef bint fill(self, const char* rows, int64_t count, char* answers, char* labels) noexcept nogil
+
 # ---- session.pyx ----------------------------------------------------------------------------------------------
-cdef class Session:
+cdef class Session(Engine):
     cdef void* session
     cdef readonly list inputs, outputs
     cdef readonly bint plain
@@ -406,7 +465,6 @@ cdef class Session:
     cdef const char** names                 # of the inputs, then of the outputs
     cdef int* types                         # ONNX's element types, likewise
     cdef int describe(self) except -1
-    cdef Outputs run_rows(self, Signature signature, Rows rows)
 
 cdef class Call:
     cdef Session session
@@ -651,7 +709,7 @@ cdef class Batcher:
     # settings, fixed at load
     cdef readonly Signature signature
     cdef object run
-    cdef Session session                # in place of `run`, where the engine is onnxruntime's C API
+    cdef Engine engine                  # in place of `run`, where the core has one
     cdef Policy policy                  # what becomes of a run's outputs; None: they are answered as they are
     cdef readonly Py_ssize_t max_batch_size
     cdef Py_ssize_t fixed_rows          # that every run has; 0: as many as there are

@@ -157,8 +157,35 @@ class Scoreboard:
     def reset_gauges(self, worker: int) -> None: ...
     def counters(self, row: int) -> dict[str, Any]: ...
 
+SPLITS: dict[str, int]
+LINKS: tuple[str, ...]
+RULES: tuple[str, ...]
+ARRAYS: dict[str, tuple[str, ...]]
+
+class Engine: ...
+
 @final
-class Session:
+class Forest(Engine):
+    inputs: list[tuple[str, str, tuple[int, ...]]]
+    outputs: list[tuple[str, str, tuple[int, ...]]]
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray[Any, Any]],
+        *,
+        width: int,
+        strict: bool = False,
+        sentinel: float = ...,
+        divisor: float = 0.0,
+        link: str = "identity",
+        slope: float = 1.0,
+        labels: np.ndarray[Any, Any] | None = None,
+        rule: str = "most_probable",
+        answers: str = "FP64",
+    ) -> None: ...
+    def run(self, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]: ...
+
+@final
+class Session(Engine):
     inputs: list[tuple[str, str, tuple[int, ...]]]
     outputs: list[tuple[str, str, tuple[int, ...]]]
     plain: bool
@@ -192,7 +219,7 @@ class Batcher:
         run_timeout_ms: int = 30_000,
         slo_ms: int = 0,
         fixed_size: bool = False,
-        session: Session | None = None,
+        engine: Engine | None = None,
         policy: Policy | None = None,
     ) -> None: ...
     def attach(

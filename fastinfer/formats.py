@@ -29,8 +29,7 @@ class Format(NamedTuple):
 ONNX = Format("onnx", "an ONNX model")
 PYTHON = Format("python", "a Python model", rb"")  # in a folder the one called model.py
 PICKLE = Format("sklearn", "a pickle")
-LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n", "onnxmltools.convert_lightgbm",
-                  ("lightgbm", "onnxmltools"))
+LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n")
 XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', modules=("xgboost", "sklearn", "onnx", "pandas"))
 XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
 CATBOOST = Format("catboost", "a CatBoost model", None, "CatBoost.save_model('model.onnx', format='onnx')",
@@ -43,7 +42,7 @@ FORMATS = {
     ".onnx": ONNX, ".txt": LIGHTGBM, ".json": XGBOOST_JSON, ".ubj": XGBOOST_UBJ, ".cbm": CATBOOST, ".pt": TORCH,
     ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE, ".py": PYTHON,
 }
-SERVED = frozenset({ONNX.kind, PYTHON.kind})
+SERVED = frozenset({ONNX.kind, LIGHTGBM.kind, PYTHON.kind})
 
 
 def format_of(file: Path) -> Format:

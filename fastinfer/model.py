@@ -312,7 +312,7 @@ class Model:
             run_timeout_ms=chosen("run_timeout_ms"),
             slo_ms=self.config.slo_ms or 0,
             fixed_size=self.config.batch_invariant,
-            session=self.runtime.native,
+            engine=self.runtime.native,
             policy=self.policy,
         )
 

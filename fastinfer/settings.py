@@ -441,7 +441,7 @@ class ModelConfig:
     """What model.toml says of one model; None where the server's own setting holds."""
 
     runtime: str | None = option(
-        None, TEXT, "Engine that runs the model.", choices=("onnx", "python", "triton"),
+        None, TEXT, "Engine that runs the model.", choices=("onnx", "lightgbm", "python", "triton"),
         unset="told by the file")
     max_batch_size: int = option(
         64, INTEGER, "Rows in a batch; 0 runs every request alone.", low=0, high=1 << 16)

@@ -541,3 +541,58 @@ def bucket(row, buckets):
             blob = struct.pack("<q", value) if isinstance(value, int) else struct.pack("<d", value + 0.0)
         found = murmur3(blob, found) & 0xFFFFFFFF
     return found % buckets
+
+
+# ---- forests ---------------------------------------------------------------------------------------------------
+def forest_sums(arrays, rows, *, strict=False, sentinel=math.nan, **_):
+    """The sums [rows, outputs] of a Forest's trees, one row and one node at a time."""
+    read, add = arrays["threshold"].dtype.type, arrays["leaves"].dtype.type
+    left, leaves, kind = arrays["left"], arrays["leaves"], arrays["kind"]
+    leaf_of = np.cumsum(left < 0) - 1
+    set_of = np.cumsum((left >= 0) & (kind & 48 != 0)) - 1
+    tables = {int(f): arrays["tables"][a:b].tolist() for f, a, b in
+              zip(arrays["table_features"], arrays["table_starts"], arrays["table_starts"][1:], strict=False)}
+    sums = np.tile(arrays["start"], (len(rows), 1))
+    for row, total in zip(rows, sums, strict=True):
+        for begin, target in zip(arrays["starts"], arrays["target"], strict=False):
+            node = begin
+            while left[node] >= 0:
+                feature, how = int(arrays["feature"][node]), int(kind[node])
+                if how & 48:
+                    at = set_of[node]
+                    words = arrays["sets"][arrays["set_starts"][at]:arrays["set_starts"][at + 1]]
+                    right = forest_category(read(row[feature]), how, words, tables.get(feature), sentinel)
+                else:
+                    right = forest_side(read(row[feature]), how, arrays["threshold"][node], strict, read(sentinel))
+                node = begin + (arrays["right"] if right else left)[node]
+            values = leaves[leaf_of[node]]
+            if len(values) == len(total):
+                total += values
+            else:
+                total[target] = add(total[target] + values[0])
+    return sums
+
+
+def forest_side(value, how, threshold, strict, sentinel):
+    """Whether a number goes right."""
+    tiny = 1.0000000180025095e-35
+    if how & 2 and math.isnan(value):
+        value = type(value)(0)
+    if (how & 4 and abs(value) <= tiny) or math.isnan(value) or (how & 8 and value == sentinel):
+        return bool(how & 128)
+    if how & 1 and abs(value) <= tiny:
+        value = type(value)(0)
+    return not (value < threshold if strict else value <= threshold)
+
+
+def forest_category(value, how, words, table, sentinel):
+    """Whether a category goes right."""
+    bit = 1
+    if math.isnan(value) or (how & 8 and value == type(value)(sentinel)):
+        bit = 0
+    elif how & 32:
+        bit = 2 + table.index(value) if value in table else 1
+    elif (value > -1 if how & 64 else value >= 0) and value < 2147483646:
+        bit = 2 + int(value)
+    bit = bit if bit < 32 * len(words) else 1
+    return bool(int(words[bit // 32]) >> bit % 32 & 1)

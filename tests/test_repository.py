@@ -156,8 +156,6 @@ def test_a_path_without_a_model_is_named(lay, path, name, message):
                       "trust it:\n  fastinfer import p.joblib --out models/p/1 --trust-pickle"),
     ("my p.pkl", "x", "my p.pkl is a pickle: it is imported once, then served. Loading it runs the code in it; if you "
                       "trust it:\n  fastinfer import 'my p.pkl' --out models/my-p/1 --trust-pickle"),
-    ("m.txt", "tree\nversion=v4", "m.txt is a LightGBM model, which this version serves as ONNX: convert it with "
-                                  "onnxmltools.convert_lightgbm."),
     ("m.txt", "a street", "m.txt is not a LightGBM model, which is the only .txt file that is a model."),
     ("m.json", '{"learner":{}}', "m.json is an XGBoost model, which is imported once, then served: "
                                  "fastinfer import m.json --out models/m/1"),
@@ -188,10 +186,10 @@ def test_an_empty_file_is_named(lay):
 @pytest.mark.parametrize("installed", [False, True])
 def test_the_pip_line_is_printed_where_the_extra_is_missing(lay, monkeypatch, installed):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    lay("m.txt:tree\n")
-    (found,) = find(Path("m.txt")).found
+    lay("m.cbm:CBM1")
+    (found,) = find(Path("m.cbm")).found
     assert isinstance(found.error, ModelLoadError)
-    assert ("pip install 'fastinfer[lightgbm]'" in str(found.error)) is not installed
+    assert ("pip install 'fastinfer[catboost]'" in str(found.error)) is not installed
 
 
 @pytest.mark.parametrize("name", ["a b", "stats", "", "-", "..", "é", "x" * 300, "a/b", "ok"])

@@ -36,7 +36,7 @@ cdef class Batcher:
     Args:
         signature: the runtime's inputs and outputs.
         run: dict of input arrays to dict of output arrays, rows first. Called on the loop or on a worker thread.
-        session: of onnxruntime, plain, with the signature's inputs and outputs; runs in place of ``run``.
+        engine: of the core, with the signature's inputs and outputs; runs in place of ``run``.
         policy: what becomes of a run's outputs; without one they are answered as they are.
         max_batch_size: rows; ignored where the signature is not batched (then a request is a batch).
         max_delay_us: how long a batch that is not full waits for company while the runtime is free.
@@ -51,10 +51,10 @@ cdef class Batcher:
     def __init__(self, Signature signature not None, run, *, Py_ssize_t max_batch_size=64, int64_t max_delay_us=0,
                  int instances=1, Py_ssize_t queue_rows=4096, Py_ssize_t queue_bytes=64 << 20,
                  int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000, int64_t slo_ms=0, bint fixed_size=False,
-                 Session session=None, Policy policy=None):
+                 Engine engine=None, Policy policy=None):
         self.signature = signature
         self.run = run
-        self.session = session
+        self.engine = engine
         self.policy = policy
         self.max_batch_size = max_batch_size if signature.batched else 1
         self.max_delay_ns = max_delay_us * 1000
@@ -599,8 +599,8 @@ cdef class Batcher:
     cdef Outputs run_exactly(self, Rows rows):
         cdef Outputs outputs
         cdef dict arrays
-        if self.session is not None:
-            outputs = self.session.run_rows(self.signature, rows)
+        if self.engine is not None:
+            outputs = self.engine.run_rows(self.signature, rows)
         else:
             arrays = self.run(rows.arrays())
             outputs = outputs_of(self.signature, [arrays[name] for name in self.output_names])

@@ -147,7 +147,7 @@ cdef int ort_open(str library) except -1:
 
 
 @cython.final
-cdef class Session:
+cdef class Session(Engine):
     """One ONNX model on the CPU.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastinfer._core import Session, Tensor
+from fastinfer._core import Engine, Tensor
 from fastinfer.errors import ConfigurationError
 from fastinfer.settings import ModelConfig, Settings
 
@@ -20,6 +20,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 RUNTIMES: Mapping[str, str] = {
     "onnx": "fastinfer.runtimes.onnx",
+    "lightgbm": "fastinfer.runtimes.lightgbm",
     "python": "fastinfer.runtimes.python",
     "triton": "fastinfer.runtimes.triton",
 }
@@ -40,7 +41,7 @@ class Runtime(Protocol):
     inputs: list[Tensor]
     outputs: list[Tensor]
     classes: dict[str, tuple[str, ...]]
-    native: Session | None
+    native: Engine | None
     inline: bool
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -61,7 +62,7 @@ class RemoteRuntime(ABC):
     inputs: list[Tensor]
     outputs: list[Tensor]
     classes: dict[str, tuple[str, ...]]
-    native: Session | None
+    native: Engine | None
     inline: bool = False
     version: str
     max_batch_size: int

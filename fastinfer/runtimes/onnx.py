@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastinfer._core import Session, Tensor
+from fastinfer._core import Engine, Session, Tensor
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays, Runtime
 from fastinfer.settings import ModelConfig, Settings
@@ -26,7 +26,7 @@ class OnnxRuntime:
     inline = True
 
     def __init__(self, session: Session) -> None:
-        self.native: Session | None = session
+        self.native: Engine | None = session
         self.run_session = session.run
         self.inputs = [Tensor(*each) for each in session.inputs]
         self.outputs = [Tensor(*each) for each in session.outputs]

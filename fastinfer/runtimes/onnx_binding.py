@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fastinfer._core import Session, Tensor
+from fastinfer._core import Engine, Tensor
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays
 from fastinfer.runtimes.onnx import ENTRIES, OPTIMISATIONS, default_threads, first_line
@@ -43,7 +43,7 @@ class BindingRuntime:
 
     def __init__(self, session: ort.InferenceSession, path: Path) -> None:
         self.session = session
-        self.native: Session | None = None
+        self.native: Engine | None = None
         self.inputs = [declared(node, path) for node in session.get_inputs()]
         self.outputs = [declared(node, path) for node in session.get_outputs()]
         self.output_names = [tensor.name for tensor in self.outputs]

@@ -5,7 +5,7 @@ import threading
 import weakref
 from pathlib import Path
 
-from fastinfer._core import Session
+from fastinfer._core import Engine
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays, Runtime, trust
 from fastinfer.runtimes.python_code import Code
@@ -22,7 +22,7 @@ class PythonRuntime:
         self.code = code
         self.inputs = code.inputs
         self.outputs = code.outputs
-        self.native: Session | None = None
+        self.native: Engine | None = None
         self.classes: dict[str, tuple[str, ...]] = {}
         self.turns = threading.Semaphore(instances)
         weakref.finalize(self, sys.modules.pop, code.module, None)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fastinfer._core import DATATYPES, DTYPES, Session
+from fastinfer._core import DATATYPES, DTYPES, Engine
 from fastinfer.errors import (
     BackendTimeoutError,
     BackendUnavailableError,
@@ -59,7 +59,7 @@ class TritonRuntime(RemoteRuntime):
         self.inputs = list(self.contract.inputs)
         self.outputs = list(self.contract.outputs)
         self.classes: dict[str, tuple[str, ...]] = {}
-        self.native: Session | None = None
+        self.native: Engine | None = None
         self.keeper.start(watch(weakref.ref(self)))
 
     @property
