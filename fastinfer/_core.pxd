@@ -18,7 +18,7 @@ cdef enum Datatype:
 cdef enum Fault:
     OK = 0
     BAD_JSON, BAD_VALUE, BAD_SHAPE, BAD_INPUT, BAD_OUTPUT, BAD_BINARY, BAD_PARAMETER, BAD_RECORD
-    UNKNOWN_CATEGORY, NO_MEMORY
+    UNKNOWN_CATEGORY, NO_MEMORY, BAD_MESSAGE
 
 cdef struct Failure:
     Fault fault
@@ -312,6 +312,8 @@ cdef struct Json:
 cdef enum:
     KIND_INFER = 0                  # Open Inference Protocol, JSON and binary tensors
     KIND_RECORDS = 1                # {"records": [{"<input>": value, ...}, ...]}
+    KIND_MESSAGE = 2                # a ModelInferRequest
+    KIND_COUNT
     EXCERPT = 48
 
 # One requested output.
@@ -327,8 +329,9 @@ cdef struct Part:
     int rank                        # of the whole tensor, -1 absent
     int64_t shape[MAX_RANK]
     int64_t binary_size             # -1 absent
-    const char* begin               # its data: the JSON array, or the bytes; NULL absent
+    const char* begin               # its data: the JSON array, the bytes, or (message) the tensor; NULL absent
     const char* end
+    bint contents                   # (message) it has typed contents
     size_t offset                   # where its object starts
 
 # What a message says beside a Failure's place.
@@ -355,7 +358,7 @@ cdef class Request:
     cdef readonly bint raw                  # Inference-Header-Content-Length: 0
     cdef readonly int kind
     cdef void* block                        # what the pointers here look into
-    cdef Writer id_text                     # the id as the client wrote it, quotes included; empty when absent
+    cdef Writer id_text                     # the id as the client wrote it, in JSON with its quotes; empty when absent
     cdef Json json
     cdef const char* payload                # behind the JSON: binary tensors
     cdef const char* payload_end
@@ -514,6 +517,8 @@ cdef class Encoder:
     cdef Piece opening                      # {"model_name": ..., "model_version": ...
     cdef Piece* heads                       # an output's object up to its shape
     cdef Piece* openings                    # both, of an answer without an id whose first output it is
+    cdef Piece message_opening              # of a ModelInferResponse: the model's name and version
+    cdef Piece* tensors                     # of its outputs: name and datatype
     cdef Member* members                    # of a prediction
     cdef Py_ssize_t n_members
     cdef list texts                         # what the pieces point into
@@ -523,6 +528,8 @@ cdef class Encoder:
     cdef Py_ssize_t write_infer(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                 Py_ssize_t rows) except -2
     cdef Py_ssize_t write_records(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
+                                  Py_ssize_t rows) except -2
+    cdef Py_ssize_t write_message(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                   Py_ssize_t rows) except -2
 # ---- admission.pyx --------------------------------------------------------------------------------------------
 # What becomes of a request: it is let in, or why it is not.
@@ -568,7 +575,7 @@ cdef enum:
     VERSION_BYTES = 32
 
 cdef enum:
-    LANE_STANDARD, LANE_FAST
+    LANE_STANDARD, LANE_FAST, LANE_GRPC
     LANE_CELLS
 
 cdef enum:                              # of a worker; from GAUGE_READY on they die with it
@@ -600,7 +607,7 @@ cdef struct Row:
     uint64_t answered[LANE_CELLS][STATUS_CELLS]
     uint64_t cost_mean[COST_LEVELS]     # gauges: nanoseconds of a run, by powers of two of its rows
     uint64_t cost_high[COST_LEVELS]
-    uint64_t cost_spare[6]
+    uint64_t cost_spare[2]
 
 cdef struct WorkerSlot:
     int64_t gauges[GAUGE_CELLS]
@@ -851,7 +858,7 @@ cdef class Endpoint:
     cdef list spare                     # Requests to use again
     cdef int inner_ranks[1]             # of the program's one tensor
     cdef int64_t inner_dims[MAX_RANK]
-    cdef double[2] bytes_per_row        # of a body, on average, by its kind
+    cdef double[<int>KIND_COUNT] bytes_per_row  # of a body, on average, by its kind
     cdef Row* counts                    # the batcher's
     cdef Py_ssize_t row                 # of the scoreboard
 

@@ -74,6 +74,12 @@ class InvalidBinaryError(InvalidRequestError):
     code = "invalid_binary"
 
 
+class InvalidMessageError(InvalidRequestError):
+    """Not the protobuf message that the method takes."""
+
+    code = "invalid_message"
+
+
 class InvalidParameterError(InvalidRequestError):
     """A request parameter of the wrong type, out of range, or unsupported."""
 

@@ -20,12 +20,14 @@ from fastinfer.protocols import exchange
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fastinfer.app import Application
     from fastinfer.metrics import Counters
     from fastinfer.protocols.connection import Connection
+    from fastinfer.protocols.grpc import Server as GrpcServer
     from fastinfer.settings import Settings
+    from fastinfer.sockets import Listeners
 
     Description = dict[str, Any]  # of what is served; JSON can carry it
 
@@ -49,10 +51,10 @@ def run(settings: Settings) -> int:
     listeners = sockets.bind(settings)
 
     def tell(description: Description) -> None:
-        announce(description, settings, listeners.url)
+        announce(description, settings, listeners)
 
     try:
-        server = Server(settings, listeners.sockets[0], listeners.url, tell)
+        server = Server(settings, listeners.sockets[0], listeners.url, tell, grpc=listeners.grpc_addresses)
         clean = server.run()
     finally:
         listeners.release()
@@ -85,6 +87,7 @@ class Server:
         counters: Counters | None = None,
         worker: int | None = None,
         patience: float = 0.0,
+        grpc: Sequence[str] = (),
     ) -> None:
         """Nothing happens yet.
 
@@ -96,6 +99,7 @@ class Server:
             worker: which of several this is, under a supervisor. A second signal then goes on with the drain: a service
                 manager and the supervisor may both send one, and it is the supervisor that ends a worker at once.
             patience: seconds in which clients wait for the models unanswered, before they are told that they load.
+            grpc: addresses of the gRPC service, which the process holds already.
         """
         from uvicorn.config import Config
         from uvicorn.server import ServerState
@@ -109,6 +113,8 @@ class Server:
         self.announce = announce
         self.worker = worker
         self.patience = patience
+        self.grpc_addresses = list(grpc)
+        self.grpc: GrpcServer | None = None
         self.app: Application = Application(Registry(settings), settings, wait=False, counters=counters)
         self.state = ServerState()
         self.access = logs.access_writer(settings, worker)
@@ -204,6 +210,12 @@ class Server:
         loop = asyncio.get_running_loop()
         settings = self.settings
         connection = self._protocol()
+        if self.grpc_addresses:
+            from fastinfer.protocols.grpc import Server as GrpcServer
+
+            calls = settings.max_connections or allowed_connections()
+            self.grpc = GrpcServer(self.app.service, self.app.journal, self.grpc_addresses, calls)
+            await self.grpc.start()
         return [
             await (
                 loop.create_unix_server(connection, sock=each, backlog=sockets.BACKLOG)
@@ -278,6 +290,17 @@ class Server:
             server.close()
         await asyncio.sleep(0)  # what was accepted in this turn becomes known
         self.app.service.registry.shut()
+        grpc = None if self.grpc is None else asyncio.ensure_future(self.grpc.close(deadline - time.monotonic()))
+        clean = await self._drain_http(deadline)
+        if grpc is not None and not await grpc:
+            logger.error("gRPC calls were cut off by shutdown_timeout")
+            clean = False
+        if clean:
+            logger.info("drained")
+        return clean
+
+    async def _drain_http(self, deadline: float) -> bool:
+        """Finish what was admitted over HTTP until then."""
         while self.state.connections or self.state.tasks:
             # Also of those that were accepted just before, and are known only now.
             for connection in [each for each in self._connections() if not each.leaving]:
@@ -288,7 +311,6 @@ class Server:
                     task.cancel()
                 return False
             await asyncio.sleep(POLL)
-        logger.info("drained")
         return True
 
 
@@ -335,15 +357,19 @@ def describe(settings: Settings, app: Application, url: str) -> Description:
     }
 
 
-def announce(description: Description, settings: Settings, url: str) -> None:
+def announce(description: Description, settings: Settings, listeners: Listeners) -> None:
     """Print what is served, and where; as a log record where the log was asked to be JSON."""
-    where = url if settings.uds is None else f"unix socket {settings.uds}"
+    where = listeners.url if settings.uds is None else f"unix socket {settings.uds}"
+    grpc = listeners.grpc_addresses
     if settings.log_format == "json":
         served = [{key: each[key] for key in ("model", "version", "platform")} for each in description["models"]]
         fields = {"url": where, "workers": settings.workers, "models": served, "try": description["try"]}
+        if grpc:
+            fields["grpc"] = grpc
         logger.info("serving", extra={"fields": fields})
         return
-    lines = [f"fastinfer {__version__} at {where}{f', {settings.workers} workers' if settings.workers > 1 else ''}"]
+    workers = f", {settings.workers} workers" if settings.workers > 1 else ""
+    lines = [f"fastinfer {__version__} at {where}{workers}", *(f"  gRPC at {address}" for address in grpc)]
     lines += [f"  {each['model']} version {each['version']}: {each['inputs']}" for each in description["models"]]
     lines += [
         f"  {name} version {version} is not served: {reason}" for name, version, reason in description["failures"]

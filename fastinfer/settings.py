@@ -74,6 +74,9 @@ class Settings:
     forwarded_allow_ips: tuple[str, ...] = option(
         (), PEERS, "Proxies that are believed in X-Forwarded-For and X-Forwarded-Proto: addresses, networks, unix: for "
         "what comes over `uds`, * for everybody.")
+    grpc_port: int | None = option(
+        None, INTEGER, "TCP port of the gRPC service on the same host, which needs the extra `grpc`; 0 takes a free "
+        "one.", low=0, high=65535, unset="no gRPC")
     log_level: str = option(
         "info", TEXT, "Least severe log record that is written.",
         choices=("critical", "error", "warning", "info", "debug"))

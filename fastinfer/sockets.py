@@ -33,6 +33,7 @@ class Listeners:
         addresses: of the TCP sockets of each worker.
         file: the Unix socket's path, or None.
         inode: of that file as it was made.
+        grpc: sockets that hold gRPC's addresses for the workers, each of which listens there with its own.
     """
 
     sockets: list[list[socket.socket]]
@@ -40,6 +41,15 @@ class Listeners:
     addresses: list[Any] = field(default_factory=list)
     file: Path | None = None
     inode: int = 0
+    grpc: list[socket.socket] = field(default_factory=list)
+
+    @property
+    def grpc_addresses(self) -> list[str]:
+        """What gRPC listens on, as it writes addresses."""
+        bound = [each.getsockname()[:2] for each in self.grpc]
+        if any(host == "::" for host, _ in bound):
+            bound = [(host, port) for host, port in bound if host == "::"]  # for which it takes IPv4 too
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in bound]
 
     def close(self, keep: int | None = None) -> None:
         """Close this process's copies of the sockets, but for those of the worker `keep`."""
@@ -67,8 +77,10 @@ class Listeners:
                 each.listen(BACKLOG)
 
     def release(self) -> None:
-        """Close the sockets, and remove the Unix socket's file unless a successor has put its own there."""
+        """Close the sockets, gRPC's too, and remove the Unix socket's file unless a successor has put its own there."""
         self.close()
+        for each in self.grpc:
+            each.close()
         if self.file is not None:
             with contextlib.suppress(OSError):
                 if self.file.stat().st_ino == self.inode:
@@ -76,22 +88,52 @@ class Listeners:
 
 
 def bind(settings: Settings) -> Listeners:
-    """Listen on the settings' `uds`, or on `host` and `port`, for all workers.
+    """Listen on the settings' `uds`, or on `host` and `port`, for all workers, and hold `grpc_port` for gRPC.
 
     Raises:
         ConfigurationError: it is in use, not allowed, or no address of this machine; or others than this machine reach
             it, and could load and unload models.
     """
+    listeners = _bind(settings)
+    try:
+        if settings.grpc_port is not None:
+            listeners.grpc.extend(_hold(settings.host, settings.grpc_port))
+        if settings.model_control == "explicit":
+            _refuse_strangers(settings, listeners)
+    except ConfigurationError:
+        listeners.release()
+        raise
+    return listeners
+
+
+def _refuse_strangers(settings: Settings, listeners: Listeners) -> None:
+    tcp = [] if listeners.file is not None else listeners.sockets[0]
+    if not all(map(_is_loopback, [*tcp, *listeners.grpc])):
+        raise ConfigurationError(f"with model_control explicit, whoever reaches the server may load and unload models: "
+                                 f"it listens on a loopback address or a --uds, not on {settings.host}.")
+
+
+def _hold(host: str, port: int) -> list[socket.socket]:
+    """Sockets that are bound to an address nobody else listens on, and let others of this user bind it too.
+
+    Those do not listen, so that no connection ever waits in them.
+    """
+    first = _bind_tcp(host, port, "--grpc-port")
+    try:
+        return [_bind_beside(each, listens=False) for each in first]
+    except OSError as error:
+        raise ConfigurationError(_why_not(error, host, first[0].getsockname()[1], "--grpc-port")) from error
+    finally:
+        for each in first:
+            each.close()
+
+
+def _bind(settings: Settings) -> Listeners:
     if settings.uds is not None:
         listener = _bind_unix(settings.uds)
         inode = settings.uds.stat().st_ino
         return Listeners([[listener]] * settings.workers, "http://localhost", file=settings.uds, inode=inode)
     first = _bind_tcp(settings.host, settings.port)
-    if settings.model_control == "explicit" and not all(map(_is_loopback, first)):
-        for each in first:
-            each.close()
-        raise ConfigurationError(f"with model_control explicit, whoever reaches the server may load and unload models: "
-                                 f"it listens on a loopback address or a --uds, not on {settings.host}.")
     host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "localhost"  # noqa: S104 - compared
     port = first[0].getsockname()[1]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -110,7 +152,7 @@ def _is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def _bind_beside(first: socket.socket) -> socket.socket:
+def _bind_beside(first: socket.socket, *, listens: bool = True) -> socket.socket:
     """Another socket on the same address.
 
     The first one listens before it is told to share, so that it was alone: another server on this address, of several
@@ -124,14 +166,15 @@ def _bind_beside(first: socket.socket) -> socket.socket:
         if first.family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(first.getsockname())
-        listener.listen(BACKLOG)
+        if listens:
+            listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise
     return listener
 
 
-def _bind_tcp(host: str, port: int) -> list[socket.socket]:
+def _bind_tcp(host: str, port: int, option: str = "--port") -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
@@ -156,17 +199,17 @@ def _bind_tcp(host: str, port: int) -> list[socket.socket]:
                 continue
             for each in sockets:
                 each.close()
-            raise ConfigurationError(_why_not(error, host, port)) from error
+            raise ConfigurationError(_why_not(error, host, port, option)) from error
     if not sockets:
         raise ConfigurationError(f"--host {host}: this machine has no such address.")
     return sockets
 
 
-def _why_not(error: OSError, host: str, port: int) -> str:
+def _why_not(error: OSError, host: str, port: int, option: str = "--port") -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host or 'this machine'} is in use. Choose another with --port, or 0 for a free one."
+        return f"port {port} on {host or 'this machine'} is in use. Choose another with {option}, or 0 for a free one."
     if error.errno == errno.EACCES:
-        return f"port {port} needs a privilege that this user lacks. Choose one from 1024 up with --port."
+        return f"port {port} needs a privilege that this user lacks. Choose one from 1024 up with {option}."
     if error.errno == errno.EADDRNOTAVAIL:
         return f"--host {host}: this machine has no such address."
     return f"cannot listen on {host}:{port}: {error.strerror}."

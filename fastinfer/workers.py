@@ -286,6 +286,7 @@ class Supervisor:
             counters=Counters(self.board, number, requests.add_row),
             worker=number,
             patience=PATIENCE if self.announced else 0.0,
+            grpc=self.listeners.grpc_addresses,
         )
         try:
             return 0 if server.run() else 1
@@ -328,7 +329,7 @@ class Supervisor:
         if not self.announced and all(worker.served_at is not None for worker in self.workers):
             self.announced = True
             assert self.description is not None
-            announce(self.description, self.settings, self.listeners.url)
+            announce(self.description, self.settings, self.listeners)
 
     # ---- deaths ---------------------------------------------------------------------------------------------------
     def _reap(self) -> None:

@@ -42,6 +42,7 @@ class ServerProcess:
             )  # fmt: skip
         self.out: list[str] = []
         self.port = 0
+        self.grpc_port = 0
         self._said = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -53,6 +54,8 @@ class ServerProcess:
             found = ADDRESS.match(line)
             if found:
                 self.port = int(found.group(1))
+            if line.startswith("  gRPC at "):
+                self.grpc_port = int(line.rpartition(":")[2])
             if line.startswith("  curl "):
                 self._said.set()
         self._said.set()

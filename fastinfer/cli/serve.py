@@ -1,6 +1,7 @@
 """`fastinfer serve`: settings, an early no to what cannot be served, then the server."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def run_serve(flags: Mapping[str, Any], config: Path | None) -> int:
     repository = found(settings, "serve")
     if settings.model_control == "none":
         refuse_what_cannot_be_served(repository, settings)
+    if settings.grpc_port is not None:
+        refuse_grpc_without_its_packages()
     if settings.workers > 1:
         refuse_to_share_a_device(repository, settings.workers)
     # After the refusals: it brings uvicorn.
@@ -32,6 +35,21 @@ def run_serve(flags: Mapping[str, Any], config: Path | None) -> int:
     else:
         from fastinfer.server import run
     return run(settings)
+
+
+def refuse_grpc_without_its_packages() -> None:
+    """Raises where what gRPC needs is not installed; it is looked for, not imported: a fork must come before that."""
+    missing = [name for name in ("grpc", "google.protobuf") if not installed(name)]
+    if missing:
+        raise ConfigurationError(f"--grpc-port needs the package{'s' * (len(missing) > 1)} {' and '.join(missing)}, "
+                                 "which the extra `grpc` brings: pip install 'fastinfer[grpc]'.")
+
+
+def installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that holds it
+        return False
 
 
 def refuse_to_share_a_device(repository: Repository, workers: int) -> None:

@@ -13,6 +13,7 @@ cdef enum:  # Failure.reason of BAD_INPUT
     INPUT_DOCUMENT = 1          # the body is not an object
     INPUT_LIST, INPUT_OBJECT, INPUT_NAMELESS, INPUT_NAME, INPUT_UNKNOWN, INPUT_TWICE, INPUT_MISSING, INPUT_NONE
     INPUT_UNTYPED, INPUT_DATATYPE, INPUT_MISTYPED, INPUT_DATALESS, INPUT_DATA, INPUT_HALF, INPUT_ID
+    INPUT_BARE, INPUT_RAW, INPUT_CONTENTS
 
 cdef enum:  # Failure.reason of BAD_OUTPUT
     OUTPUT_LIST = 1
@@ -78,6 +79,8 @@ cdef class Request:
     @property
     def id(self):
         """The request's id, or None."""
+        if self.kind == KIND_MESSAGE:
+            return self.id_text.data[:self.id_text.size].decode() if self.id_text.size else None
         return parse_json(self.id_text.data[:self.id_text.size]) if self.id_text.size else None
 
     cdef bint scan(self, int kind, const char* body, size_t size, Py_ssize_t header_length,
@@ -98,7 +101,9 @@ cdef class Request:
             if kind == KIND_RECORDS:
                 return fail(failure, BAD_BINARY, BINARY_RECORDS, -1, -1, -1)
             self.json.end = self.payload = body + header_length
-        if self.raw:
+        if kind == KIND_MESSAGE:
+            ok = scan_message(self, failure)
+        elif self.raw:
             ok = scan_raw(self, failure)
         else:
             ok = scan_document(self, header_length >= 0, failure)
@@ -194,6 +199,8 @@ cdef bint settle(Request self, Failure* failure) noexcept nogil:
     """A request failed: a fault of syntax goes before any other. Keeps the culprit's text for the message."""
     cdef Failure first
     cdef Py_ssize_t size
+    if self.kind == KIND_MESSAGE:
+        return False
     if not self.raw and failure.fault != NO_MEMORY:
         failure_clear(&first)
         if not check_document(&self.json, &first):
@@ -362,21 +369,28 @@ cdef const char* scan_string(Json* json, const char* p, Key* text, Fault fault, 
 
 cdef const char* scan_datatype(Json* json, const char* p, Part* part, Failure* failure) noexcept nogil:
     cdef Key text
-    cdef uint64_t word = 0
-    cdef int datatype
     cdef const char* start = p
     p = scan_string(json, p, &text, BAD_INPUT, INPUT_DATATYPE, part.position, failure)
     if p == NULL:
         return NULL
-    if text.size < sizeof(word):
-        memcpy(&word, text.data, text.size)
-        word |= <uint64_t>text.size << 56
-        for datatype in range(DT_COUNT):
-            if word == DATATYPE_WORDS[datatype]:
-                part.datatype = datatype
-                return p
+    part.datatype = find_datatype(text.data, text.size)
+    if part.datatype >= 0:
+        return p
     fail(failure, BAD_INPUT, INPUT_DATATYPE, start - json.begin, -1, part.position)
     return NULL
+
+
+cdef inline int find_datatype(const char* name, size_t size) noexcept nogil:
+    """The Datatype of that name, or -1."""
+    cdef uint64_t word = 0
+    cdef int datatype
+    if size < sizeof(word):
+        memcpy(&word, name, size)
+        word |= <uint64_t>size << 56
+        for datatype in range(DT_COUNT):
+            if word == DATATYPE_WORDS[datatype]:
+                return datatype
+    return -1
 
 
 cdef const char* scan_shape(Request self, const char* p, Part* part, Failure* failure) noexcept nogil:
@@ -631,7 +645,7 @@ def decode(Signature signature not None, int kind, bytes body not None, Py_ssize
     """Decode one request by itself.
 
     Args:
-        kind: 0 for an inference request, 1 for records.
+        kind: 0 for an inference request, 1 for records, 2 for a ModelInferRequest.
         header_length: Inference-Header-Content-Length, -1 without.
 
     Returns:

@@ -45,15 +45,19 @@ cdef class Encoder:
         self.signature = signature
         self.texts = []
         opening = f'{{"model_name":{quote(name)},"model_version":{quote(version)}'
-        self.opening = keep(self, opening)
-        self.heads = <Piece*>calloc(2 * <size_t>signature.n_outputs + 1, sizeof(Piece))
+        self.opening = keep(self, opening.encode())
+        self.message_opening = keep(self, counted_field(1, name.encode()) + counted_field(2, version.encode()))
+        self.heads = <Piece*>calloc(3 * <size_t>signature.n_outputs + 1, sizeof(Piece))
         if self.heads == NULL:
             raise MemoryError
         self.openings = self.heads + signature.n_outputs
+        self.tensors = self.openings + signature.n_outputs
         for k, tensor in enumerate(signature.outputs):
             head = f'{{"name":{quote(tensor.name)},"datatype":"{tensor.datatype}","shape":['
-            self.heads[k] = keep(self, head)
-            self.openings[k] = keep(self, f'{opening},"outputs":[{head}')
+            self.heads[k] = keep(self, head.encode())
+            self.openings[k] = keep(self, f'{opening},"outputs":[{head}'.encode())
+            named = counted_field(1, tensor.name.encode()) + counted_field(2, tensor.datatype.encode())
+            self.tensors[k] = keep(self, named)
         members = task_members(signature, task)
         if task is not None:
             members += [(name, task_output(signature, name, name), ()) for name in beside]
@@ -85,6 +89,8 @@ cdef class Encoder:
         """
         if request.kind == KIND_RECORDS:
             return self.write_records(writer, request, outputs, start, rows)
+        if request.kind == KIND_MESSAGE:
+            return self.write_message(writer, request, outputs, start, rows)
         return self.write_infer(writer, request, outputs, start, rows)
 
     cdef Py_ssize_t write_infer(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
@@ -106,6 +112,27 @@ cdef class Encoder:
                 put_output(self, writer, &views[k], request.wanted[k], outputs, start, rows)
             put(writer, b"]}")
             return put_binary(writer, views, request, begin)
+        finally:
+            close_views(views, request.n_wanted, <View*>few)
+
+    cdef Py_ssize_t write_message(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
+                                  Py_ssize_t rows) except -2:
+        """A ModelInferResponse: every output's elements in raw_output_contents."""
+        cdef View[FEW_VIEWS] few
+        cdef View* views = open_views(<View*>few, request.n_wanted)
+        cdef const char* data
+        cdef int k
+        try:
+            take(put_piece(writer, &self.message_opening))
+            if request.id_text.size:
+                take(put_counted_field(writer, 3, request.id_text.data, request.id_text.size))
+            for k in range(request.n_wanted):
+                open_output(self, &views[k], outputs, request.wanted[k].output, start, rows, True)
+                take(put_tensor_field(self, writer, &views[k], request.wanted[k].output, rows))
+            for k in range(request.n_wanted):
+                data = views[k].text.data if views[k].datatype == DT_BYTES else <char*>views[k].data
+                take(put_counted_field(writer, 6, data, view_size(&views[k])))
+            return -1
         finally:
             close_views(views, request.n_wanted, <View*>few)
 
@@ -164,22 +191,21 @@ cdef bint compile_member(Encoder self, str key, int output, tuple classes) excep
     cdef Py_ssize_t k
     shape = self.signature.outputs[output].shape[1 if self.signature.batched else 0:]
     member.output = output
-    member.key = keep(self, f'{"," if self.n_members else ""}{quote(key)}:')
+    member.key = keep(self, f'{"," if self.n_members else ""}{quote(key)}:'.encode())
     member.scalar = (shape == () or shape == (1,)) and not classes
     if classes:
         member.classes = <Piece*>calloc(len(classes), sizeof(Piece))
         if member.classes == NULL:
             raise MemoryError
         for k, text in enumerate(classes):
-            member.classes[k] = keep(self, f'{"," if k else ""}{quote(text)}:')
+            member.classes[k] = keep(self, f'{"," if k else ""}{quote(text)}:'.encode())
         member.n_classes = len(classes)
     self.n_members += 1
     return True
 
 
-cdef Piece keep(Encoder self, str text):
+cdef Piece keep(Encoder self, bytes data):
     cdef Piece piece
-    data = text.encode()
     self.texts.append(data)
     piece.data = PyBytes_AS_STRING(data)
     piece.size = PyBytes_GET_SIZE(data)

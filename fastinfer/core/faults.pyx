@@ -8,6 +8,7 @@ from fastinfer.errors import (
     InvalidBinaryError,
     InvalidInputError,
     InvalidJsonError,
+    InvalidMessageError,
     InvalidOutputError,
     InvalidParameterError,
     InvalidRecordError,
@@ -54,6 +55,9 @@ cdef dict INPUT_SENTENCES = {
     INPUT_DATA: "'data' must be an array",
     INPUT_HALF: "input {name}: JSON does not carry {datatype}; send it as binary data ('binary_data_size')",
     INPUT_ID: "'id' must be a string",
+    INPUT_BARE: "input {name} has neither contents nor raw_input_contents",
+    INPUT_RAW: "input {name}: {datatype} has no typed contents; send it in raw_input_contents",
+    INPUT_CONTENTS: "input {name} of datatype {datatype} has contents of another datatype",
 }
 cdef dict OUTPUT_SENTENCES = {
     OUTPUT_LIST: "'outputs' must be an array",
@@ -96,7 +100,13 @@ cdef dict BINARY_SENTENCES = {
     BINARY_REST: "input {name}: bytes are left behind the last element",
     BINARY_RAW: "a raw binary request needs a model with one input, at most one variable dimension, and one element "
                 "where it is BYTES",
+    BINARY_MIXED: "contents field must not be specified when using raw_input_contents for {name}{model}",
+    BINARY_COUNT: "raw_input_contents has {have} elements for {want} inputs{model}",
     BINARY_RECORDS: "records are JSON only; send them without Inference-Header-Content-Length",
+}
+cdef dict MESSAGE_SENTENCES = {
+    MESSAGE_WIRE: "the message is not a ModelInferRequest: malformed at byte {offset}",
+    MESSAGE_UTF8: "the message is not a ModelInferRequest: the string at byte {offset} is not UTF-8",
 }
 cdef dict RECORD_SENTENCES = {
     RECORD_LIST: "'records' must be an array of objects",
@@ -121,6 +131,7 @@ cdef dict SENTENCES = {
     <int>BAD_SHAPE: (InvalidShapeError, SHAPE_SENTENCES),
     <int>BAD_BINARY: (InvalidBinaryError, BINARY_SENTENCES),
     <int>BAD_RECORD: (InvalidRecordError, RECORD_SENTENCES),
+    <int>BAD_MESSAGE: (InvalidMessageError, MESSAGE_SENTENCES),
 }
 cdef int MAX_COMPARED = 256
 cdef int MAX_NAMES = 8  # of inputs or outputs in one message
@@ -168,6 +179,7 @@ cdef dict facts(Request self, Failure* failure):
         "first_name": f"'{signature.inputs[0].name}'" if signature.inputs else "",
         "rows": self.rows,
         "index": failure.index,
+        "offset": failure.offset,
         "have": self.blame.have,
         "want": self.blame.want,
         "least": "at least " if known and tensor.datatype == "BYTES" else "",
@@ -213,6 +225,8 @@ cdef str sent_datatype(Request self, Py_ssize_t i):
 
 cdef str excerpt(Request self):
     """The culprit's text, to the end of its token and shortened."""
+    if self.kind == KIND_MESSAGE:
+        return quote(self.blame.excerpt[:self.blame.excerpt_size].decode("utf-8", "ignore"))
     found = TOKEN.match(self.blame.excerpt[:self.blame.excerpt_size])
     if found and found.end() < EXCERPT:
         return found.group().decode("utf-8", "replace")
@@ -227,7 +241,9 @@ cdef str value_sentence(Request self, Failure* failure):
 
 
 cdef str value_text(Request self, tensor):
-    """Why a JSON value is not one of the tensor's."""
+    """Why a JSON value, or a message's, is not one of the tensor's."""
+    if self.kind == KIND_MESSAGE:
+        return f"{self.blame.have} is out of range for {tensor.datatype}"
     text = excerpt(self)
     datatype = tensor.datatype
     if datatype == "BYTES" or datatype == "BOOL":
@@ -247,7 +263,8 @@ cdef str length_text(Request self, Failure* failure):
     if self.blame.nested:
         more = "more" if failure.reason == SHAPE_MANY else "fewer"
         return f"{element_path(self, failure)} has {more} elements than shape {shape} takes"
-    return f"data has {self.blame.have} values, shape {shape} takes {math.prod(shape)}"
+    have = "fewer" if self.blame.have < 0 else self.blame.have
+    return f"data has {have} values, shape {shape} takes {math.prod(shape)}"
 
 
 cdef str described(str text):
@@ -259,12 +276,12 @@ cdef str place(Request self, Failure* failure):
     """The JSON path of the culprit, or None."""
     cdef Fault fault = failure.fault
     cdef int position
-    if fault == BAD_JSON or fault == NO_MEMORY:
+    if fault == BAD_JSON or fault == NO_MEMORY or fault == BAD_MESSAGE:
         return None
     if fault == BAD_RECORD or (self.kind == KIND_RECORDS and fault == BAD_INPUT):
         return record_place(self, failure)
     if fault == BAD_OUTPUT:
-        return f"$.outputs[{failure.index}]" if failure.index >= 0 and self.kind == KIND_INFER and not self.raw \
+        return f"$.outputs[{failure.index}]" if failure.index >= 0 and self.kind != KIND_RECORDS and not self.raw \
             else None
     if fault == BAD_PARAMETER:
         owner = {OF_INPUT: f"inputs[{failure.index}].", OF_OUTPUT: f"outputs[{failure.index}]."}
@@ -300,6 +317,8 @@ cdef tuple column_place(Request self, str name, Failure* failure):
     """Where a tensor has a column's value, in words and as a JSON path; while the request's body is there."""
     cdef Part* part = &self.parts[failure.input]
     cdef const char* p = part.begin + 1
+    if self.kind == KIND_MESSAGE:
+        return f"input '{name}', element {failure.index}: ", f"$.inputs[{part.position}].contents"
     if part.binary_size >= 0 or self.raw:
         return (f"input '{name}', element {failure.index}: ",
                 None if self.raw else f"$.inputs[{part.position}].data")
@@ -318,6 +337,9 @@ cdef str element(Request self, Failure* failure):
 
 cdef str element_path(Request self, Failure* failure):
     """data[17], or data[2][3] where the data are nested; the array at fault where its length is."""
+    if self.kind == KIND_MESSAGE:
+        raw = self.parts[failure.input].binary_size >= 0
+        return "contents" if raw or failure.fault != BAD_VALUE else f"contents[{failure.index}]"
     if self.parts[failure.input].binary_size >= 0:
         return "data"
     path = nested_path(self, failure.input, failure.index)

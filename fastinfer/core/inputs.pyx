@@ -29,6 +29,8 @@ cdef bint resolve_input(Request self, int i, const char** payload, bint announce
         return fail(failure, BAD_INPUT, INPUT_MISTYPED, part.offset, i, part.position)
     if not check_shape(self, i, failure) or not count_elements(self, i, &count, failure):
         return False
+    if self.kind == KIND_MESSAGE:
+        return resolve_message(self, i, count, failure)
     if part.binary_size >= 0:
         return resolve_binary(self, i, payload, announced, count, failure)
     if part.begin == NULL:
@@ -78,26 +80,35 @@ cdef bint resolve_binary(Request self, int i, const char** payload, bint announc
                          Failure* failure) noexcept nogil:
     """Take the input's bytes from the front of ``payload``."""
     cdef Part* part = &self.parts[i]
-    cdef TensorInfo* info = &self.signature.input_info[i]
     cdef size_t size = <size_t>part.binary_size
     cdef size_t left = <size_t>(self.payload_end - payload[0])
-    self.blame.have = <int64_t>part.binary_size
     if not announced:
         return fail(failure, BAD_BINARY, BINARY_UNANNOUNCED, part.offset, i, part.position)
     if part.begin != NULL:
         return fail(failure, BAD_BINARY, BINARY_BOTH, part.offset, i, part.position)
-    if info.datatype != DT_BYTES and size != count * info.itemsize:
-        self.blame.want = <int64_t>(count * info.itemsize)
-        return fail(failure, BAD_BINARY, BINARY_SIZE, part.offset, i, part.position)
-    if info.datatype == DT_BYTES and size // 4 < count:
-        self.blame.want = <int64_t>(4 * count)
-        return fail(failure, BAD_BINARY, BINARY_SIZE, part.offset, i, part.position)
+    if not check_binary_size(self, i, count, failure):
+        return False
     if size > left:
         self.blame.want = <int64_t>(size - left)
         return fail(failure, BAD_BINARY, BINARY_SHORT, part.offset, i, part.position)
     part.begin = payload[0]
     part.end = payload[0] + size
     payload[0] = part.end
+    return True
+
+
+cdef bint check_binary_size(Request self, int i, size_t count, Failure* failure) noexcept nogil:
+    """Whether the input's bytes are as many as its shape takes."""
+    cdef Part* part = &self.parts[i]
+    cdef TensorInfo* info = &self.signature.input_info[i]
+    cdef size_t size = <size_t>part.binary_size
+    self.blame.have = part.binary_size
+    if info.datatype != DT_BYTES and size != count * info.itemsize:
+        self.blame.want = <int64_t>(count * info.itemsize)
+        return fail(failure, BAD_BINARY, BINARY_SIZE, part.offset, i, part.position)
+    if info.datatype == DT_BYTES and size // 4 < count:
+        self.blame.want = <int64_t>(4 * count)
+        return fail(failure, BAD_BINARY, BINARY_SIZE, part.offset, i, part.position)
     return True
 
 
@@ -209,6 +220,8 @@ cdef bint fill_tensor(Request self, int i, Elements* elements) noexcept nogil:
     cdef int axis
     for axis in range(part.rank):
         count *= <size_t>part.shape[axis]
+    if self.kind == KIND_MESSAGE and part.binary_size < 0:
+        return fill_contents(self, part, elements, count)
     if part.binary_size < 0:
         p = read_array(elements, part.begin, part.rank, part.shape, <Py_ssize_t>count)
         return p != NULL and (p == part.end or refuse(elements, BAD_JSON, JSON_ITEM, p) != NULL)

@@ -264,7 +264,7 @@ cdef class CompiledProgram:
             return MemoryError()
         name = self.columns.inputs[failure.input].name
         says, place = f"row {failure.index}, field {name!r}: ", field_place(name, failure.index)
-        if request is not None and request.kind == KIND_INFER:
+        if request is not None and request.kind != KIND_RECORDS:
             says, place = column_place(request, name, failure)
         if failure.fault == UNKNOWN_CATEGORY:
             return UnknownCategoryError(says + "a category that the feature program does not know", place)
@@ -283,7 +283,7 @@ cdef class CompiledProgram:
             says += "outside the years 1 to 9999 in UTC"
         else:
             says += "outside what the feature program takes"
-        if request is not None and request.kind == KIND_INFER:
+        if request is not None and request.kind != KIND_RECORDS:
             return InvalidValueError(says, place)
         return InvalidRecordError(says, place)
 

@@ -23,7 +23,7 @@ cdef enum:
 # Upper bounds in seconds: 1, 2 and 5 of each decade; fine below a millisecond, where most requests are.
 BOUNDS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 100e-3, 200e-3, 500e-3,
           1.0, 2.0, 5.0, 10.0, 30.0)
-LANES = ("standard", "fast")    # in the order of LANE_*
+LANES = ("standard", "fast", "grpc")    # in the order of LANE_*
 # Of answers, 200 first; 499 is a client that left, 0 whatever is not in this list.
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 429, 431, 499, 500, 501, 502, 503, 504, 0)
 GAUGES = ("pid", "restarts", "ready", "body_bytes", "connections")  # in the order of GAUGE_*

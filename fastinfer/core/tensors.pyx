@@ -288,6 +288,7 @@ cdef enum:  # Failure.reason of BAD_BINARY
     BINARY_HEADER = 1           # the header's length is not within the body
     BINARY_UNANNOUNCED          # binary_data_size without the header
     BINARY_BOTH, BINARY_SHORT, BINARY_SURPLUS, BINARY_SIZE, BINARY_ELEMENT, BINARY_REST, BINARY_RAW, BINARY_RECORDS
+    BINARY_MIXED, BINARY_COUNT
 
 
 cdef bint copy_texts(Elements* elements, const char* p, const char* end, Py_ssize_t count) noexcept nogil:

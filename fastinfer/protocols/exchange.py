@@ -52,6 +52,11 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def next_request_id() -> bytes:
+    """The id of a request that brought none."""
+    return b"%s-%x" % (prefix.encode(), next(sequence))
+
+
 class ClientGoneError(Exception):
     """The client closed its side before it had its answer."""
 
@@ -74,6 +79,7 @@ class Exchange:
         "_complete", "_held", "error", "headers", "infer", "model", "path", "receive", "request_id", "rows", "scope",
         "send", "service", "size", "started_ns", "status", "ticket", "version",
     )  # fmt: skip
+    lane = "standard"
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self.service = service
@@ -84,7 +90,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.path: dict[str, str] = scope.get("path_params", {})
         given = self.headers.get(b"x-request-id", b"")
-        self.request_id = given if REQUEST_ID.fullmatch(given) else b"%s-%x" % (prefix.encode(), next(sequence))
+        self.request_id = given if REQUEST_ID.fullmatch(given) else next_request_id()
         self.status = self.size = 0
         self.infer = False
         self.error: FastinferError | None = None

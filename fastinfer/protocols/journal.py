@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fastinfer._core import AccessLog
     from fastinfer.errors import FastinferError
     from fastinfer.protocols.exchange import Exchange
+    from fastinfer.protocols.grpc import Call
 
 PER_SECOND = 10  # records of one kind of refusal; an overload must not become a flood of its own log
 logger = logging.getLogger("fastinfer.request")
@@ -32,10 +33,10 @@ class Journal:
         self._second = 0
         self._written: dict[str, int] = {}
 
-    def close(self, exchange: Exchange) -> None:
+    def close(self, exchange: Exchange | Call) -> None:
         """The exchange is over: count it, and write what there is to write."""
         if exchange.infer:
-            exchange.service.counters.count(exchange.model, exchange.version, exchange.status)
+            exchange.service.counters.count(exchange.model, exchange.version, exchange.status, exchange.lane)
         if exchange.error is not None and self.is_written(exchange.error):
             self.write(exchange.error, _fields(exchange))
         if self.access is not None:
@@ -66,7 +67,7 @@ class Journal:
             if count > PER_SECOND:
                 logger.warning("%d more errors of the kind %s were not logged", count - PER_SECOND, kind)
 
-    def _note(self, access: AccessLog, exchange: Exchange) -> None:
+    def _note(self, access: AccessLog, exchange: Exchange | Call) -> None:
         access.record(
             exchange.status,
             exchange.size,
@@ -92,13 +93,13 @@ def address(client: tuple[str, int] | None) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _path(exchange: Exchange) -> bytes:
+def _path(exchange: Exchange | Call) -> bytes:
     """As the client wrote it, without its query; not every ASGI server tells."""
     raw: bytes = exchange.scope.get("raw_path") or exchange.scope["path"].encode("utf-8", "backslashreplace")
     return raw.partition(b"?")[0]
 
 
-def _access_fields(exchange: Exchange) -> dict[str, Any]:
+def _access_fields(exchange: Exchange | Call) -> dict[str, Any]:
     """What the compiled access log writes, as fields of a record."""
     fields: dict[str, Any] = {
         "request_id": exchange.request_id.decode(),
@@ -115,7 +116,7 @@ def _access_fields(exchange: Exchange) -> dict[str, Any]:
     return fields | {"status": exchange.status, "bytes": exchange.size} | _durations(exchange)
 
 
-def _fields(exchange: Exchange) -> dict[str, Any]:
+def _fields(exchange: Exchange | Call) -> dict[str, Any]:
     """Who asked for what, the status, and the milliseconds of each phase."""
     fields: dict[str, Any] = {"request_id": exchange.request_id.decode()}
     if exchange.model:
@@ -125,7 +126,7 @@ def _fields(exchange: Exchange) -> dict[str, Any]:
     return fields | {"status": exchange.status} | _durations(exchange)
 
 
-def _durations(exchange: Exchange) -> dict[str, float]:
+def _durations(exchange: Exchange | Call) -> dict[str, float]:
     ticket = exchange.ticket
     fields = {"total_ms": round((time.monotonic_ns() - exchange.started_ns) / 1e6, 3)}
     if ticket is None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from fastinfer.protocols.exchange import Exchange
     from fastinfer.protocols.router import Router
+    from fastinfer.service import Service
 
 TRACE = {
     "trace_level": ["OFF"], "trace_rate": "1000", "trace_count": "-1", "log_frequency": "0", "trace_file": "",
@@ -118,12 +119,16 @@ async def logging_settings(exchange: Exchange) -> None:
     if exchange.scope["method"] == "POST":
         await exchange.body()
         raise UnsupportedError("log settings cannot be changed while the server runs")
-    settings = exchange.service.settings
-    level = LEVELS[settings.log_level]
-    await exchange.json(200, {
+    await exchange.json(200, log_settings(exchange.service))
+
+
+def log_settings(service: Service) -> dict[str, bool | int | str]:
+    """The log's settings under Triton's names."""
+    level = LEVELS[service.settings.log_level]
+    return {
         "log_file": "", "log_info": level <= 0, "log_warning": level <= 1, "log_error": level <= 2,
-        "log_verbose_level": int(settings.log_level == "debug"), "log_format": "default",
-    })  # fmt: skip
+        "log_verbose_level": int(service.settings.log_level == "debug"), "log_format": "default",
+    }  # fmt: skip
 
 
 async def memory_status(exchange: Exchange) -> None:
