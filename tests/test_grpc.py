@@ -273,7 +273,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("slow")
     onnx_models.slow(root / "slow" / "1" / "model.onnx")
     with starting(tmp_path_factory) as start:
-        yield start(root, "--grpc-port", "0", "--queue-rows", "4", "--inline-budget-us", "0")
+        yield start(root, "--grpc-port", "0", "--queue-rows", "2", "--inline-budget-us", "0")
 
 
 def slow_request(milliseconds: int) -> Any:
@@ -310,7 +310,7 @@ def test_a_client_that_leaves_cancels_its_rows_and_refusals_say_when_to_come_bac
             ask(slow_request(1), timeout=WAIT)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         trailing = dict(caught.value.trailing_metadata())
-        assert trailing["fastinfer-code"] == "fair_share"
+        assert trailing["fastinfer-code"] == "queue_full"
         assert int(trailing["grpc-retry-pushback-ms"]) > 0
         waiting[0].cancel()
         until(lambda: counted(slow, "fastinfer_cancelled_total") == 1)
