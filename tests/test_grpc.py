@@ -74,6 +74,7 @@ def test_health_and_metadata(client: Any) -> None:
     assert client.is_server_ready()
     assert client.is_model_ready("affine")
     assert client.is_model_ready("affine", "1")
+    assert not client.is_model_ready("nobody")
     metadata = client.get_server_metadata()
     assert metadata.name == "fastinfer"
     assert "statistics" in metadata.extensions

@@ -36,10 +36,11 @@ async def server_ready(service: Service, asked: Any) -> Fields:
 
 
 async def model_ready(service: Service, asked: Any) -> Fields:
+    """False for a model that there is not, as Triton has it."""
     try:
         await service.model(asked.name, asked.version or None)
         return {"ready": service.registry.model_ready(asked.name, asked.version or None)}
-    except NotReadyError:
+    except (NotFoundError, NotReadyError):
         return {"ready": False}
 
 
