@@ -304,7 +304,10 @@ def basics(column: Column) -> list[Any]:
     if column.datatype == "BOOL":
         return [True, False]
     if column.datatype == "INT64":
-        return [column.example or 0, 0, -1, 2**31, 2**53 + 1, -(2**63)]
+        held = np.iinfo(column.dtype if column.dtype != "object" else np.int64)
+        return [column.example or 0, *[value for value in (0, -1, 2**31, 2**53 + 1, int(held.min),
+                                                           min(int(held.max), 2**63 - 1))
+                                       if held.min <= value <= held.max]]
     if column.dtype == DATETIME:
         return [column.example or TELLING_DATES[0], missing_text(column), *TELLING_DATES]
     if column.datatype == "BYTES":

@@ -57,6 +57,8 @@ def observe(transformer: Any, origins: Origins) -> Origins:
     """Walk a fitted transformer and note what it tells about each raw column; the origins of what it gives."""
     if origins is None or transformer is None or isinstance(transformer, str):
         return origins if transformer != "drop" else []
+    if type(transformer).__name__ == "FrozenEstimator":
+        return observe(transformer.estimator, origins)
     observer = OBSERVERS.get(type(transformer).__name__)
     if observer is not None:
         return observer(transformer, origins)
@@ -186,12 +188,20 @@ OBSERVERS = {
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A column of a sample: its dtype; where that is object, what its values are: "text", "number" or "bool"; and the
-    range of its numbers.
+    """A column of a sample.
+
+    Attributes:
+        dtype: as an array of numpy has it.
+        values: where that is object, what they are: "text", "number" or "bool".
+        missing: whether some are.
+        extension: a dtype of pandas with pandas.NA that stands for its own, or "".
+        range: smallest and largest of its numbers.
     """
 
     dtype: np.dtype[Any]
     values: str = ""
+    missing: bool = False
+    extension: str = ""
     range: tuple[float, float] | None = None
 
 
@@ -202,20 +212,24 @@ def classify(name: str, evidence: Evidence, sample: Sampled | None, path: str) -
     if dtype is not None and dtype.kind in "US":
         return "BYTES", "str"
     texts = evidence.text or any(isinstance(value, str) for value in present)
-    if sample.values == "text" if sample is not None and sample.values else texts:
+    if texts if dtype is None else sample.values == "text":  # type: ignore[union-attr]
         return "BYTES", "object"
     if dtype is not None and dtype.kind == "b":
+        if sample is not None and sample.missing:
+            raise refuse(path, f"the column {name!r} holds booleans and missing values; make it text or a number")
         return "BOOL", "bool"
     holder = dtype if dtype is not None else evidence.dtype if evidence.direct else None
     boxed = holder is not None and holder.kind == "O"
     if present and all(isinstance(value, (bool, np.bool_)) for value in present):
-        if len(present) != len(evidence.categories):
+        if len(present) != len(evidence.categories) or (sample is not None and sample.missing):
             raise refuse(path, f"the column {name!r} holds booleans and missing values; make it text or a number")
         return "BOOL", "object" if boxed else "bool"
     integral = present and len(present) == len(evidence.categories) and all(is_integer(value) for value in present)
     if evidence.direct and integral and holder is not None and holder.kind in "iuO":
         return "INT64", "object" if boxed else str(holder)
     if boxed and sample is not None and sample.values == "bool":
+        if sample.missing:
+            raise refuse(path, f"the column {name!r} holds booleans and missing values; make it text or a number")
         return "BOOL", "object"
     if boxed:
         return "FP64", "object"

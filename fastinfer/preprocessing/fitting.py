@@ -568,7 +568,7 @@ def fit_plan(plan: Plan, data: Any, y: Any = None) -> Spec:
     if not 0 < width <= (MAX_FEATURES if sparse else MAX_WIDTH):
         raise ConfigurationError(f"spec: {width:,} features; a dense program gives 1 to {MAX_WIDTH:,}, and one with "
                                  f"sparse = true up to {MAX_FEATURES:,}", "spec")
-    matrix = stack(fitting.trace, [part for _, part in parts], "spec", sparse=sparse, frame=False)
+    matrix = stack(fitting.trace, [part for _, part in parts], "spec", sparse=sparse, frame=None)
     matrix = finished(fitting.trace, matrix, plan.dtype, "spec")
     steps = tuple(fitting.trace.steps)
     output = Output(plan.dtype, plan.allow, named(None, matrix, column_names(steps, widths_of(steps))), sparse)

@@ -30,6 +30,7 @@ from fastinfer.preprocessing.tracing import (
     Matrix,
     Trace,
     constant_in,
+    framing,
     is_framed,
     refuse,
     single,
@@ -48,6 +49,8 @@ def convert(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix
     if transformer is None or (isinstance(transformer, str) and transformer == "passthrough"):
         return matrix
     name = type(transformer).__name__
+    if name == "FrozenEstimator" and type(transformer).__module__.split(".")[0] == "sklearn":
+        return convert(trace, transformer.estimator, matrix, f"{path}.estimator")
     converter = CONVERTERS.get(name) if type(transformer).__module__.split(".")[0] == "sklearn" else None
     if name == SCORES:
         converter = sklearn_text.linear_scores
@@ -87,13 +90,24 @@ def check_width(transformer: Any, matrix: Matrix, path: str) -> None:
 
 
 def framed(transformer: Any, result: Matrix, name: str, path: str) -> Matrix:
-    """With `set_output(transform="pandas")` the result is a frame."""
+    """With `set_output` the result is a frame."""
     if result.container != "array" or name == "Pipeline" or not is_framed(transformer):
         return result
     for feature in result.features:
         if feature.none:  # pandas makes NaN of it, or not, as the other rows of the batch have it
             raise refuse(path, f"set_output is on and the column {feature.name!r} may be None")
-    return replace(result, container="frame")
+    if framing(transformer) == "polars" and result.dtype == OBJECT:
+        raise refuse(path, "set_output makes a frame of polars of an array of objects")
+    return replace(result, container=frame_of(transformer))
+
+
+def frame_of(transformer: Any) -> Container:
+    return "polars" if framing(transformer) == "polars" else "frame"
+
+
+def hold_frames(fitted: Any, parts: Sequence[Matrix]) -> bool:
+    """Whether the parts stand side by side in a frame."""
+    return is_framed(fitted) and all(part.container == frame_of(fitted) for part in parts)
 
 
 def pipeline(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
@@ -121,9 +135,19 @@ def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> 
         part = convert(trace, transformer, replace(taken, container="series") if vector else taken, inner)
         if part.container == "series":
             raise refuse(inner, "it gives a vector, not a matrix")
-        parts.append(prefixed(weighted(trace, part, weights.get(name), inner), fitted, name))
-    wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
-    return stack(trace, parts, path, sparse=getattr(fitted, "sparse_output_", False), frame=wants_frame)
+        part = weighted(trace, without_na(trace, fitted, part, inner), weights.get(name), inner)
+        parts.append(prefixed(part, fitted, name))
+    frame = frame_of(fitted) if hold_frames(fitted, parts) else None
+    return stack(trace, parts, path, sparse=getattr(fitted, "sparse_output_", False), frame=frame)
+
+
+def without_na(trace: Trace, fitted: Any, part: Matrix, path: str) -> Matrix:
+    """A frame's columns that are handed on as they are: scikit-learn refuses a row with pandas.NA there."""
+    extensions = [feature for feature in part.features if feature.extension]
+    if not extensions or framing(fitted) == "pandas":
+        return part
+    trace.write("check", path, [feature for feature in extensions if feature.kind != "integer"], allow="finite")
+    return replace(part, features=tuple([replace(feature, extension=False) for feature in part.features]))
 
 
 def feature_union(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matrix:
@@ -136,8 +160,8 @@ def feature_union(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matri
         part = weighted(trace, convert(trace, transformer, matrix, inner), weights.get(name), inner)
         parts.append(prefixed(part, fitted, name))
     sparse = any(part.container == "sparse" for part in parts)
-    wants_frame = all(part.container == "frame" for part in parts) and is_framed(fitted)
-    return stack(trace, parts, path, sparse=sparse, frame=wants_frame)
+    frame = frame_of(fitted) if hold_frames(fitted, parts) else None
+    return stack(trace, parts, path, sparse=sparse, frame=frame)
 
 
 def prefixed(part: Matrix, fitted: Any, name: str) -> Matrix:
@@ -165,19 +189,24 @@ def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> M
             continue
         result = OBJECT if dtype == OBJECT else np.result_type(np.empty(0, dtype), weight)
         part = trace.numbers(replace(matrix.take(indices), container="array").as_array(result), path)
+        if result.kind in "iu" and result.itemsize < 4 and not all(feature.unsigned for feature in part.features):
+            raise refuse(path, f"a weight of {result}, which may overflow; make the part float64")
         part = trace.arithmetic("multiply", path, part, constant_in(weight, result))
+        if result.kind in "iu":  # no -0 among integers
+            part = trace.each("add", path, part, unsigned=True, by=(0.0,) * part.width)
         for i, feature in zip(indices, part.features, strict=True):
             features[i] = feature
     return replace(matrix, features=tuple([feature for feature in features if feature is not None]))
 
 
-def stack(trace: Trace, parts: Sequence[Matrix], path: str, *, sparse: bool, frame: bool) -> Matrix:
-    """`hstack` of the parts: one dtype for all, or sparse, or a frame."""
+def stack(trace: Trace, parts: Sequence[Matrix], path: str, *, sparse: bool,
+          frame: Container | None) -> Matrix:
+    """`hstack` of the parts: one dtype for all, or sparse, or a frame of that kind."""
     parts = [part for part in parts if part.features]
     if not parts:
         return Matrix((), "array")
     if frame:
-        return Matrix(tuple([feature for part in parts for feature in part.features]), "frame")
+        return Matrix(tuple([feature for part in parts for feature in part.features]), frame)
     if sparse:
         parts = [sparsified(trace, part, path) for part in parts]
     else:
@@ -244,9 +273,9 @@ TAKES_SERIES: Final = ("Pipeline", "FeatureUnion", *sklearn_text.VECTORIZERS)  #
 
 def first_step(transformer: Any) -> Any:
     """The first transformer of a pipeline that does something."""
-    while type(transformer).__name__ == "Pipeline" and transformer.steps:
-        transformer = next((step for _, step in transformer.steps if step is not None and not isinstance(step, str)),
-                           None)
+    while type(transformer).__name__ in ("Pipeline", "FrozenEstimator"):
+        transformer = transformer.estimator if type(transformer).__name__ == "FrozenEstimator" else next(
+            (step for _, step in transformer.steps if step is not None and not isinstance(step, str)), None)
     return transformer
 
 
@@ -331,7 +360,8 @@ def raw_matrix(columns: Sequence[Column], container: Container, samples: Mapping
                 OBJECT if column.dtype in ("str", "object") else np.dtype(column.dtype),
                 unsigned=column.datatype != "FP64",
                 none=column.datatype == "BYTES" and column.missing == "none",
-                whole=whole(column, None if samples is None else samples[column.name].dtype))
+                whole=whole(column, None if samples is None else samples[column.name].dtype),
+                extension=samples is not None and bool(samples[column.name].extension))
         for column in columns
     ])
     return Matrix(features, container)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,16 @@ from fastinfer.preprocessing.lowering import compile_spec, with_nullable
 from fastinfer.preprocessing.spec import Column, Spec
 from fastinfer.preprocessing.tracing import refuse
 
+NUMERIC: Final = ("boolean", "Float32", "Float64")
+
 
 def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: str) -> Spec:
     """The certified spec of a fitted transformer; see `Program.from_sklearn`."""
     names, container = raw_names(fitted, path)
     if container in ("series", "records") or not names:
         sample, names = text_sample(sample, names, container, path)
+    if container == "frame" and is_polars(sample):
+        container = "polars"
     samples, missing = sample_types(sample, names, path)
     spec = trace_sklearn(fitted, dtype=dtype, allow=allow, names=names, container=container, samples=samples,
                          missing=missing, path=path)
@@ -35,11 +39,12 @@ def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: st
         raise refuse(path, str(error)) from None
     spec = with_nullable(spec, nullable)
     got = certificate.run(compiled, spec, certificate.as_columns(rows, spec))
-    expected = transformed(fitted, raw_frame(spec, rows, names, container), dtype, path)
+    extensions = {name: sample.extension for name, sample in (samples or {}).items() if sample.extension}
+    expected = transformed(fitted, raw_frame(spec, rows, names, container, extensions), path)
+    with np.errstate(over="ignore"):
+        expected = (expected.tocsr() if certificate.is_wide(spec) else dense(expected)).astype(dtype)
     if expected.shape != got.shape:
         raise refuse(path, f"scikit-learn gives {expected.shape[1]} features, the program {got.shape[1]}")
-    if not certificate.is_wide(spec):
-        expected = dense(expected)
     found = certificate.difference(expected, got, precision)
     if found is not None:
         row, feature = found
@@ -88,6 +93,9 @@ def sample_types(sample: Any, names: Sequence[str], path: str) -> tuple[
         if absent:
             raise refuse(path, f"the sample has no column {absent[0]!r}")
         columns = {name: sample[name] for name in names}
+    if is_polars(sample):
+        samples = {name: sampled_of_polars(values) for name, values in columns.items()}
+        return samples, {name: "none" for name, found in samples.items() if found.values == "text"}
     samples = {name: sampled(values) for name, values in columns.items()}
     missing = {name: "none" for name, values in columns.items()
                if samples[name].dtype.kind == "O" and any(value is None for value in values)}
@@ -96,15 +104,46 @@ def sample_types(sample: Any, names: Sequence[str], path: str) -> tuple[
 
 def sampled(values: Any) -> Sampled:
     """A column's dtype and, where that is object, what its values are."""
-    dtype = numpy_dtype(values)
+    extension = nullable_dtype(values.dtype)
+    dtype = np.dtype(values.dtype.numpy_dtype) if extension in NUMERIC else numpy_dtype(values)
+    if dtype.kind not in "OfUS" and not extension:
+        return Sampled(dtype, range=number_range(values) if dtype.kind in "iu" else None)
+    array = np.asarray(values, dtype=object)
+    present = [value for value in array if not is_missing(value)]
+    missing = len(present) < len(array)
     if dtype.kind != "O":
-        return Sampled(dtype, range=number_range(values) if dtype.kind in "iuf" else None)
-    present = [value for value in np.asarray(values, dtype=object) if not is_missing(value)]
+        return Sampled(dtype, "", missing, extension, number_range(present) if dtype.kind in "iuf" else None)
     if present and all(isinstance(value, (bool, np.bool_)) for value in present):
-        return Sampled(dtype, "bool")
+        return Sampled(dtype, "bool", missing, extension)
     if present and all(isinstance(value, (bool, int, float, np.bool_, np.number)) for value in present):
-        return Sampled(dtype, "number", number_range(present))
-    return Sampled(dtype, "text")
+        return Sampled(dtype, "number", missing, extension, number_range(present))
+    return Sampled(dtype, "text", missing, extension)
+
+
+def is_polars(sample: Any) -> bool:
+    return type(sample).__module__.partition(".")[0] == "polars"
+
+
+def sampled_of_polars(values: Any) -> Sampled:
+    """A series of polars: what `to_numpy` makes of it. Text is objects, and None where it is missing."""
+    array = values.to_numpy()
+    missing = values.null_count() > 0
+    if array.dtype.kind != "O":
+        return Sampled(array.dtype, "", False, "", number_range(array) if array.dtype.kind in "iuf" else None)
+    booleans = str(values.dtype) == "Boolean"
+    return Sampled(array.dtype, "bool" if booleans else "text", missing)
+
+
+def nullable_dtype(dtype: Any) -> str:
+    """The dtype of pandas with pandas.NA that stands for this one in golden rows, whose whole numbers have fractions;
+    "": this one has none.
+    """
+    if type(getattr(dtype, "na_value", None)).__name__ != "NAType":
+        return ""
+    plain = np.dtype(getattr(dtype, "numpy_dtype", object))
+    if plain.kind not in "biuf":
+        return "string" if "string" in str(dtype) else ""
+    return "boolean" if plain.kind == "b" else "Float32" if plain == np.float32 else "Float64"
 
 
 def numpy_dtype(values: Any) -> np.dtype[Any]:
@@ -121,7 +160,8 @@ def numpy_dtype(values: Any) -> np.dtype[Any]:
     return array.dtype
 
 
-def raw_frame(spec: Spec, rows: Mapping[str, Sequence[Any]], names: Sequence[str], container: str) -> Any:
+def raw_frame(spec: Spec, rows: Mapping[str, Sequence[Any]], names: Sequence[str], container: str,
+              extensions: Mapping[str, str]) -> Any:
     """The golden rows as what the transformer was fitted on: a frame, one array, a list of texts, or mappings."""
     columns = {column.name: raw_column(column, rows[column.name]) for column in spec.columns}
     count = len(next(iter(columns.values())))
@@ -136,7 +176,13 @@ def raw_frame(spec: Spec, rows: Mapping[str, Sequence[Any]], names: Sequence[str
         import pandas as pd
 
         # A bare array of objects would become a column of strings, and its None NaN.
-        return pd.DataFrame({name: pd.Series(columns[name], dtype=columns[name].dtype) for name in names})
+        return pd.DataFrame({name: pd.Series(list(columns[name]), dtype=extensions[name]) if name in extensions
+                             else pd.Series(columns[name], dtype=columns[name].dtype) for name in names})
+    if container == "polars":
+        import polars
+
+        return polars.DataFrame({name: values.tolist() if values.dtype == object else values
+                                 for name, values in ((name, np.asarray(columns[name])) for name in names)})
     dtypes = {column.dtype for column in spec.columns}
     dtype = np.dtype(object) if dtypes & {"object", "str"} else np.result_type(*[np.dtype(name) for name in dtypes])
     array = np.empty((count, len(names)), dtype=dtype)
@@ -157,17 +203,14 @@ def raw_column(column: Column, values: Sequence[Any]) -> Any:
     return array
 
 
-def transformed(fitted: Any, frame: Any, dtype: str, path: str) -> Any:
-    """What scikit-learn makes of the rows: an array, or a CSR matrix."""
+def transformed(fitted: Any, frame: Any, path: str) -> Any:
+    """What scikit-learn makes of the rows: an array, a frame, or a sparse matrix."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            result = fitted.transform(frame)
+            return fitted.transform(frame)
         except Exception as error:  # whatever a transformer raises: the import cannot be proven then
             raise refuse(path, f"scikit-learn refuses rows that the program takes: {error}") from error
-        if hasattr(result, "tocsr"):
-            return result.tocsr().astype(dtype)
-        return np.asarray(result).astype(dtype)
 
 
 def dense(result: Any) -> npt.NDArray[Any]:

@@ -54,8 +54,8 @@ class Program:
 
         Args:
             fitted: a transformer, or a Pipeline of transformers (``pipeline[:-1]``).
-            sample: a frame, or an array, like the one it was fitted on; tells the dtypes of its columns. Without one,
-                they are what the fitted steps know, and float64 otherwise.
+            sample: a frame of pandas or polars, or an array, like the one it was fitted on; tells the dtypes of its
+                columns. Without one, they are what the fitted steps know, and float64 otherwise.
             dtype: of the output: what the estimator computes in, "float64" or "float32".
             allow: what the estimator refuses: "finite" (missing and infinite values), "nan" (infinite ones), "any".
             path: what the transformer is called in messages.

@@ -13,8 +13,8 @@ def encoded_features(trace: Trace, matrix: Matrix, path: str) -> tuple[Feature, 
     """The columns as an encoder checks them: a frame column by column, floats without infinity."""
     if matrix.container == "sparse":
         raise refuse(path, "it gets a sparse matrix, which it does not take")
-    if matrix.container == "array":
-        return trace.checked(matrix, path, allow_nan=True).features
+    if matrix.container != "frame":  # of a frame of polars too it makes one array
+        return trace.checked(matrix.as_array(), path, allow_nan=True).features
     floats = [feature for feature in matrix.features if feature.dtype.kind == "f"]
     trace.write("check", path, floats, allow="nan")
     return matrix.features

@@ -29,6 +29,9 @@ def function(trace: Trace, func: Any, arguments: Mapping[str, Any], matrix: Matr
     name = getattr(func, "__name__", "")
     if matrix.container == "sparse":
         raise refuse(path, f"the function {name!r} of a sparse matrix")
+    if matrix.container == "polars":
+        raise refuse(path, f"the function {name!r} of a frame of polars")
+    refuse_extensions(matrix, name or repr(func), path)
     arguments = {key: value for key, value in arguments.items() if value is not None or func is np.clip}
     if name in FUNCTIONS and getattr(np, name) is func and not arguments:
         return apply_function(trace, func, matrix, path)
@@ -51,6 +54,14 @@ def is_of_scipy(func: Any, name: str) -> bool:
     from scipy import special
 
     return getattr(special, name) is func
+
+
+def refuse_extensions(matrix: Matrix, name: str, path: str) -> None:
+    """A function of a frame gets its columns as pandas has them; one that is validated gets float64."""
+    for feature in matrix.features:
+        if feature.extension:
+            raise refuse(path, f"{name} of {feature.name!r}, which is of a nullable dtype of pandas; make it float64, "
+                               "or set validate=True")
 
 
 def floats(trace: Trace, name: str, matrix: Matrix, path: str) -> Matrix:

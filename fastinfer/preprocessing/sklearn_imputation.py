@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastinfer.preprocessing.tracing import OBJECT, Feature, Matrix, Trace, constant_in, is_nan, refuse
+from fastinfer.preprocessing.tracing import OBJECT, Feature, Matrix, Trace, check_dtype, constant_in, is_nan, refuse
 
 
 def is_pandas_na(value: Any) -> bool:
@@ -31,6 +31,7 @@ def missing_parameter(value: Any, matrix: Matrix, kind: str, path: str) -> str |
 def imputer_input(trace: Trace, imputer: Any, matrix: Matrix, path: str) -> Matrix:
     """The array that SimpleImputer works on."""
     allow_nan = is_pandas_na(imputer.missing_values) or is_nan(imputer.missing_values)
+    refuse_na(trace, imputer.missing_values, matrix, path)
     fitted_object = imputer._fit_dtype.kind == "O"
     if fitted_object or imputer.strategy in ("most_frequent", "constant"):
         dtype = OBJECT if fitted_object else None
@@ -44,10 +45,15 @@ def imputer_input(trace: Trace, imputer: Any, matrix: Matrix, path: str) -> Matr
     return trace.floats(matrix, path, allow_nan=allow_nan, sparse=True)
 
 
+def refuse_na(trace: Trace, missing: Any, matrix: Matrix, path: str) -> None:
+    """In an array of objects pandas.NA can be compared with nothing: scikit-learn fails on the row."""
+    if matrix.dtype == OBJECT and not is_pandas_na(missing):
+        trace.write("check", path, [feature for feature in matrix.features if feature.extension], allow="finite")
+
+
 def frame_dtype(matrix: Matrix) -> np.dtype[Any] | None:
     """Booleans beside numbers become numbers in `check_array`, though pandas alone would make objects of them."""
-    dtypes = [feature.dtype for feature in matrix.features]
-    return np.result_type(*dtypes) if all(dtype.kind in "biuf" for dtype in dtypes) else None
+    return check_dtype(matrix) if all(feature.dtype.kind in "biuf" for feature in matrix.features) else None
 
 
 def simple_imputer(trace: Trace, imputer: Any, matrix: Matrix, path: str) -> Matrix:
@@ -101,6 +107,7 @@ def missing_indicator(trace: Trace, indicator: Any, matrix: Matrix, path: str) -
     if matrix.container == "sparse":
         raise refuse(path, "it gets a sparse matrix")
     value = indicator.missing_values
+    refuse_na(trace, value, matrix, path)
     matrix = matrix.as_array(frame_dtype(matrix) if matrix.container == "frame" else None)
     if matrix.dtype.kind not in "iufO":
         raise refuse(path, f"it gets an array of dtype {matrix.dtype}")

@@ -31,6 +31,8 @@ def polynomial_features(trace: Trace, transformer: Any, matrix: Matrix, path: st
     terms = list(chain.from_iterable(choose(range(matrix.width), degree) for degree in degrees))
     if transformer.include_bias:
         terms.insert(0, ())
+    if not terms:
+        return Matrix((), matrix.container)
     names = [term_name(term, matrix) for term in terms]
     ordered = terms if matrix.container == "sparse" else [term[::-1] for term in terms]
     values = trace.write("polynomial", path, matrix.features, names, terms=tuple(ordered), **sparse_flag(matrix),

@@ -195,7 +195,7 @@ def normalizer(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Mat
 
 
 def tfidf_transformer(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix:
-    if matrix.container == "frame" or matrix.dtype == OBJECT:
+    if matrix.container in ("frame", "polars") or matrix.dtype == OBJECT:
         matrix = matrix.as_array(FLOAT64 if matrix.dtype == OBJECT else None)
     matrix = as_floats(trace, matrix, path)
     idf = getattr(transformer, "idf_", None)

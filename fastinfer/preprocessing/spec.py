@@ -23,7 +23,7 @@ KINDS: Final[Mapping[str, Kind]] = {"FP64": "number", "INT64": "integer", "BOOL"
 # A column's dtype as fitted, for each datatype it may travel as.
 DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "FP64": ("float64", "float32", "object"),
-    "INT64": ("int64", "int32", "int16", "int8", "uint32", "uint16", "uint8", "object"),
+    "INT64": ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "object"),
     "BOOL": ("bool", "object"),
     "BYTES": ("str", "object", DATETIME),
 }
@@ -229,7 +229,7 @@ def read_range(place: Place) -> tuple[float, float]:
 
 def read_missing(place: Place) -> str | float | Mapping[str, str]:
     """"nan", "none", "any", a number, or {"text": "?"}."""
-    if isinstance(place.value, str):
+    if isinstance(place.value, str) and place.value not in ("inf", "-inf"):
         return place.choice("nan", "none", "any")
     if isinstance(place.value, dict):
         return {"text": place.members(["text"], ["text"])["text"].text()}

@@ -19,7 +19,7 @@ from fastinfer.preprocessing.spec import Kind, Step
 OBJECT = np.dtype(object)
 FLOAT64 = np.dtype(np.float64)
 FLOAT32 = np.dtype(np.float32)
-Container = Literal["frame", "array", "sparse", "series", "records"]
+Container = Literal["frame", "polars", "array", "sparse", "series", "records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Feature:
         names: of a vector's columns; `name` goes before them.
         whole: whether scikit-learn may have held integers where the program has floats, which numpy's functions tell
             apart: "no", "yes", "narrow" (of 8 or 16 bits) or "unknown".
+        extension: whether it is of a pandas dtype that has pandas.NA, which scikit-learn makes float64 where it checks
+            numbers, and does not take where it does not.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Feature:
     unsigned: bool = False
     none: bool = False
     whole: str = "no"
+    extension: bool = False
     names: Sequence[str] = field(default=(), compare=False)
 
     @property
@@ -58,7 +61,9 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A frame (a dtype a column), a dense array or a sparse one (one dtype); one column by itself; or mappings."""
+    """A frame of pandas or of polars (a dtype a column), a dense array or a sparse one (one dtype); one column by
+    itself; or mappings.
+    """
 
     features: tuple[Feature, ...]
     container: Container
@@ -73,9 +78,13 @@ class Matrix:
         dtypes = [feature.dtype for feature in self.features]
         if not dtypes:
             return FLOAT64
-        if self.container != "frame":
+        if self.container not in ("frame", "polars"):
             return dtypes[0]
         kinds = {dtype.kind for dtype in dtypes}
+        if self.container == "polars":
+            return OBJECT if "O" in kinds else np.result_type(*dtypes)
+        if "O" not in kinds and any(feature.extension for feature in self.features):
+            return FLOAT64
         if "O" in kinds or ("b" in kinds and len(kinds) > 1):  # pandas does not make numbers of booleans
             return OBJECT
         return np.result_type(*dtypes)
@@ -91,7 +100,7 @@ class Matrix:
         dtype = self.dtype if dtype is None else dtype
         found = {feature.whole for feature in self.features}
         whole = "no" if not found or "no" in found else found.pop() if len(found) == 1 else max(found)
-        features = tuple([replace(feature, dtype=dtype, whole=whole) for feature in self.features])
+        features = tuple([replace(feature, dtype=dtype, whole=whole, extension=False) for feature in self.features])
         return Matrix(features, "sparse" if self.container == "sparse" else "array")
 
 
@@ -183,6 +192,8 @@ class Trace:
         dtype = check_dtype(matrix)
         if dtype == np.float16:
             raise refuse(path, "it computes in float16")
+        if matrix.container == "polars" and not numeric:  # whose dtype it does not see
+            dtype = FLOAT64
         if dtype == OBJECT or (not numeric and dtype not in (FLOAT64, FLOAT32)):
             dtype = FLOAT64
         matrix = self.numbers(matrix.as_array(dtype), path)
@@ -193,6 +204,8 @@ class Trace:
 def check_dtype(matrix: Matrix) -> np.dtype[Any]:
     """The dtype that `check_array` sees before it converts: booleans of a frame count as numbers there."""
     if matrix.container == "frame" and matrix.features and all(f.dtype.kind in "fiub" for f in matrix.features):
+        if any(feature.extension for feature in matrix.features):
+            return FLOAT64
         return np.result_type(*[feature.dtype for feature in matrix.features])
     return matrix.dtype
 
@@ -213,9 +226,14 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, (float, np.floating)) and math.isnan(value)
 
 
-def is_framed(transformer: Any) -> bool:
-    """Whether `set_output` makes frames of what the transformer gives."""
+def framing(transformer: Any) -> str:
+    """What `set_output` makes of what the transformer gives: "default", "pandas" or "polars"."""
     from sklearn import get_config
 
     wanted = getattr(transformer, "_sklearn_output_config", {}).get("transform")
-    return bool((wanted or get_config()["transform_output"]) != "default")
+    return str(wanted or get_config()["transform_output"])
+
+
+def is_framed(transformer: Any) -> bool:
+    """Whether `set_output` makes frames of what the transformer gives."""
+    return framing(transformer) != "default"

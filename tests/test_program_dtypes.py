@@ -1,0 +1,179 @@
+"""Pipelines fitted on frames of every dtype, of pandas and of polars: the program gives scikit-learn's bits on frames
+of that dtype.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_selection import SelectKBest, VarianceThreshold
+from sklearn.frozen import FrozenEstimator
+from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MinMaxScaler,
+    OneHotEncoder,
+    OrdinalEncoder,
+    PolynomialFeatures,
+    StandardScaler,
+)
+from sklearn_pipelines import dense, quietly
+
+from fastinfer.errors import FastinferError, ImportRefusedError
+from fastinfer.preprocessing.program import Program
+
+ROWS = 12
+ONE_OF_TEN = np.arange(ROWS) % 10 == 3
+
+
+def same(pipeline: Any, frame: Any, sample: Any = None) -> Program:
+    """The imported program of a fitted pipeline, which gives its bits and names on a frame, whole and row by row."""
+    program = Program.from_sklearn(pipeline, sample=frame if sample is None else sample)
+    program = Program.from_json(program.to_json())
+    expected = dense(quietly(pipeline.transform, frame), "float64")
+    assert np.array_equal(expected.view(np.int64), dense(program.transform(frame), "float64").view(np.int64))
+    for i in range(len(frame)):
+        row = frame[i : i + 1]
+        assert np.array_equal(dense(quietly(pipeline.transform, row), "float64"),
+                              dense(program.transform(row), "float64"), equal_nan=True)
+    assert list(program.get_feature_names_out()) == list(pipeline.get_feature_names_out())
+    return program
+
+
+def numbers_of(dtype: Any) -> pd.Series:
+    values = pd.Series(np.random.default_rng(5).integers(0, 5, ROWS)).astype("float64")
+    return values.where(~ONE_OF_TEN, np.nan).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["Float64", "Float32", "Int64", "Int32", "UInt32", pd.ArrowDtype(pa.int64()),
+                                   pd.ArrowDtype(pa.float32())], ids=str)
+def test_a_nullable_column_is_float64_wherever_scikit_learn_checks_it(dtype: Any) -> None:
+    fraction = 0.1 if "loat" in str(dtype) else 0
+    frame = pd.DataFrame({"a": numbers_of(dtype) + numbers_of(dtype).iloc[0] * 0 + fraction,
+                          "b": np.linspace(0.1, 3.0, ROWS, dtype=np.float32)})
+    same(make_pipeline(SimpleImputer(), StandardScaler(), PolynomialFeatures(2)).fit(frame), frame)
+    same(make_pipeline(MinMaxScaler()).fit(frame), frame)
+    encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    same(ColumnTransformer([("one", encoder, ["a"]), ("two", StandardScaler(), ["b"])]).fit(frame), frame)
+
+
+def test_a_nullable_column_that_is_passed_on_is_refused_where_it_is_missing() -> None:
+    frame = pd.DataFrame({"a": pd.array(np.arange(ROWS) / 3, dtype="Float64"), "b": np.arange(ROWS) / 7.0})
+    pipeline = ColumnTransformer([("scaled", StandardScaler(), ["b"])], remainder="passthrough").fit(frame)
+    program = same(pipeline, frame)
+    missing = frame.assign(a=pd.array([pd.NA] * ROWS, dtype="Float64"))
+    with pytest.raises(ValueError, match=r"pandas\.NA"):
+        pipeline.transform(missing)
+    with pytest.raises(FastinferError, match="row 0, field 'a'"):
+        program.transform(missing)
+    with pytest.raises(ImportRefusedError, match="nullable dtype"):
+        Program.from_sklearn(FunctionTransformer(np.sqrt).fit(frame), sample=frame)
+
+
+def test_booleans_of_pandas() -> None:
+    frame = pd.DataFrame({"a": pd.array([True, False] * (ROWS // 2), dtype="boolean"), "b": np.arange(ROWS) * 0.5})
+    same(ColumnTransformer([("one", OneHotEncoder(), ["a"]), ("two", SimpleImputer(), ["a", "b"])]).fit(frame), frame)
+    missing = frame.assign(a=pd.array([True, pd.NA] * (ROWS // 2), dtype="boolean"))
+    pipeline = quietly(OneHotEncoder().fit, missing[["a"]])
+    with pytest.raises(ImportRefusedError, match="holds booleans and missing values"):
+        Program.from_sklearn(pipeline, sample=missing)
+
+
+def test_text_with_pandas_na() -> None:
+    texts = pd.array(["a", "b", pd.NA, "a", "c", "b"] * 2, dtype="string")
+    frame = pd.DataFrame({"a": texts, "b": pd.array(["x", "y"] * 6, dtype="string")})
+    filled = make_pipeline(SimpleImputer(strategy="most_frequent", missing_values=pd.NA), OneHotEncoder())
+    same(quietly(filled.fit, frame), frame)
+    unfilled = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore"))
+    program = same(unfilled.fit(frame[["b"]]), frame[["b"]])
+    with pytest.raises(FastinferError, match="row 1, field 'b'"):
+        program.transform(frame.rename(columns={"a": "b", "b": "a"})[1:])
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "int32", "int8", "uint16"])
+def test_integers_of_every_width(dtype: str) -> None:
+    frame = pd.DataFrame({"a": np.arange(ROWS).astype(dtype), "b": np.arange(ROWS)[::-1] + 0.5})
+    ordinal = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-7)
+    same(ColumnTransformer([("code", ordinal, ["a"]), ("as_it_is", "passthrough", ["a"]),
+                            ("two", StandardScaler(), ["a", "b"])]).fit(frame), frame)
+    same(ColumnTransformer([("one", OneHotEncoder(), ["a"])], remainder="passthrough",
+                           transformer_weights={"one": -1}).fit(frame), frame)
+
+
+def test_numbers_that_would_be_filled_with_text() -> None:
+    frame = pd.DataFrame({"a": np.array([1, 2, 3] * 4, np.uint32), "b": ["x", "y", None] * 4})
+    pipeline = make_pipeline(SimpleImputer(strategy="constant"), OneHotEncoder(handle_unknown="ignore")).fit(frame)
+    with pytest.raises(ImportRefusedError, match=r"pipeline\.steps\[0\]: .* 'a' is filled with 'missing_value'"):
+        Program.from_sklearn(pipeline, sample=frame)
+
+
+def polars_frame() -> pl.DataFrame:
+    return pl.DataFrame({
+        "a": pl.Series([0.5, 1.5, None, 3.25] * 3, dtype=pl.Float64), "b": pl.Series(range(ROWS), dtype=pl.Int32),
+        "c": pl.Series([0.1, 0.2] * 6, dtype=pl.Float32), "d": ["x", "y", None, "é"] * 3,
+        "e": pl.Series([True, False, False] * 4),
+    })
+
+
+def test_frames_of_polars() -> None:
+    frame = polars_frame()
+    parts = [("numbers", make_pipeline(SimpleImputer(), StandardScaler()), ["a", "b", "c", "e"]),
+             ("single", StandardScaler(), ["c"]), ("texts", OneHotEncoder(), ["d"]),
+             ("codes", OrdinalEncoder(), ["b", "e"])]
+    same(ColumnTransformer(parts, remainder="passthrough").fit(frame), frame)
+    same(ColumnTransformer(parts[:2]).fit(frame).set_output(transform="polars"), frame)
+    same(make_pipeline(SimpleImputer(strategy="most_frequent", missing_values=None), OneHotEncoder()).fit(frame[["d"]]),
+         frame[["d"]])
+    with pytest.raises(ImportRefusedError, match="a frame of polars"):
+        Program.from_sklearn(FunctionTransformer(np.sqrt, feature_names_out="one-to-one").fit(frame[["a"]]),
+                             sample=frame[["a"]])
+
+
+def test_polars_from_the_middle_of_a_pipeline() -> None:
+    """A selector does not check a frame of pandas, and checks one of polars."""
+    frame = pd.DataFrame({"a": np.arange(ROWS) * 0.5, "b": np.arange(ROWS) % 3 + 0.25, "c": np.ones(ROWS)})
+    for kind in ("polars", "pandas"):
+        pipeline = make_pipeline(StandardScaler(), VarianceThreshold(), SelectKBest(k=1)).set_output(transform=kind)
+        program = same(pipeline.fit(frame, np.arange(ROWS) % 2), frame)
+        missing = pd.DataFrame({"a": [np.nan], "b": [np.nan], "c": [0.0]})
+        if kind == "pandas":
+            same(pipeline, missing, frame)
+            continue
+        with pytest.raises(ValueError, match="contains NaN"):
+            pipeline.transform(missing)
+        with pytest.raises(FastinferError, match="row 0"):
+            program.transform(missing)
+
+
+class Own(StandardScaler):
+    pass
+
+
+def test_frozen_pipelines() -> None:
+    frame = pd.DataFrame({"a": np.arange(ROWS) * 0.5, "b": ["x", "y", "z"] * 4})
+    parts = [("one", StandardScaler(), ["a"]), ("two", OneHotEncoder(), ["b"])]
+    same(Pipeline([("frozen", FrozenEstimator(ColumnTransformer(parts).fit(frame)))]), frame)
+    own = Pipeline([("frozen", FrozenEstimator(Own().fit(frame[["a"]])))])
+    with pytest.raises(ImportRefusedError, match=r"pipeline\.steps\[0\]\.estimator: .*cannot be imported"):
+        Program.from_sklearn(own)
+
+
+def test_weights_of_booleans_and_small_integers() -> None:
+    """-1 times False is 0, without a sign."""
+    frame = pd.DataFrame({"a": [1.0, np.nan, 0.5] * 4})
+    same(FeatureUnion([("missing", MissingIndicator(features="all")), ("filled", SimpleImputer())],
+                      transformer_weights={"missing": -1}).fit(frame), frame)
+    codes = OrdinalEncoder(dtype=np.int8, encoded_missing_value=-2)
+    with pytest.raises(ImportRefusedError, match="may overflow"):
+        Program.from_sklearn(FeatureUnion([("codes", codes)], transformer_weights={"codes": 100}).fit(frame))
+
+
+def test_infinities_that_are_filled() -> None:
+    frame = pd.DataFrame({"a": np.linspace(-1, 1, ROWS), "b": np.arange(ROWS) / 3})
+    same(make_pipeline(StandardScaler(), FunctionTransformer(np.nan_to_num, kw_args={"posinf": 9.0, "neginf": -9.0},
+                                                             feature_names_out="one-to-one")).fit(frame), frame)
