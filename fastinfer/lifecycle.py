@@ -3,6 +3,7 @@
 import contextvars
 import dataclasses
 import functools
+import hashlib
 import logging
 import sys
 import time
@@ -130,10 +131,17 @@ class Change:
     """
 
     name: str
-    kept: dict[str, Found] = dataclasses.field(default_factory=dict)
+    kept: dict[str, tuple[Found, Stamp]] = dataclasses.field(default_factory=dict)
     loaded: dict[str, Version] = dataclasses.field(default_factory=dict)
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def stamps(self) -> dict[str, str]:
+        """What tells whether others have loaded, or keep, the same."""
+        texts = {version: repr((each.found.file, each.stamp.files)) for version, each in self.loaded.items()}
+        texts |= {version: repr((each.file, stamp.files)) for version, (each, stamp) in self.kept.items()}
+        return {version: hashlib.sha256(text.encode()).hexdigest() for version, text in texts.items()}
 
     @property
     def error(self) -> LoadFailedError | None:
@@ -215,7 +223,7 @@ class Registry:
 
     def _wanted(self, found: Found) -> bool:
         if self.only is not None:
-            return found.version in self.only.get(found.name, ())
+            return found.name in self.only and found.version in ("", *self.only[found.name])
         names = self.settings.load_model
         return self.settings.model_control != "explicit" or "*" in names or found.name in names
 
@@ -327,8 +335,8 @@ class Registry:
         try:
             if found.error is not None:
                 raise found.error
-            if served is not None and served.serves(found, stamp(found)):
-                change.kept[found.version] = found
+            if served is not None and served.serves(found, now := stamp(found)):
+                change.kept[found.version] = found, now
                 return
             version = self._load(found)
             if self._loop is not None:
@@ -338,15 +346,21 @@ class Registry:
             change.failures[found.version] = str(error)
             logger.error("model %s version %s: %s", found.name, found.version, error)
 
-    def commit(self, change: Change) -> None:
+    def commit(self, change: Change, refused: Mapping[str, str] | None = None) -> None:
         """Serve what a change has loaded; on the loop's thread, where there is one.
 
         Where a version has failed, none is taken away: what it was to replace goes on serving.
+
+        Args:
+            refused: versions that must not be served, and why: they have failed elsewhere.
         """
         name, served = change.name, self._versions.get(change.name, {})
+        change.failures |= refused or {}
+        for version in [each for each in change.loaded if each in change.failures]:
+            self._leave(change.loaded.pop(version))
         versions = {**(served if change.failures else {version: served[version] for version in change.kept
                                                        if version in served}), **change.loaded}
-        for version, found in change.kept.items():
+        for version, (found, _) in change.kept.items():
             if version in served:
                 model, said = served[version].model, found.config
                 served[version].found = found
@@ -491,6 +505,14 @@ class Registry:
     def versions(self, name: str) -> list[str]:
         """Loaded versions, highest first."""
         return list(self._versions.get(name, {}))
+
+    def known(self) -> dict[str, list[str]]:
+        """Every version that is loaded or has failed, by model."""
+        result = {name: list(versions) for name, versions in self._versions.items()}
+        for name, version in self.failures:
+            if version not in result.setdefault(name, []):
+                result[name].append(version)
+        return result
 
     def models(self) -> list[Model]:
         """Every loaded version of every model."""

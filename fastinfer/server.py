@@ -20,7 +20,7 @@ from fastinfer.protocols import exchange
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fastinfer.app import Application
     from fastinfer.metrics import Counters
@@ -88,6 +88,7 @@ class Server:
         worker: int | None = None,
         patience: float = 0.0,
         grpc: Sequence[str] = (),
+        only: Mapping[str, list[str]] | None = None,
     ) -> None:
         """Nothing happens yet.
 
@@ -98,6 +99,7 @@ class Server:
             counters: of this worker; by default its own alone.
             worker: which of several this is, under a supervisor. A second signal then goes on with the drain: a service
                 manager and the supervisor may both send one, and it is the supervisor that ends a worker at once.
+            only: versions to load, by model; by default what the settings say.
             patience: seconds in which clients wait for the models unanswered, before they are told that they load.
             grpc: addresses of the gRPC service, which the process holds already.
         """
@@ -115,7 +117,7 @@ class Server:
         self.patience = patience
         self.grpc_addresses = list(grpc)
         self.grpc: GrpcServer | None = None
-        self.app: Application = Application(Registry(settings), settings, wait=False, counters=counters)
+        self.app: Application = Application(Registry(settings, only), settings, wait=False, counters=counters)
         self.state = ServerState()
         self.access = logs.access_writer(settings, worker)
         access = self.app.journal.access = None if self.access is None else self.access.log

@@ -22,7 +22,7 @@ from fastinfer.errors import (
 from fastinfer.metrics import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from fastinfer.lifecycle import Registry
     from fastinfer.model import Model
@@ -38,6 +38,11 @@ class Service:
 
     The load may be started by the server (which listens meanwhile and answers 503), by an ASGI lifespan (which waits
     for it), or, in an application mounted where no lifespan reaches it, by the first request (which waits too).
+
+    Attributes:
+        loop: on which the models answer.
+        remote: changes a model on all workers; None where there is one process.
+        polls: whether this process looks for changes of the repository, with model_control poll.
     """
 
     def __init__(self, registry: Registry, settings: Settings, counters: Counters | None = None) -> None:
@@ -49,8 +54,10 @@ class Service:
         self._lock = threading.Lock()
         self._loading: Future[None] | None = None
         self._mounted = False  # no server and no lifespan began the load: requests wait for it
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._workers: ThreadPoolExecutor | None = None
+        self.remote: Callable[[str, bool], Awaitable[None]] | None = None
+        self.polls = True
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
 
@@ -188,6 +195,9 @@ class Service:
         async with self._changing:
             if self.draining:
                 raise ShuttingDownError("the server is shutting down")
+            if self.remote is not None:
+                await self.remote(name, unload)
+                return
             change = await in_thread(partial(self.registry.prepare, name, unload=unload))
             if self.draining:
                 self.registry.discard(change)
@@ -200,9 +210,9 @@ class Service:
     def attach(self) -> None:
         """Let the models answer on the running loop. Test clients run every request on a loop of its own."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
+        if loop is not self.loop:
             self.registry.attach(loop)
-            self._loop = loop
+            self.loop = loop
 
     async def on_worker(self, function: Callable[..., T], *args: Any) -> T:
         """Run on a worker thread what would hold the loop."""

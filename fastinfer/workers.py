@@ -20,10 +20,13 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from importlib import import_module
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastinfer import logs, sockets
+from fastinfer.changes import Changes, Party
 from fastinfer.errors import ConfigurationError, NotReadyError
 from fastinfer.metrics import Counters, scoreboard
 from fastinfer.server import SIGNALS, Server, announce, leave
@@ -95,14 +98,31 @@ class Channel:
 
 
 class Requests:
-    """A worker's questions to the supervisor; one at a time, from any thread."""
+    """A worker's line to the supervisor, from any thread; what the supervisor says is taken by a thread of its own.
+
+    Attributes:
+        party: takes what is said of changes of the models; there once the worker's loop runs.
+    """
 
     def __init__(self, channel: Channel) -> None:
+        self.party: Party | None = None
         self._channel = channel
-        self._lock = threading.Lock()
+        self._sending, self._asking = threading.Lock(), threading.Lock()
+        self._rows: SimpleQueue[int | None] = SimpleQueue()
+        threading.Thread(target=self._listen, name="fastinfer-supervisor", daemon=True).start()
+
+    def _listen(self) -> None:
+        while (messages := self._channel.receive()) is not None:
+            for message in messages:
+                if "row" in message:
+                    self._rows.put(message["row"])
+                elif self.party is not None:
+                    self.party.take(message)
+        self._rows.put(None)
 
     def tell(self, **message: Any) -> None:
-        with self._lock:
+        # Where the supervisor is gone, this worker soon will be.
+        with self._sending, contextlib.suppress(BrokenPipeError):
             self._channel.send(message)
 
     def add_row(self, name: str, version: str, max_batch_size: int) -> int:
@@ -111,15 +131,13 @@ class Requests:
         Raises:
             NotReadyError: there is no supervisor any more.
         """
-        with self._lock:
-            try:
-                self._channel.send({"add": [name, version, max_batch_size]})
-                while not (answers := self._channel.receive()):
-                    if answers is None:
-                        raise ConnectionResetError
-            except OSError as error:
-                raise NotReadyError("the supervisor is gone") from error
-        return int(answers[0]["row"])
+        with self._asking:
+            self.tell(add=[name, version, max_batch_size])
+            row = self._rows.get()
+        if row is None:
+            self._rows.put(None)
+            raise NotReadyError("the supervisor is gone")
+        return row
 
 
 class Worker:
@@ -161,6 +179,7 @@ class Supervisor:
         self.listeners = listeners
         self.board: Scoreboard = scoreboard(settings.workers)
         self.workers = [Worker(number) for number in range(settings.workers)]
+        self.changes = Changes()
         self.description: dict[str, Any] | None = None  # of what is served, from the first worker that serves
         self.announced = False
         self.ending: float | None = None  # monotonic time after which workers that drain are killed
@@ -186,6 +205,7 @@ class Supervisor:
                 if self.ending is not None and now >= self.ending:
                     self._kill()
                     break
+                self.changes.go_on(now)
                 for key, _ in self._selector.select(self._idle_time()):
                     key.data()
                 self._reap()
@@ -251,6 +271,7 @@ class Supervisor:
         ours.setblocking(False)
         worker.pid = pid
         worker.channel = Channel(ours)
+        self.changes.starts(worker.channel)
         self.board.set_gauge(worker.number, "pid", pid)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._read(worker))
 
@@ -282,12 +303,19 @@ class Supervisor:
             self.settings,
             self.listeners.sockets[number],
             self.listeners.url,
-            lambda description: requests.tell(serving=None if self.announced else description),
+            lambda description: requests.tell(
+                serving=None if self.announced else description, models=service.registry.known()
+            ),
             counters=Counters(self.board, number, requests.add_row),
             worker=number,
             patience=PATIENCE if self.announced else 0.0,
             grpc=self.listeners.grpc_addresses,
+            only=self.changes.served,
         )
+        service = server.app.service
+        requests.party = Party(service, requests.tell)
+        service.remote = requests.party.ask
+        service.polls = number == 0
         try:
             return 0 if server.run() else 1
         except ConfigurationError as error:
@@ -311,10 +339,13 @@ class Supervisor:
             row = self.board.add(*message["add"])
             with contextlib.suppress(OSError):  # it has died meanwhile
                 channel.send({"row": row})
+        elif "ask" in message or "change" in message:
+            self.changes.take(channel, message, time.monotonic())
         elif "failed" in message:
             worker.failure = message["failed"]
         elif "serving" in message:
             worker.served_at = time.monotonic()
+            self.changes.serves(channel, partial(tell, channel), message["models"], worker.served_at)
             self.description = self.description or message["serving"]
             self._announce()
 
@@ -322,6 +353,7 @@ class Supervisor:
         if worker.channel is not None:
             self._selector.unregister(worker.channel.end)
             worker.channel.close()
+            self.changes.ends(worker.channel, time.monotonic())
             worker.channel = None
 
     def _announce(self) -> None:
@@ -393,6 +425,7 @@ class Supervisor:
     def _drain(self) -> None:
         logger.info("draining %d workers", sum(worker.pid > 0 for worker in self.workers))
         self.ending = time.monotonic() + self.settings.shutdown_timeout + KILL_AFTER
+        self.changes.refuse()
         for worker in self.workers:
             if worker.pid:
                 os.kill(worker.pid, signal.SIGTERM)
@@ -408,6 +441,12 @@ class Supervisor:
         for worker in living:
             _, status = os.waitpid(worker.pid, 0)
             self._buried(worker, os.waitstatus_to_exitcode(status))
+
+
+def tell(channel: Channel, **message: Any) -> None:
+    """Say something to a worker, which may have died meanwhile."""
+    with contextlib.suppress(OSError):
+        channel.send(message)
 
 
 def die_with_parent(parent: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -261,3 +262,101 @@ def test_explicit_control_is_for_this_machine_alone(tmp_path: Path, start_server
     (line,) = server.log().splitlines()
     assert "loopback" in line
     assert host in line
+
+
+# ---- several workers ----------------------------------------------------------------------------------------------
+def connect_to_all(server: ServerProcess, count: int) -> list[Any]:
+    """A connection to each of so many workers; the kernel shares connections out by chance."""
+    found: dict[str, Any] = {}
+    for _ in range(1000):
+        connection = server.connect()
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n")
+        worker = read_answer(connection, "GET").headers["x-request-id"].partition("-")[0]
+        if worker in found:
+            connection.close()
+        found.setdefault(worker, connection)
+        if len(found) == count:
+            return list(found.values())
+    raise AssertionError(f"only {len(found)} of {count} workers answer")
+
+
+def on(connection: Any, path: str, body: bytes = b"") -> Answer:
+    connection.sendall(post(path, body))
+    return read_answer(connection)
+
+
+def answers(connection: Any) -> bool:
+    """Whether the connection's worker is not stopped."""
+    connection.settimeout(0.5)
+    try:
+        return on(connection, "/v2/models/m/infer", BODY).status == 200
+    except TimeoutError:
+        return False
+    finally:
+        connection.settimeout(30)
+
+
+def children(pid: int) -> list[int]:
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_a_change_is_made_on_every_worker(tmp_path: Path, start_server: Start) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx", 1)
+    put(tmp_path / "n" / "1" / "model.onnx", 5)
+    server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "m", "--workers", "3")
+    connections = connect_to_all(server, 3)
+    for number, connection in enumerate(connections, 2):  # whichever is asked
+        put(tmp_path / "m" / "1" / "model.onnx", number)
+        assert on(connection, "/v2/repository/models/m/load").status == 200
+        assert [answered(on(each, "/v2/models/m/infer", BODY)) for each in connections] == [number] * 3
+    assert on(connections[0], "/v2/repository/models/n/load").status == 200
+    assert [answered(on(each, "/v2/models/n/infer", BODY)) for each in connections] == [5] * 3
+    assert on(connections[1], "/v2/repository/models/m/unload").status == 200
+    assert [on(each, "/v2/models/m/infer", BODY).status for each in connections] == [404] * 3
+    answer = on(connections[2], "/v2/repository/models/nobody/load")
+    assert (answer.status, answer.json()["error"]) == (
+        500, "failed to load 'nobody', failed to poll from model repository")  # fmt: skip
+    put(tmp_path / "new" / "1" / "model.onnx", 9)
+    # A replacement serves what the others serve, whatever lies on the disk or was loaded at the start.
+    for pid in children(server.process.pid):
+        before = children(server.process.pid)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda before=before: len(children(server.process.pid)) == 3
+                 and children(server.process.pid) != before)  # fmt: skip
+    connections = connect_to_all(server, 3)
+    for connection in connections:
+        wait_for(lambda connection=connection: on(connection, "/v2/models/n/infer", BODY).status == 200)
+        assert on(connection, "/v2/models/m/infer", BODY).status == 404
+        assert on(connection, "/v2/models/new/infer", BODY).status == 404
+        states = {(each["name"], each["state"]) for each in on(connection, "/v2/repository/index").json()}
+        assert ("n", "READY") in states
+        assert ("m", "READY") not in states
+
+
+def test_what_one_worker_cannot_load_none_serves(tmp_path: Path, start_server: Start) -> None:
+    """The file is whole for the worker that comes first, and damaged before the other reads it."""
+    file = tmp_path / "m" / "1" / "model.onnx"
+    put(file, 1, weight=1 << 20)
+    server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "m", "--workers", "2")
+    connections = connect_to_all(server, 2)
+    victim = children(server.process.pid)[1]
+    put(file, 2, weight=1 << 20)
+    os.kill(victim, signal.SIGSTOP)  # it reads the file later
+    (alive,) = [each for each in connections if answers(each)]
+    asked: list[Answer] = []
+    thread = threading.Thread(target=lambda: asked.append(on(alive, "/v2/repository/models/m/load")))
+    thread.start()
+    time.sleep(0.5)  # for the other to load it; where that takes longer, neither loads it, which is told the same
+    file.write_bytes(file.read_bytes()[:1000])
+    os.kill(victim, signal.SIGCONT)
+    thread.join(30)
+    assert asked[0].status == 500
+    assert asked[0].json()["code"] == "load_failed"
+    for connection in connect_to_all(server, 2):
+        assert answered(on(connection, "/v2/models/m/infer", BODY)) == 1
+        (entry,) = on(connection, "/v2/repository/index").json()
+        assert entry["state"] == "READY"
+        assert "model.onnx" in entry["reason"]
+    put(file, 3)
+    assert load(server, "m").status == 200
+    assert [answered(on(each, "/v2/models/m/infer", BODY)) for each in connect_to_all(server, 2)] == [3, 3]

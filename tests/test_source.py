@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fastinfer"
 LAYERS = [
     "errors", "options", "settings", "_core", "preprocessing", "runtimes", "probe", "tensors", "policy", "model",
     "importing", "formats", "repository", "lifecycle", "scoring", "metrics", "service", "protocols", "pages",
-    "openapi", "app", "logs", "sockets", "server", "workers", "cli", "__main__",
+    "openapi", "app", "logs", "sockets", "changes", "server", "workers", "cli", "__main__",
 ]  # fmt: skip
 
 
