@@ -703,6 +703,7 @@ cdef class Batch:
     cdef object timer
     cdef bint bisected
     cdef bint timed_out                 # its run was given up and may still write
+    cdef object task                    # that runs it elsewhere
     cdef double answer_bytes            # of the outputs, a row
     cdef Py_ssize_t live                # rows of those that wait in it
     cdef Py_ssize_t limit               # rows that it may have
@@ -716,6 +717,7 @@ cdef class Batcher:
     # settings, fixed at load
     cdef readonly Signature signature
     cdef object run
+    cdef object run_async               # in place of `run`, where another server runs the model
     cdef Engine engine                  # in place of `run`, where the core has one
     cdef Policy policy                  # what becomes of a run's outputs; None: they are answered as they are
     cdef readonly Py_ssize_t max_batch_size
@@ -726,7 +728,7 @@ cdef class Batcher:
     cdef double run_timeout_s
     cdef list output_names
     # the loop
-    cdef object call_soon, call_later, call_soon_threadsafe, submit_thread
+    cdef object call_soon, call_later, call_soon_threadsafe, submit_thread, create_task
     cdef object flush_soon              # what call_soon is given
     # state
     cdef Lane lane                      # whose answers leave when a batch is done
@@ -790,6 +792,9 @@ cdef class Batcher:
     cdef Outputs run_rows(self, Rows rows)
     cdef Outputs run_exactly(self, Rows rows)
     cdef int run_batch(self, Batch batch) except -1
+    cdef Outputs outputs_in(self, dict arrays)
+    cdef Outputs judged(self, Outputs outputs, Py_ssize_t rows)
+    cdef int run_on(self) except -1
     cdef int settle(self, Batch batch) except -1
     cdef int finish(self, Batch batch, error) except -1
     cdef void measure(self, Batch batch)

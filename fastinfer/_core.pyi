@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
@@ -221,6 +221,7 @@ class Batcher:
         fixed_size: bool = False,
         engine: Engine | None = None,
         policy: Policy | None = None,
+        run_async: Callable[..., Awaitable[dict[str, np.ndarray[Any, Any]]]] | None = None,
     ) -> None: ...
     def attach(
         self,
@@ -229,6 +230,7 @@ class Batcher:
         call_later: Callable[..., Any],
         call_soon_threadsafe: Callable[..., Any],
         submit: Callable[..., Any],
+        create_task: Callable[..., Any] | None = None,
     ) -> None: ...
     def detach(self) -> None: ...
     def seed(self, rows: int, nanoseconds: int) -> None: ...

@@ -73,6 +73,8 @@ class Application(Starlette):
         try:
             yield
         finally:
+            for model in self.service.registry.models():
+                await model.part()
             self.service.close()
 
 

@@ -444,6 +444,7 @@ class Registry:
             call_later=functools.partial(loop.call_later, context=context),
             call_soon_threadsafe=functools.partial(loop.call_soon_threadsafe, context=context),
             submit=submit,
+            create_task=loop.create_task,
         )
 
     def open(self, lane: Lane) -> None:

@@ -53,7 +53,7 @@ class Model:
         if isinstance(runtime, runtimes.RemoteRuntime):
             self.version = runtime.version
             most = min(config.max_batch_size, runtime.max_batch_size)
-            config = replace(config, max_batch_size=most, inline_budget_us=0)  # the loop never waits for another server
+            config = replace(config, max_batch_size=most)
         self.runtime = runtime
         self.program = program
         self.config = config
@@ -156,6 +156,11 @@ class Model:
         """Let go of what the runtime holds outside this process."""
         if self.closes is not None:
             self.closes()
+
+    async def part(self) -> None:
+        """As `close`, but for the running loop alone, and waited for."""
+        if isinstance(self.runtime, runtimes.RemoteRuntime):
+            await self.runtime.part()
 
     def predict(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
         """Answer rows in process, past the batcher.
@@ -314,6 +319,7 @@ class Model:
             fixed_size=self.config.batch_invariant,
             engine=self.runtime.native,
             policy=self.policy,
+            run_async=self.runtime.run_async if isinstance(self.runtime, runtimes.RemoteRuntime) else None,
         )
 
     def _warm_up(self) -> None:

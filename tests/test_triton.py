@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import fastinfer
 from fastinfer._core import DATATYPES, DTYPES
 from fastinfer.errors import BackendRefusedError, ConfigurationError, FastinferError, ModelLoadError
 
-ABSENT = real_triton.why_absent()
-pytestmark = pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
+    if absent := real_triton.why_absent():
+        pytest.skip(absent)
     folder = tmp_path_factory.mktemp("triton")
     server = RealTriton(folder, real_triton.repository(folder / "models"))
     try:
@@ -124,8 +125,25 @@ def test_more_rows_than_triton_takes_are_several_batches(client: httpx.Client) -
     x = np.arange(200, dtype=np.float32).reshape(50, 4)
     assert client.post("/v2/models/linear/infer", json={"inputs": [tensor("x", x)]}).json()["outputs"] == [
         tensor("y", 2 * x + 1)]
-    rows = client.post("/v2/models/told/infer", json={"inputs": [tensor("x", x)]}).json()["outputs"][2]["data"]
-    assert max(rows) == 16
+    stats = client.get("/v2/models/linear/stats").json()["model_stats"][0]["batch_stats"]
+    sizes = {each["batch_size"] for each in stats}
+    assert max(sizes) == 16
+
+
+def test_id_priority_and_the_time_that_is_left_go_with_a_batch(client: httpx.Client) -> None:
+    body = {"id": "order-7", "parameters": {"timeout": 5_000_000}, "inputs": [tensor("x", X[:1])]}
+    told = {each["name"]: each["data"][0] for each in client.post("/v2/models/told/infer", json=body).json()["outputs"]}
+    assert told["id"] == "order-7"
+    assert 1_000_000 < told["timeout"] < 5_000_000
+
+
+def test_a_request_is_answered_at_its_deadline(client: httpx.Client) -> None:
+    body = {"parameters": {"timeout": 300_000}, "inputs": [tensor("x", [[999, 0, 0, 0]])]}
+    started = time.monotonic()
+    answer = client.post("/v2/models/linear/infer", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (504, "backend_timeout")
+    assert 0.29 < time.monotonic() - started < 0.9  # where Triton takes 0.99
+    assert client.post("/v2/models/linear/infer", json={"inputs": [tensor("x", X)]}).status_code == 200
 
 
 @pytest.mark.parametrize(("value", "status", "code"), [(400, 400, "backend_refused"), (500, 502, "backend_failed")])

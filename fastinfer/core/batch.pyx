@@ -10,6 +10,12 @@ cdef extern from "<time.h>" nogil:
         int64_t tv_nsec
     int clock_gettime(int clock, timespec* out)
 
+import logging
+
+from fastinfer.errors import FastinferError, InvalidValueError, RuntimeFailedError
+
+logger = logging.getLogger("fastinfer.batch")
+
 cdef int64_t SECOND_NS = 1_000_000_000
 cdef int64_t held_ns = 0                    # what every clock says, where a test holds them
 
@@ -75,3 +81,16 @@ cdef class Batch:
             alive.append(slot)
         self.slots = alive
         self.rows.rows = kept
+
+
+cdef object as_runtime_error(error):
+    """A failure of the runtime as the client may see it; the log has the rest."""
+    if isinstance(error, FastinferError):
+        if error.detail is not None:
+            logger.error("the runtime failed: %s", error.detail)
+        return error
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidValueError("a BYTES value is not UTF-8, which this model's strings must be")
+    logger.error("the runtime failed: %s", error)
+    lines = str(error).strip().splitlines()
+    return RuntimeFailedError(f"the model failed on this request: {lines[0][:300] if lines else type(error).__name__}")

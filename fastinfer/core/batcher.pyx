@@ -7,12 +7,7 @@ from libc.stdlib cimport calloc, free
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
 
-import logging
-
-from fastinfer.errors import (ExpiredError, FastinferError, InvalidValueError, NotReadyError, RuntimeFailedError,
-                              RunTimeoutError, ShuttingDownError)
-
-logger = logging.getLogger("fastinfer.batch")
+from fastinfer.errors import ExpiredError, NotReadyError, RuntimeFailedError, RunTimeoutError, ShuttingDownError
 
 cdef size_t MAX_BATCH_BYTES = 64 << 20      # a batch closes at this size, whatever its rows
 cdef int MAX_BUCKETS = 16                   # open batches with different inner dimensions
@@ -38,6 +33,9 @@ cdef class Batcher:
         run: dict of input arrays to dict of output arrays, rows first. Called on the loop or on a worker thread.
         engine: of the core, with the signature's inputs and outputs; runs in place of ``run``.
         policy: what becomes of a run's outputs; without one they are answered as they are.
+        run_async: in place of ``run``, for a model that another server runs: a coroutine function on the loop, of the
+            input arrays, the time.monotonic() by which all its requests are past their deadlines, their ids, priority
+            and trace context. It takes no notice of the arrays once it has waited for anything.
         max_batch_size: rows; ignored where the signature is not batched (then a request is a batch).
         max_delay_us: how long a batch that is not full waits for company while the runtime is free.
         instances: runs at the same time.
@@ -51,9 +49,10 @@ cdef class Batcher:
     def __init__(self, Signature signature not None, run, *, Py_ssize_t max_batch_size=64, int64_t max_delay_us=0,
                  int instances=1, Py_ssize_t queue_rows=4096, Py_ssize_t queue_bytes=64 << 20,
                  int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000, int64_t slo_ms=0, bint fixed_size=False,
-                 Engine engine=None, Policy policy=None):
+                 Engine engine=None, Policy policy=None, run_async=None):
         self.signature = signature
         self.run = run
+        self.run_async = run_async
         self.engine = engine
         self.policy = policy
         self.max_batch_size = max_batch_size if signature.batched else 1
@@ -80,8 +79,12 @@ cdef class Batcher:
         queue_free(&self.queue)
         free(self.own)
 
-    def attach(self, *, call_soon, call_later, call_soon_threadsafe, submit):
-        """Give the batcher its loop: four callables of asyncio's signatures (``submit`` is an executor's)."""
+    def attach(self, *, call_soon, call_later, call_soon_threadsafe, submit, create_task=None):
+        """Give the batcher its loop: callables of asyncio's signatures (``submit`` is an executor's).
+
+        ``create_task`` is for ``run_async``.
+        """
+        self.create_task = create_task
         self.call_soon = call_soon
         self.call_later = call_later
         self.call_soon_threadsafe = call_soon_threadsafe
@@ -386,6 +389,9 @@ cdef class Batcher:
                 break
             batch.state = RUNNING
             batch.started_ns = now
+            if self.run_async is not None:
+                run_elsewhere(self, batch)
+                continue
             if not self.cost.runs_inline(batch.rows.rows):
                 self.start_thread(batch, self.run_whole)
                 continue
@@ -597,14 +603,15 @@ cdef class Batcher:
             rows.rows = asked
 
     cdef Outputs run_exactly(self, Rows rows):
-        cdef Outputs outputs
-        cdef dict arrays
         if self.engine is not None:
-            outputs = self.engine.run_rows(self.signature, rows)
-        else:
-            arrays = self.run(rows.arrays())
-            outputs = outputs_of(self.signature, [arrays[name] for name in self.output_names])
-        outputs.check_rows(rows.rows)
+            return self.judged(self.engine.run_rows(self.signature, rows), rows.rows)
+        return self.judged(self.outputs_in(self.run(rows.arrays())), rows.rows)
+
+    cdef Outputs outputs_in(self, dict arrays):
+        return outputs_of(self.signature, [arrays[name] for name in self.output_names])
+
+    cdef Outputs judged(self, Outputs outputs, Py_ssize_t rows):
+        outputs.check_rows(rows)
         return outputs if self.policy is None else self.policy.decide(outputs)
 
     def complete(self, Batch batch):
@@ -614,15 +621,20 @@ cdef class Batcher:
         batch.timer.cancel()
         note_lag(self, now - batch.finished_ns, now)
         self.settle(batch)
+        self.run_on()
+
+    cdef int run_on(self) except -1:
+        """Run what waits, after this turn of the loop."""
         if self.queue.begin < self.queue.end and not self.scheduled:
             self.scheduled = True
             self.call_soon(self.flush_soon)
+        return 0
 
     cdef int settle(self, Batch batch) except -1:
         """A run has come back: answer its requests, or find out which of them failed it."""
         if batch.state == DONE:  # given up meanwhile; its slab is never reused
             self.given_up -= 1
-        elif batch.error is not None and len(batch.slots) > 1 and not batch.bisected:
+        elif batch.error is not None and len(batch.slots) > 1 and not batch.bisected and self.run_async is None:
             batch.bisected = True
             batch.error = None
             self.start_thread(batch, self.run_parts)
@@ -672,16 +684,3 @@ cdef class Batcher:
                     self.cost.rescale(took / self.cost.guess(batch.rows.rows).mean)
             self.learn(batch.rows.rows, took)
             batch.answer_bytes = <double>batch.outputs.nbytes() / max(batch.rows.rows, self.fixed_rows, <Py_ssize_t>1)
-
-
-cdef object as_runtime_error(error):
-    """A failure of the runtime as the client may see it; the log has the rest."""
-    if isinstance(error, FastinferError):
-        if error.detail is not None:
-            logger.error("the runtime failed: %s", error.detail)
-        return error
-    if isinstance(error, UnicodeDecodeError):
-        return InvalidValueError("a BYTES value is not UTF-8, which this model's strings must be")
-    logger.error("the runtime failed: %s", error)
-    lines = str(error).strip().splitlines()
-    return RuntimeFailedError(f"the model failed on this request: {lines[0][:300] if lines else type(error).__name__}")

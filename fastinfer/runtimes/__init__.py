@@ -78,6 +78,22 @@ class RemoteRuntime(ABC):
         """Run one batch; on any thread but a loop's."""
 
     @abstractmethod
+    async def run_async(self, inputs: Arrays, deadline: float, ids: list[str], priority: int, trace: str) -> Arrays:
+        """Run one batch from a loop, which goes on meanwhile.
+
+        Args:
+            inputs: read before the first wait only.
+            deadline: of time.monotonic; past it nobody waits for the answer.
+            ids: of those requests in it that have one.
+            priority: of its most urgent request, 1 the highest; 0 where none says so.
+            trace: a W3C traceparent, or empty.
+        """
+
+    @abstractmethod
+    async def part(self) -> None:
+        """Close the running loop's connections."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of connections and threads."""
 

@@ -27,6 +27,8 @@ from fastinfer.settings import ModelConfig, TritonConfig
 logger = logging.getLogger("fastinfer.triton")
 T = TypeVar("T")
 LOAD_TIME = 10.0  # seconds in which Triton describes its model
+GRAIN = 0.005  # of a loop's timers
+MOST_ID = 256  # characters of the ids of a batch's requests
 SHORT = 1.0  # seconds; a batch that was given less says nothing about its server when it is not answered
 
 
@@ -66,11 +68,14 @@ class TritonRuntime(RemoteRuntime):
     def ready(self) -> bool:
         return any(not target.open for target in self.targets)
 
+    async def part(self) -> None:
+        for link in self.links.pop(asyncio.get_running_loop(), []):
+            await link.close()
+
     def close(self) -> None:
-        for loop, links in list(self.links.items()):
+        for loop in list(self.links):
             if loop.is_running() and loop is not self.keeper.loop:
-                for link in links:
-                    asyncio.run_coroutine_threadsafe(link.close(), loop)
+                asyncio.run_coroutine_threadsafe(self.part(), loop)
         self.end()
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -89,6 +94,9 @@ class TritonRuntime(RemoteRuntime):
     def run_once(self, inputs: Arrays) -> Arrays:
         question = Question(inputs, time.monotonic() + self.timeout)
         return self.keeper.do(self.send(question), self.timeout + SHORT)
+
+    async def run_async(self, inputs: Arrays, deadline: float, ids: list[str], priority: int, trace: str) -> Arrays:
+        return await self.send(Question(inputs, deadline, ",".join(ids)[:MOST_ID], priority, trace))
 
     def run_nothing(self) -> Arrays:
         empty = {}
@@ -119,9 +127,12 @@ class TritonRuntime(RemoteRuntime):
             try:
                 async with asyncio.timeout(max(question.deadline - started, 0.0)):
                     outputs = await links[self.targets.index(target)].infer(self.contract, question)
-            except TimeoutError:
-                if time.monotonic() - started >= SHORT:
+            except (TimeoutError, asyncio.CancelledError) as error:
+                now = time.monotonic()
+                if now - started >= SHORT and now >= question.deadline - GRAIN:
                     target.failed("it did not answer in time")
+                if isinstance(error, asyncio.CancelledError):
+                    raise
                 raise BackendTimeoutError("the model's server did not answer in time") from None
             except Failed as failed:
                 logger.info("Triton at %s: %s", target.address, failed)
