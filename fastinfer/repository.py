@@ -381,7 +381,7 @@ def files_of(found: Found) -> list[Path]:
         for each in _visible(folder):
             if not each.is_dir():
                 result.append(each)
-            elif depth < DEEPEST and (depth or _is_version(found.folder)):
+            elif each.name != "__pycache__" and depth < DEEPEST and (depth or _is_version(found.folder)):
                 folders.append((each, depth + 1))
         if len(result) > MOST_FILES:
             raise ModelLoadError(f"{found.folder} holds over {MOST_FILES} files.")

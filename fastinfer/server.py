@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,6 +36,7 @@ logger = logging.getLogger("fastinfer.server")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVED_FILES = 0.2  # of the open-file limit, for models, logs and the process itself
 YOUNG = 10_000  # objects made and not yet freed, at which the garbage collector looks at them
+OTHERS = 1.0  # seconds that threads have to end, once all is answered
 POLL = 0.01  # seconds between looks at the connections that a drain waits for
 
 
@@ -58,9 +60,20 @@ def run(settings: Settings) -> int:
         clean = server.run()
     finally:
         listeners.release()
-    if not clean or not server.app.service.idle:
+    if not clean or not server.app.service.idle or foreign_threads():
         leave(0 if clean else 1)
     return 0
+
+
+def foreign_threads() -> bool:
+    """Whether threads that somebody else has started, such as a Python model, go on and would keep the process."""
+    deadline = time.monotonic() + OTHERS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                return True
+    return False
 
 
 def leave(code: int) -> NoReturn:

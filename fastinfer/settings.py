@@ -166,6 +166,9 @@ class OnnxConfig:
 class PythonConfig:
     """The table [python] of model.toml."""
 
+    process: bool = option(
+        False, BOOLEAN, "Run the model in a process of its own, one an instance, which may crash or hang without the "
+        "server.")
     start_timeout_ms: int = option(
         300_000, INTEGER, "Longest time, in milliseconds, that importing the file and making the model may take.",
         low=1, high=DAY * 1000)

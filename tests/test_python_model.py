@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import gc
 import json
+import os
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,9 @@ import numpy as np
 import pytest
 
 import fastinfer
-from fastinfer.errors import InvalidValueError, ModelLoadError, RuntimeFailedError
+from fastinfer._core import Tensor
+from fastinfer.errors import InvalidValueError, ModelLoadError, NotReadyError, RuntimeFailedError
+from fastinfer.runtimes import python_process, python_wire
 
 ALLOW = "--allow-python-models"
 SCALE = """
@@ -85,7 +91,7 @@ def write(folder: Path, source: str, config: str = "") -> Path:
 PROCESS = "[python]\nprocess = true\n"
 
 
-@pytest.fixture(scope="module", params=[""], ids=["thread"])
+@pytest.fixture(scope="module", params=["", PROCESS], ids=["thread", "process"])
 def models(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("python")
     write(root / "scale", SCALE, request.param)
@@ -164,7 +170,7 @@ def test_an_array_that_it_keeps_is_not_an_earlier_clients(models):
 
 
 # -- load ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("config", [""], ids=["thread"])
+@pytest.mark.parametrize("config", ["", PROCESS], ids=["thread", "process"])
 @pytest.mark.parametrize(("source", "message"), [
     ("class Model(:\n    pass\n", r"model\.py:1: invalid syntax"),
     ("x = 1\0", r"model\.py.*null bytes"),
@@ -192,7 +198,7 @@ def test_a_file_at_fault_is_named(tmp_path, source, message, config):
         fastinfer.load(tmp_path / "m", allow_python_models=True)
 
 
-@pytest.mark.parametrize("config", [""], ids=["thread"])
+@pytest.mark.parametrize("config", ["", "process = true\n"], ids=["thread", "process"])
 def test_an_init_that_takes_too_long_is_not_waited_for(tmp_path, config):
     source = "import time\nclass Model:\n    def __init__(self, folder): time.sleep(20)\n"
     write(tmp_path / "m", source, f"[python]\nstart_timeout_ms = 300\n{config}")
@@ -243,3 +249,143 @@ def test_two_models_in_one_folder_need_a_word(tmp_path):
         fastinfer.load(folder, allow_python_models=True)
     (folder / "model.toml").write_text('runtime = "python"\n')
     assert fastinfer.load(folder, allow_python_models=True).platform == "python"
+
+
+# -- in a process of its own ---------------------------------------------------------------------------------------
+DEADLY = """
+    import ctypes, os, signal, sys, threading, time
+    import numpy as np
+
+    class Model:
+        inputs = {"x": ("INT64", (-1,))}
+        outputs = {"y": ("INT64", (-1,)), "process": ("INT64", (-1,))}
+
+        def __init__(self, folder):
+            threading.Thread(target=time.sleep, args=(3600,)).start()
+            (folder.parent / "starts").open("a").write(f"{os.getpid()}\\n")
+
+        def predict(self, inputs):
+            x = inputs["x"]
+            if 2001 in x:
+                ctypes.string_at(8)
+            if 2002 in x:
+                os._exit(7)
+            if 2003 in x:
+                signal.raise_signal(signal.SIGSTOP)
+            return {"y": x, "process": np.full(len(x), os.getpid())}
+"""
+
+
+@pytest.fixture
+def deadly(tmp_path, start_server):
+    write(tmp_path / "moods", DEADLY, PROCESS)
+    return start_server(tmp_path, ALLOW)
+
+
+def test_a_crash_is_its_own_requests_error(deadly):
+    with deadly.client() as client:
+        (first,) = mood(client, 1).json()["outputs"][1]["data"]
+        for value, text in ((2001, "its process was killed by SIGSEGV"), (2002, "its process ended with code 7")):
+            answer = mood(client, value)
+            assert answer.status_code == 500
+            assert text in answer.json()["error"]
+            assert mood(client, 2).json()["outputs"][0]["data"] == [2]
+        (last,) = mood(client, 3).json()["outputs"][1]["data"]
+    assert first != last
+    assert "Current thread" in deadly.log()  # where it crashed
+    assert not alive(first)
+    assert deadly.stop() == 0
+    assert not alive(last)
+
+
+def test_a_thread_that_the_class_has_started_does_not_keep_the_server(tmp_path, start_server):
+    write(tmp_path / "moods", DEADLY)
+    server = start_server(tmp_path, ALLOW)
+    with server.client() as client:
+        assert mood(client, 1).status_code == 200
+    assert server.stop() == 0
+
+
+def test_a_hang_is_its_own_requests_error(tmp_path, start_server):
+    write(tmp_path / "moods", DEADLY, "run_timeout_ms = 300\n" + PROCESS)
+    server = start_server(tmp_path, ALLOW)
+    with server.client() as client:
+        (first,) = mood(client, 1).json()["outputs"][1]["data"]
+        answer = mood(client, 2003)
+        assert (answer.status_code, answer.json()["error"]) == (504, "the model did not answer within 0.3 s")
+        deadline = time.monotonic() + 30
+        while (again := mood(client, 2)).status_code != 200:  # until another process is up
+            assert again.status_code in (503, 504)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert again.json()["outputs"][1]["data"] != [first]
+    assert not alive(first)
+
+
+def test_a_crash_fails_the_culprit_and_not_who_ran_beside_it(deadly):
+    values = [*range(10), 2001, 11]
+    with deadly.client() as client, concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda value: mood(client, value), values))
+    assert [answer.status_code for answer in answers] == [500 if value == 2001 else 200 for value in values]
+    assert [answer.json()["outputs"][0]["data"] for answer in answers if answer.status_code == 200] == [
+        [value] for value in values if value != 2001]
+
+
+def test_its_process_ends_with_a_server_that_is_killed(deadly):
+    with deadly.client() as client:
+        (process,) = mood(client, 1).json()["outputs"][1]["data"]
+    assert alive(process)
+    deadly.process.kill()
+    deadly.wait()
+    deadline = time.monotonic() + 30
+    while alive(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(process: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_one_that_dies_again_and_again_is_not_started_each_time(tmp_path):
+    folder = write(tmp_path / "m", DEADLY, PROCESS)
+    model = fastinfer.load(folder, allow_python_models=True)
+    for _ in range(python_process.FREE_DEATHS):
+        with pytest.raises(RuntimeFailedError, match="SIGSEGV"):
+            model.predict({"x": np.array([2001])})
+    starts = len((folder / "starts").read_text().splitlines())
+    with pytest.raises(NotReadyError, match="has died 8 times in a row"):
+        model.predict({"x": np.array([1])})
+    assert len((folder / "starts").read_text().splitlines()) == starts
+    process = model.runtime.processes[0]
+    process.over.set()  # as if the server ended: the next start waits for nothing
+    assert not process.up.wait(0)
+
+
+def test_a_model_that_is_let_go_takes_its_process_along(tmp_path):
+    folder = write(tmp_path / "m", DEADLY, PROCESS + "[onnx]\n")
+    (folder / "model.toml").write_text("instances = 2\n" + PROCESS)
+    model = fastinfer.load(folder, allow_python_models=True)
+    processes = [int(line) for line in (folder / "starts").read_text().splitlines()]
+    assert len(processes) == 2
+    assert all(map(alive, processes))
+    del model
+    gc.collect()
+    assert not any(map(alive, processes))
+
+
+@pytest.mark.parametrize("places", [None, [], [[0, 8]], [[0, 8, [2]]], [[0, 1 << 40, [1 << 37]]], [[-8, 8, [1]]],
+                                    [[1 << 29, 8, [1]]], [[0, 8, [1] * 9]], [[0, "8", [1]]], ["x"], [[0, 8.0, [1]]]])
+def test_what_a_crashing_process_says_is_not_believed(places):
+    memory = python_wire.Memory.create("test")
+    memory.grow(8)
+    with pytest.raises(python_wire.BrokenError):
+        python_wire.take(memory, [Tensor("y", "INT64", (-1,))], places)
+    with pytest.raises(MemoryError):
+        memory.grow(python_wire.MAX_MEMORY + 1)
+    with pytest.raises(OSError):
+        os.ftruncate(memory.descriptor, 0)
+    memory.close()

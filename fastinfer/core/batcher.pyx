@@ -62,7 +62,7 @@ cdef class Batcher:
         self.instances = instances
         self.queue_rows = queue_rows
         self.queue_bytes = queue_bytes
-        self.run_timeout_s = run_timeout_ms / 1000
+        self.run_timeout_s = run_timeout_ms / 1000.0
         self.cost = Cost(inline_budget_us * 1000)
         self.forming = []
         self.spare = []

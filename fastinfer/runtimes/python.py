@@ -1,4 +1,4 @@
-"""A Python class: `model.py`, in threads of the server."""
+"""A Python class: `model.py`, in a thread of the server or in a process of its own."""
 
 import sys
 import threading
@@ -6,7 +6,7 @@ import weakref
 from pathlib import Path
 
 from fastinfer._core import Engine
-from fastinfer.errors import ModelLoadError
+from fastinfer.errors import ModelLoadError, RuntimeFailedError
 from fastinfer.runtimes import Arrays, Runtime, trust
 from fastinfer.runtimes.python_code import Code
 from fastinfer.settings import ModelConfig, Settings
@@ -30,7 +30,13 @@ class PythonRuntime:
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch; raises as ``Code.run`` does."""
         with self.turns:
-            return self.code.run(inputs)
+            try:
+                return self.code.run(inputs)
+            except RuntimeFailedError as error:
+                interrupted = isinstance(error.__cause__, KeyboardInterrupt)
+                if interrupted and threading.current_thread() is threading.main_thread():  # somebody's Ctrl-C
+                    raise KeyboardInterrupt from error
+                raise
 
 
 def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
@@ -40,6 +46,10 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
         ModelLoadError: the operator has not allowed it, it has an error, or it takes longer than it may.
     """
     trust.check(path, settings)
+    if config.python.process:
+        from fastinfer.runtimes import python_process
+
+        return python_process.load(path, config, settings)
     return PythonRuntime(bounded(path, config.python.start_timeout_ms / 1000), config.instances)
 
 

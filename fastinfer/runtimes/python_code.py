@@ -62,8 +62,6 @@ class Code:
         except InvalidRequestError:
             raise
         except BaseException as error:  # sys.exit too: it ends the request, not the server
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise
             raise failed(error) from error
         return checked(outputs, self.outputs)
 
@@ -207,4 +205,9 @@ def checked_texts(what: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
     for value in texts.flat:
         if not isinstance(value, str | bytes):
             raise refused(f"{what} holds a {type(value).__name__}; BYTES is declared, which is str or bytes")
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise refused(f"{what} holds a text that is not Unicode: {value!r:.100}") from None
     return texts
