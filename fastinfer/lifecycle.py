@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastinfer._core import Batcher, Endpoint, Lane, Routes
 from fastinfer.errors import (
+    BackendUnavailableError,
     ConfigurationError,
     FastinferError,
     LoadFailedError,
@@ -192,6 +193,7 @@ class Registry:
         self._versions: dict[str, dict[str, Version]] = {}  # highest first; both levels are replaced, never changed
         self._aliases: dict[str, dict[str, str]] = {}
         self._loading: dict[tuple[str, str], Found | None] = {}
+        self._absent: set[str] = set()  # models of another server that was not there when they were to be loaded
         self._unready: set[tuple[str, str]] = set()  # what failed at the start, and has not come up since
         self._leaving: list[Leaving] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -249,6 +251,7 @@ class Registry:
             except FastinferError as error:
                 self._fail(*key, str(error))
                 self._unready.add(key)
+                self._note_absence(found.name, error)
                 logger.error("model %s version %s: %s", *key, error)
             del self._loading[key]
         self.loaded = True
@@ -342,9 +345,18 @@ class Registry:
             if self._loop is not None:
                 self._attach_one(version)
             change.loaded[version.model.version] = version  # which another server tells
+            self._note_absence(found.name, None)
         except FastinferError as error:
             change.failures[found.version] = str(error)
-            logger.error("model %s version %s: %s", found.name, found.version, error)
+            self._note_absence(found.name, error)
+            if self.failures.get((found.name, found.version)) != str(error):  # said once, however often it is tried
+                logger.error("model %s version %s: %s", found.name, found.version, error)
+
+    def _note_absence(self, name: str, error: FastinferError | None) -> None:
+        if isinstance(error, BackendUnavailableError):
+            self._absent.add(name)
+        else:
+            self._absent.discard(name)
 
     def commit(self, change: Change, refused: Mapping[str, str] | None = None) -> None:
         """Serve what a change has loaded; on the loop's thread, where there is one.
@@ -538,7 +550,7 @@ class Registry:
             UnknownModelError, UnknownVersionError: there is no such model.
         """
         try:
-            return not self.closed and not self.get(name, version).batcher.stuck
+            return not self.closed and self.get(name, version).ready
         except NotReadyError:
             return False
 
@@ -550,10 +562,21 @@ class Registry:
         """
         if not self.loaded or self.closed:
             return False
-        up = [model for model in self.models() if not model.batcher.stuck]
+        up = [model for model in self.models() if model.ready]
         if self.settings.strict_readiness:
             return not self._unready and len(up) == len(self.models())
         return bool(up) or not self._unready
+
+    @property
+    def has_others(self) -> bool:
+        """Whether any model runs in another server."""
+        return bool(self._absent) or any(model.closes is not None for model in self.models())
+
+    @property
+    def absent(self) -> list[str]:
+        """Models to load again, for the server that runs them was away, and may have another version of them now."""
+        away = {model.name for model in self.models() if not model.batcher.stuck and not model.ready}
+        return sorted(self._absent | away)
 
     @property
     def idle(self) -> bool:

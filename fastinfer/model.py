@@ -152,6 +152,12 @@ class Model:
         """Lets go of what the runtime holds outside this process; None where it holds nothing."""
         return self.runtime.close if isinstance(self.runtime, runtimes.RemoteRuntime) else None
 
+    @property
+    def ready(self) -> bool:
+        """Whether batches are run: the last run came back, and another server that runs them takes some."""
+        return not self.batcher.stuck and (
+            not isinstance(self.runtime, runtimes.RemoteRuntime) or self.runtime.ready)
+
     def close(self) -> None:
         """Let go of what the runtime holds outside this process."""
         if self.closes is not None:

@@ -266,7 +266,7 @@ class Server:
         """
         service = self.app.service
         await service.loaded()
-        if not service.registry.models() and service.registry.failures:
+        if not service.registry.models() and service.registry.failures and not service.registry.absent:
             raise ConfigurationError(next(iter(service.registry.failures.values())))
         settings = self.settings
         settle()

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastinfer.errors import (
     ConfigurationError,
+    FastinferError,
     InvalidParameterError,
     InvalidRequestError,
     NotFoundError,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastinfer")
 MOST_CHANGES = 256  # that wait for each other
+FIRST_LOOK, LAST_LOOK = 0.5, 8.0  # seconds between two looks for models that another server runs
 T = TypeVar("T")
 
 
@@ -58,6 +61,7 @@ class Service:
         self._workers: ThreadPoolExecutor | None = None
         self.remote: Callable[[str, bool], Awaitable[None]] | None = None
         self.polls = True
+        self._looking: threading.Thread | None = None
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
 
@@ -79,6 +83,27 @@ class Service:
             loading.set_exception(error)
         else:
             loading.set_result(None)
+            self._look_after_others()
+
+    def _look_after_others(self) -> None:
+        """Where models run in other servers, see to it that they are loaded when those come up."""
+        if self.registry.has_others and self._looking is None:
+            self._looking = threading.Thread(target=self._look_for_absent, name="fastinfer-absent", daemon=True)
+            self._looking.start()
+
+    def _look_for_absent(self) -> None:
+        wait = FIRST_LOOK
+        while not self.draining and not self.registry.closed:
+            time.sleep(wait)
+            absent = self.registry.absent
+            wait = min(2 * wait, LAST_LOOK) if absent else FIRST_LOOK
+            for name in absent:
+                if self.loop is None or self.loop.is_closed():
+                    break
+                try:
+                    asyncio.run_coroutine_threadsafe(self.change(name), self.loop).result()
+                except FastinferError as error:
+                    logger.debug("model %s is not loaded yet: %s", name, error)
 
     async def loaded(self) -> None:
         """Wait for the load, beginning it when nobody has.
@@ -203,6 +228,7 @@ class Service:
                 self.registry.discard(change)
                 raise ShuttingDownError("the server is shutting down")
             self.registry.commit(change)
+        self._look_after_others()
         error = change.error
         if error is not None:
             raise error

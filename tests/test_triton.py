@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import onnx_models
 import pytest
 import real_triton
 from conftest import Start
@@ -181,6 +182,45 @@ def test_both_sides_waiting_is_a_warning(triton: RealTriton, tmp_path: Path, cap
     assert "both sides wait" not in caplog.text
     fastinfer.load(add(tmp_path, "delayed", triton, "max_delay_us = 2000")).close()
     assert "both sides wait for company, 2000 µs here" in caplog.text
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def test_a_model_comes_up_when_triton_does_and_again_after_a_restart(
+    triton: RealTriton, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, start_server: Start
+) -> None:
+    late = RealTriton(tmp_path_factory.mktemp("late"), triton.models)
+    onnx_models.affine(tmp_path / "affine" / "1" / "model.onnx")
+    add(tmp_path, "linear", late, table="probe_interval = 0.1")
+    server = start_server(tmp_path)
+    body = {"inputs": [tensor("x", X)]}
+    with server.client() as client:
+        assert client.get("/v2/health/ready").status_code == 503
+        assert client.get("/v2/models/linear/ready").status_code == 503
+        assert client.post("/v2/models/linear/infer", json=body).status_code == 503
+        assert client.post("/v2/models/affine/infer", json=body).status_code == 200
+        state = next(each for each in client.post("/v2/repository/index").json() if each["name"] == "linear")
+        assert state["state"] == "UNAVAILABLE"
+        assert "cannot be reached" in state["reason"]
+        try:
+            late.start("linear")
+            wait_for(lambda: client.get("/v2/health/ready").status_code == 200)
+            assert client.post("/v2/models/linear/infer", json=body).json()["model_version"] == "3"
+            late.stop()
+            wait_for(lambda: client.get("/v2/models/linear/ready").status_code == 503)
+            answer = client.post("/v2/models/linear/infer", json=body)
+            assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
+            assert int(answer.headers["retry-after"]) >= 1
+            late.start("linear")
+            wait_for(lambda: client.post("/v2/models/linear/infer", json=body).status_code == 200)
+            assert client.get("/v2/models/linear/ready").status_code == 200
+        finally:
+            late.stop()
 
 
 def test_a_version_that_is_not_there(triton: RealTriton, tmp_path: Path) -> None:
