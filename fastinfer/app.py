@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,12 +71,21 @@ class Application(Starlette):
             await self.service.loaded()
         else:
             self.service.start()
+        polling = asyncio.create_task(self.poll())
         try:
             yield
         finally:
+            polling.cancel()
             for model in self.service.registry.models():
                 await model.part()
             self.service.close()
+
+    async def poll(self) -> None:
+        """Follow the repository, where that is asked for and this process is the one to do it."""
+        if self.service.settings.model_control == "poll" and self.service.polls:
+            from fastinfer.polling import Poller
+
+            await Poller(self.service).run()
 
 
 def application(source: Registry | Path | str, settings: Settings | None = None, *, wait: bool = True) -> Application:

@@ -19,8 +19,8 @@ from fastinfer.errors import FastinferError, LoadFailedError, NotReadyError, Shu
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fastinfer.lifecycle import Change
     from fastinfer.service import Service
+    from fastinfer.versions import Change
 
     Message = dict[str, Any]
     Tell = Callable[..., None]

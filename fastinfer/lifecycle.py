@@ -3,7 +3,7 @@
 import contextvars
 import dataclasses
 import functools
-import hashlib
+import gc
 import logging
 import sys
 import time
@@ -11,9 +11,9 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from fastinfer._core import Batcher, Endpoint, Lane, Routes
+from fastinfer._core import Endpoint, Lane, Routes
 from fastinfer.errors import (
     BackendUnavailableError,
     ConfigurationError,
@@ -25,8 +25,9 @@ from fastinfer.errors import (
     UnknownVersionError,
 )
 from fastinfer.model import Model
-from fastinfer.repository import Found, Stamp, being_written, find, find_model, outside, stamp
-from fastinfer.settings import ModelConfig, Settings
+from fastinfer.repository import Found, being_written, find, find_model, outside, stamp
+from fastinfer.settings import Settings
+from fastinfer.versions import Change, Leaving, Look, Version, aliases_of, seen
 
 if TYPE_CHECKING:
     import asyncio
@@ -90,86 +91,6 @@ def load_found(found: Found, settings: Settings) -> Model:
         raise ModelLoadError(f"{found.file}: {type(error).__name__}: {error}") from error
 
 
-class Version:
-    """One version of a model as the registry has it.
-
-    Attributes:
-        found: what lies on the disk.
-        stamp: of its files, as they were loaded.
-        model: the loaded version.
-        executor: the threads on which it runs what does not run on the loop, once there is a loop.
-    """
-
-    __slots__ = ("executor", "found", "model", "stamp")
-
-    def __init__(self, found: Found, stamp: Stamp, model: Model) -> None:
-        self.found = found
-        self.stamp = stamp
-        self.model = model
-        self.executor: ThreadPoolExecutor | None = None
-
-    def serves(self, found: Found, now: Stamp) -> bool:
-        """Whether this is what a load of ``found`` would give, and it is in order; another server's is asked anew."""
-        return (self.stamp.same(now) and _plain(self.found.config) == _plain(found.config)
-                and self.found.file == found.file and not self.model.batcher.stuck and self.model.closes is None)
-
-
-def _plain(config: ModelConfig) -> ModelConfig:
-    """What a load depends on: the rest holds for all versions of a model."""
-    return dataclasses.replace(config, version_policy=ModelConfig().version_policy, aliases={})
-
-
-@dataclasses.dataclass(slots=True)
-class Change:
-    """What a load or an unload of one model makes of it, loaded and warm, but not served yet.
-
-    Attributes:
-        name: of the model.
-        kept: versions that stay as they are, and what the disk says of them now.
-        loaded: versions that are new, or take the place of those before.
-        failures: versions that did not load, and why.
-        aliases: names of versions.
-    """
-
-    name: str
-    kept: dict[str, tuple[Found, Stamp]] = dataclasses.field(default_factory=dict)
-    loaded: dict[str, Version] = dataclasses.field(default_factory=dict)
-    failures: dict[str, str] = dataclasses.field(default_factory=dict)
-    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def stamps(self) -> dict[str, str]:
-        """What tells whether others have loaded, or keep, the same."""
-        texts = {version: repr((each.found.file, each.stamp.files)) for version, each in self.loaded.items()}
-        texts |= {version: repr((each.file, stamp.files)) for version, (each, stamp) in self.kept.items()}
-        return {version: hashlib.sha256(text.encode()).hexdigest() for version, text in texts.items()}
-
-    @property
-    def error(self) -> LoadFailedError | None:
-        """What the one who asked for it is told, unless all went well."""
-        if not self.failures:
-            return None
-        reasons = "; ".join(f"version {version}: {reason}" for version, reason in self.failures.items())
-        return LoadFailedError(f"failed to load '{self.name}', {reasons}")
-
-
-class Leaving(NamedTuple):
-    """A version that serves no new requests, and what it takes for those that it has."""
-
-    name: str
-    version: str
-    asked: "weakref.ref[Model]"  # whom the standard lane's requests hold
-    batcher: Batcher
-    held: list[Any]  # freed on a thread: it may be much
-    close: Callable[[], None] | None
-    executor: ThreadPoolExecutor | None
-
-    @property
-    def done(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.asked() is None and self.batcher.idle
-
-
 class Registry:
     """The models of one server, found at ``settings.path``.
 
@@ -178,6 +99,7 @@ class Registry:
     has, and is freed then.
 
     Attributes:
+        first_look: what lay on the disk when ``find`` looked, with model_control poll.
         loaded: whether ``load`` has gone through everything that was found.
         failures: (name, version) of what did not load when it was tried last, and why.
     """
@@ -186,6 +108,7 @@ class Registry:
         """`only`: the versions that ``load`` loads, by model; by default those that the settings say."""
         self.settings = settings
         self.only = only
+        self.first_look: Look = {}
         self.loaded = False
         self.closed = False
         self.failures: dict[tuple[str, str], str] = {}
@@ -196,6 +119,7 @@ class Registry:
         self._absent: set[str] = set()  # models of another server that was not there when they were to be loaded
         self._unready: set[tuple[str, str]] = set()  # what failed at the start, and has not come up since
         self._leaving: list[Leaving] = []
+        self._next_look: asyncio.TimerHandle | None = None  # at them
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lane: Lane | None = None
         self._register: Callable[[Model], None] = lambda model: None
@@ -212,12 +136,26 @@ class Registry:
         for sentence in repository.stray:
             logger.warning(sentence)
         self._single = repository.single and bool(repository.found)
+        if self.settings.model_control == "poll" and self.only is None:  # else what was served before is compared
+            self.first_look = seen(repository.found)
         self._loading = {(found.name, found.version): self._judged(found) for found in repository.found
                          if self._wanted(found)}
         for name in self._named():
             if name not in {found.name for found in repository.found}:
                 self._fail(name, "", f"there is no model {name!r} in {self.settings.path}")
                 self._unready.add((name, ""))
+
+    def look(self) -> Look:
+        """What lies on the disk now, of every model; blocks.
+
+        Raises:
+            ConfigurationError: it cannot be read.
+        """
+        assert self.settings.path is not None
+        repository = find(self.settings.path, self.settings.name, empty=True)
+        if repository.found:
+            self._single = repository.single
+        return seen(repository.found)
 
     def _named(self) -> list[str]:
         """The models that the settings ask for by name."""
@@ -351,6 +289,7 @@ class Registry:
             self._note_absence(found.name, error)
             if self.failures.get((found.name, found.version)) != str(error):  # said once, however often it is tried
                 logger.error("model %s version %s: %s", found.name, found.version, error)
+            error.__traceback__ = None  # a reference cycle with this frame, and what serves in it
 
     def _note_absence(self, name: str, error: FastinferError | None) -> None:
         if isinstance(error, BackendUnavailableError):
@@ -411,14 +350,15 @@ class Registry:
         model, executor = version.model, version.executor
         self._leaving.append(Leaving(model.name, model.version, weakref.ref(model), model.batcher,
                                      [model.batcher, model.program], model.closes, executor))
-        if len(self._leaving) == 1:
-            if self._loop is None or self._loop.is_closed():
-                self._leaving.clear()
-            else:
-                self._loop.call_soon_threadsafe(self._see_off, FIRST_LOOK)
+        if self._loop is None or self._loop.is_closed():
+            self._leaving.clear()
+        else:
+            self._loop.call_soon_threadsafe(self._see_off, FIRST_LOOK)
 
     def _see_off(self, wait: float) -> None:
         """Free those that nobody waits for any more, and look again while there are others."""
+        if wait < LAST_LOOK <= 2 * wait and any(each.batcher.idle for each in self._leaving):
+            gc.collect()  # what holds it may be a request's error, in a cycle with the frames that it came through
         for each in [each for each in self._leaving if each.done]:
             self._leaving.remove(each)
             each.batcher.detach()
@@ -427,8 +367,11 @@ class Registry:
                     each.executor.submit(each.close)
                 each.executor.submit(each.held.clear)
                 each.executor.shutdown(wait=False)
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
         if self._leaving and self._loop is not None:
-            self._loop.call_later(wait, self._see_off, min(2 * wait, LAST_LOOK))
+            self._next_look = self._loop.call_later(wait, self._see_off, min(2 * wait, LAST_LOOK))
 
     # ---- the loop --------------------------------------------------------------------------------------------
     def attach(self, loop: "asyncio.AbstractEventLoop") -> None:
@@ -584,20 +527,33 @@ class Registry:
         return all(model.batcher.idle for model in self.models()) and all(
             each.batcher.idle for each in self._leaving)
 
-    def index(self, ready_only: bool = False) -> list[dict[str, str]]:
+    def not_loaded(self) -> list[tuple[str, str]]:
+        """Every version that lies on the disk and is not loaded; blocks."""
+        assert self.settings.path is not None
+        try:
+            found = find(self.settings.path, self.settings.name, empty=True).found
+        except ConfigurationError:  # it cannot be read
+            return []
+        return [(each.name, each.version) for each in found if each.version not in self._versions.get(each.name, {})]
+
+    def index(self, ready_only: bool = False, others: Iterable[tuple[str, str]] = ()) -> list[dict[str, str]]:
         """Triton's repository index: name, version, state and, where it failed, the reason.
 
         A version whose last load failed while the one before serves is READY, with the reason.
+
+        Args:
+            others: versions that are told of as unloaded where there is nothing else to tell of them.
         """
         entries = {
             (model.name, model.version): ("READY", self.failures.get((model.name, model.version), ""))
             for model in self.models()
         }
         if not ready_only:
-            others = [(key, ("UNAVAILABLE", reason)) for key, reason in self.failures.items()]
-            others += [(key, ("LOADING", "")) for key in list(self._loading)]
-            others += [((each.name, each.version), ("UNLOADING", "")) for each in list(self._leaving)]
-            for key, state in others:
+            states = [(key, ("UNAVAILABLE", reason)) for key, reason in self.failures.items()]
+            states += [(key, ("LOADING", "")) for key in list(self._loading)]
+            states += [((each.name, each.version), ("UNLOADING", "")) for each in list(self._leaving)]
+            states += [(key, ("UNAVAILABLE", "unloaded")) for key in others]  # in Triton's word
+            for key, state in states:
                 entries.setdefault(key, state)
         return [
             {"name": name, "version": version, "state": state, "reason": reason}
@@ -620,9 +576,6 @@ class Registry:
                 each.executor.shutdown(wait=False, cancel_futures=True)
 
 
-def aliases_of(found: Iterable[Found]) -> dict[str, str]:
-    """Names of versions, as a model's configuration has them."""
-    return {alias: str(version) for each in found for alias, version in each.config.aliases.items()}
 
 
 def wait_until_written(found: Found) -> None:

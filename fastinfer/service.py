@@ -199,6 +199,17 @@ class Service:
                 raise InvalidParameterError("unload_dependents must be true or false", f"$.parameters.{key}")
         await self.change(name, unload=True)
 
+    async def index(self, ready_only: bool = False) -> list[dict[str, str]]:
+        """Triton's repository index; with model_control explicit, also of what is not loaded.
+
+        Raises:
+            NotReadyError: nothing can be loaded.
+        """
+        await self.prepare()
+        explicit = self.settings.model_control == "explicit" and not ready_only
+        others = await in_thread(self.registry.not_loaded) if explicit else ()
+        return self.registry.index(ready_only, others)
+
     def _check_control(self) -> None:
         if self.settings.model_control != "explicit":  # in Triton's words, and with its status
             raise UnavailableError("explicit model load / unload is not allowed if polling is enabled")

@@ -111,8 +111,7 @@ def traffic() -> Iterator[Callable[..., list[Client]]]:
 
     def start(server: ServerProcess, path: str) -> list[Client]:
         clients.extend([
-            Client(server, path), Client(server, path, depth=4), Client(server, path, "Prefer: x"),
-            Client(server, path, "Expect: 100-continue"),
+            Client(server, path), Client(server, path, depth=4), Client(server, path, "Expect: 100-continue"),
         ])  # fmt: skip
         for client in clients:
             client.start()
@@ -360,3 +359,169 @@ def test_what_one_worker_cannot_load_none_serves(tmp_path: Path, start_server: S
     put(file, 3)
     assert load(server, "m").status == 200
     assert [answered(on(each, "/v2/models/m/infer", BODY)) for each in connect_to_all(server, 2)] == [3, 3]
+
+
+# ---- polling ------------------------------------------------------------------------------------------------------
+def test_a_repository_that_is_polled_is_followed(tmp_path: Path, start_server: Start) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx", 1)
+    server = start_server(tmp_path, "--model-control", "poll", "--poll-period", "0.1")
+    assert load(server, "m").status == unload(server, "m").status == 503
+    put(tmp_path / "m" / "2" / "model.onnx", 2)  # a version more
+    wait_for(lambda: infer(server, "m") == 2)
+    put(tmp_path / "m" / "2" / "model.onnx", 22)  # in the place of another
+    wait_for(lambda: infer(server, "m") == 22)
+    put(tmp_path / "n" / "7" / "model.onnx", 7)  # a model more
+    wait_for(lambda: ("n", "7") in index(server))
+    wait_for(lambda: infer(server, "n") == 7)
+    (tmp_path / "m" / "model.toml").write_text("max_batch_size = 3\n[aliases]\nold = 1\n")
+    wait_for(lambda: ask(server, "GET", "/v2/models/m/config").json()["max_batch_size"] == 3)
+    assert infer(server, "m@old") == 1
+    (tmp_path / "m" / "model.toml").write_text("max_batch_sise = 3\n")
+    wait_for(lambda: "max_batch_sise" in index(server)["m", "1"][1])
+    assert (infer(server, "m"), infer(server, "m@old")) == (22, 1)
+    (tmp_path / "m" / "model.toml").unlink()
+    wait_for(lambda: index(server)["m", "1"] == ("READY", ""))
+    (tmp_path / "m" / "2").rename(tmp_path / "m" / ".2")  # a version less
+    wait_for(lambda: infer(server, "m") == 1)
+    (tmp_path / "n").rename(tmp_path / ".n")  # a model less
+    wait_for(lambda: ask(server, "POST", "/v2/models/n/infer", json.loads(BODY)).status == 404)
+    wait_for(lambda: set(index(server)) == {("m", "1")})
+    (tmp_path).rename(tmp_path.with_name("away"))  # which says nothing of the models
+    wait_for(lambda: "stay as they are" in server.log())
+    assert infer(server, "m") == 1
+    (tmp_path.with_name("away")).rename(tmp_path)
+    put(tmp_path / "m" / "3" / "model.onnx", 3)
+    wait_for(lambda: infer(server, "m") == 3)
+
+
+def test_what_arrives_by_halves_is_loaded_whole(tmp_path: Path, start_server: Start) -> None:
+    file = tmp_path / "m" / "1" / "model.onnx"
+    put(file, 1)
+    server = start_server(tmp_path, "--model-control", "poll", "--poll-period", "0.05")
+    whole = onnx_models.constant(tmp_path / ".new", 2, weight=1 << 20).read_bytes()
+    (tmp_path / "m" / "2").mkdir()
+    with (tmp_path / "m" / "2" / "model.onnx").open("wb", buffering=0) as copy:
+        for start in range(0, len(whole), 1 << 18):
+            copy.write(whole[start : start + (1 << 18)])
+            time.sleep(0.2)
+            assert infer(server, "m") == 1
+            assert set(index(server)) == {("m", "1")}  # not even tried
+    wait_for(lambda: infer(server, "m") == 2)
+    # By another name at first, as a copy by rsync or a browser's download.
+    (tmp_path / "m" / "3").mkdir()
+    (tmp_path / "m" / "3" / ".model.onnx.x9").write_bytes(whole[:1000])
+    (tmp_path / "m" / "3" / "model.onnx.part").write_bytes(whole[:1000])
+    wait_for(lambda: ("m", "3") in index(server))
+    assert infer(server, "m") == 2
+    put(tmp_path / "m" / "3" / "model.onnx", 3)
+    wait_for(lambda: infer(server, "m") == 3)
+
+
+def test_polling_with_several_workers(tmp_path: Path, start_server: Start) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx", 1)
+    server = start_server(tmp_path, "--model-control", "poll", "--poll-period", "0.1", "--workers", "2")
+    for number in (2, 3):
+        put(tmp_path / "m" / "1" / "model.onnx", number)
+        connections = connect_to_all(server, 2)
+        wait_for(lambda: [answered(on(each, "/v2/models/m/infer", BODY))
+                          for each in connections] == [number] * 2)  # noqa: B023 - in this turn
+        os.kill(children(server.process.pid)[0], signal.SIGKILL)  # the one that looks, at first
+        wait_for(lambda: len(children(server.process.pid)) == 2)
+
+
+# ---- calls that meet each other, or the end -----------------------------------------------------------------------
+def test_tritons_client_loads_and_unloads(tmp_path: Path, start_server: Start) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    put(tmp_path / "m" / "1" / "model.onnx", 1)
+    put(tmp_path / "m" / "2" / "model.onnx", 2)
+    put(tmp_path / "n" / "1" / "model.onnx", 3)
+    server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "n")
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+
+        def states() -> set[tuple[str, str, str, str]]:
+            entries = client.get_model_repository_index()
+            return {(each["name"], each["version"], each["state"], each["reason"]) for each in entries}
+
+        assert client.is_server_ready()
+        assert not client.is_model_ready("m")
+        n = ("n", "1", "READY", "")
+        assert states() == {n, ("m", "1", "UNAVAILABLE", "unloaded"), ("m", "2", "UNAVAILABLE", "unloaded")}
+        client.load_model("m")
+        assert client.is_model_ready("m")
+        assert client.is_model_ready("m", "1")
+        assert states() == {n, ("m", "1", "READY", ""), ("m", "2", "READY", "")}
+        client.unload_model("m")
+        assert not client.is_model_ready("m")
+        assert not client.is_model_ready("m", "1")
+        wait_for(lambda: states() == {n, ("m", "1", "UNAVAILABLE", "unloaded"), ("m", "2", "UNAVAILABLE", "unloaded")})
+        client.unload_model("m", unload_dependents=True)
+        client.unload_model("nobody")
+        for call in (lambda: client.load_model("nobody"), lambda: client.load_model("m", config="{}"),
+                     lambda: client.load_model("m", config="{}", files={"file:1/model.onnx": b"x"})):  # fmt: skip
+            with pytest.raises(triton.InferenceServerException):
+                call()
+        assert states() == {n, ("m", "1", "UNAVAILABLE", "unloaded"), ("m", "2", "UNAVAILABLE", "unloaded")}
+
+
+def test_loads_and_unloads_at_once_end_in_one_state(tmp_path: Path, start_server: Start) -> None:
+    for name in ("a", "b"):
+        put(tmp_path / name / "1" / "model.onnx", 1)
+    server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "*")
+    answers: list[int] = []
+
+    def change(name: str, turn: int) -> None:
+        answers.append((load if turn % 2 else unload)(server, name).status)
+
+    threads = [threading.Thread(target=change, args=(name, turn)) for turn in range(20) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [200] * 40
+    assert load(server, "a").status == load(server, "b").status == 200
+    assert (infer(server, "a"), infer(server, "b")) == (1, 1)
+    wait_for(lambda: set(index(server).values()) == {("READY", "")})
+
+
+def test_a_model_that_goes_answers_what_it_has(
+    tmp_path: Path, start_server: Start, traffic: Callable[..., list[Client]]
+) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx", 1)
+    onnx_models.slow(tmp_path / "slow" / "1" / "model.onnx")
+    (tmp_path / "slow" / "model.toml").write_text("inline_budget_us = 0\n")
+    server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "*")
+    tensor = {"name": "steps", "shape": [1], "datatype": "INT64", "data": [120]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    waiting = []
+    standard = "Expect: 100-continue"
+    for headers in ((), (standard,), (), (standard,)):  # some run, some queue, on both lanes
+        connection = server.connect()
+        connection.sendall(post("/v2/models/slow/infer", body, *headers))
+        waiting.append(connection)
+    for headers in ((), (standard,)):
+        waiting.append(server.connect())
+        waiting[-1].sendall(post("/v2/models/slow/infer", body, *headers)[:-20])  # not all of it
+    wait_for(lambda: b'fastinfer_queue_rows{model="slow",version="1"} 3.0' in ask(server, "GET", "/metrics").body)
+    clients = traffic(server, "/v2/models/m/infer")
+    assert unload(server, "slow").status == 200
+    assert index(server)["slow", "1"][0] == "UNLOADING"
+    assert ask(server, "POST", "/v2/models/slow/infer", json.loads(body)).status == 404
+    for connection in waiting[:4]:
+        assert read_answer(connection).status == 200
+    for connection in waiting[4:]:
+        connection.sendall(body[-20:])
+    # The standard lane had begun the request when the model went, the fast lane had not.
+    assert [read_answer(each).status for each in waiting[4:]] == [404, 200]
+    wait_for(lambda: index(server)["slow", "1"] == ("UNAVAILABLE", "unloaded"))
+    assert [client.faults for client in clients] == [[]] * len(clients)
+
+
+def test_no_load_begins_while_the_server_drains(tmp_path: Path, start_server: Start) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx", 1)
+    server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "m", "--drain-delay", "1")
+    server.signal(signal.SIGTERM)
+    wait_for(lambda: ask(server, "GET", "/v2/health/ready").status == 503)
+    for answer in (load(server, "m"), unload(server, "m")):
+        assert (answer.status, answer.json()["code"]) == (503, "shutting_down")
+    assert infer(server, "m") == 1
+    assert server.wait() == 0

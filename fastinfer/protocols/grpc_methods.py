@@ -69,8 +69,7 @@ async def model_statistics(service: Service, asked: Any) -> Fields:
 
 
 async def repository_index(service: Service, asked: Any) -> Fields:
-    await service.prepare()
-    return {"models": service.registry.index(asked.ready)}
+    return {"models": await service.index(asked.ready)}
 
 
 async def load(service: Service, asked: Any) -> Fields:

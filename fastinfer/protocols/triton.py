@@ -77,8 +77,7 @@ async def index(exchange: Exchange) -> None:
     only_ready = (wanted or {}).get("ready", False)
     if not isinstance(only_ready, bool):
         raise InvalidRequestError("ready must be true or false", "$.ready")
-    await exchange.service.prepare()
-    await exchange.json(200, exchange.service.registry.index(only_ready))
+    await exchange.json(200, await exchange.service.index(only_ready))
 
 
 async def load(exchange: Exchange) -> None:

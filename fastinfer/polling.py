@@ -1,0 +1,62 @@
+"""model_control poll: look at the repository from time to time, and serve what is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from fastinfer.errors import ConfigurationError, FastinferError, ShuttingDownError
+from fastinfer.service import in_thread
+
+if TYPE_CHECKING:
+    from fastinfer.service import Service
+    from fastinfer.versions import Look
+
+logger = logging.getLogger("fastinfer.polling")
+
+
+class Poller:
+    """Brings the models of a service to what the repository has of them."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._served = service.registry.first_look  # as which each model was loaded, or tried
+        self._before: Look = {}  # the last look
+        self._complaint = ""
+
+    async def run(self) -> None:
+        """Look, again and again, once the models are loaded."""
+        await self._service.loaded()
+        self._served = self._service.registry.first_look
+        while not self._service.draining:
+            await asyncio.sleep(self._service.settings.poll_period)
+            await self.look()
+
+    async def look(self) -> None:
+        """Change what two looks in a row have seen changed in the same way: what is still arriving waits."""
+        try:
+            now = await in_thread(self._service.registry.look)
+        except ConfigurationError as error:  # the repository cannot be read, which says nothing of the models
+            if str(error) != self._complaint:
+                logger.warning("%s; the models stay as they are", error)
+            self._complaint = str(error)
+            return
+        self._complaint = ""
+        before, self._before = self._before, now
+        for name in sorted({*now, *self._served}):
+            seen = now.get(name)
+            if seen == self._served.get(name) or seen != before.get(name):
+                continue
+            if seen is not None and await in_thread(seen.is_being_written):
+                continue
+            await self._change(name, unload=seen is None)
+            self._served = {each: state for each, state in {**self._served, name: seen}.items() if state is not None}
+
+    async def _change(self, name: str, *, unload: bool) -> None:
+        try:
+            await self._service.change(name, unload=unload)
+        except ShuttingDownError:
+            return
+        except FastinferError as error:  # it is tried again when its files change
+            logger.error("%s", error)
