@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE =
 extra = $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
 CORE_TESTS = tests/test_core_*.py tests/test_batcher.py tests/test_batcher_histories.py tests/test_heads.py
 
-.PHONY: serve wheel test test-debug test-sanitize test-wheel fuzz lint loadtest bench clean prerequisites ready
+.PHONY: serve wheel test real-triton test-debug test-sanitize test-wheel fuzz lint loadtest bench clean prerequisites ready
 .DELETE_ON_ERROR:
 
 serve: .venv/ready .demo/models/credit/1/model.onnx  ## serve the demo model
@@ -44,7 +44,11 @@ test-wheel: .venv-wheel/ready  ## the quick part of the suite in an environment 
 fuzz: .venv-test/ready build/fuzz/ready  ## what clients send, under libFuzzer and the sanitizers, for SECONDS=60
 	.venv-test/bin/python tests/fuzz/run.py --seconds $(SECONDS)
 
-ready: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx
+ready: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx real-triton
+
+# The tests that need it skip, and say so, where it cannot be had.
+real-triton: .venv-test/ready  ## the real Triton, for tests, in an environment of its own
+	-.venv-test/bin/python bench/triton_server.py
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import environments
 from environments import VENVS
 from process import Launch
 
@@ -84,3 +85,10 @@ def clean(launch: Launch) -> None:
     """A killed server leaves its shared memory."""
     for region in Path("/dev/shm").glob(REGION.format(port=launch.port) + "*"):
         region.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    try:
+        environments.ensure("triton", REQUIREMENTS, environments.base_python(), unpacked=PROGRAM)
+    except environments.InstallError as error:
+        sys.exit(f"the real Triton cannot be installed: {error}")

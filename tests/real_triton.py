@@ -1,6 +1,6 @@
 """The real Triton server, with models for the tests, on free loopback ports.
 
-Installed by `make test`, in an environment of its own (bench/triton_server.py says how). Its models are Python, in a
+Installed by `make test`, in an environment of its own (`make real-triton`). Its models are Python, in a
 stub of the server's: no wheel has another backend.
 """
 
@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -114,8 +115,16 @@ def why_absent() -> str | None:
     if not STUB.exists():
         if (installed.SERVER / "python_backend_stubs").exists():
             return f"the Triton of nvidia-pytriton has no Python backend for {VERSION}"
-        return "the real Triton is not installed: make .bench/venvs/triton/made-of.txt"
+        return "the real Triton is not installed: make real-triton"
+    library = f"libpython{VERSION}.so.1.0"
+    if not any((Path(folder) / library).exists() for folder in libraries()):
+        return f"Triton's Python backend needs {library}: apt-get install libpython{VERSION}"
     return None
+
+
+def libraries() -> list[str]:
+    """Where Python's own library may lie."""
+    return [installed.library_folder(), str(sysconfig.get_config_var("LIBDIR"))]
 
 
 def free_port() -> int:
@@ -150,8 +159,8 @@ class RealTriton:
             "--backend-config=python,shm-default-byte-size=1048576",
             *self.options,
         ]  # fmt: skip
-        libraries = f"{installed.HOME / 'unpacked' / 'nvidia_pytriton.libs'}:{installed.library_folder()}"
-        environment = {"PATH": f"{installed.HOME / 'bin'}:/usr/bin:/bin", "LD_LIBRARY_PATH": libraries,
+        paths = [str(installed.HOME / "unpacked" / "nvidia_pytriton.libs"), *libraries()]
+        environment = {"PATH": f"{installed.HOME / 'bin'}:/usr/bin:/bin", "LD_LIBRARY_PATH": ":".join(paths),
                        "CUDA_VISIBLE_DEVICES": ""}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

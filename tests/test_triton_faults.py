@@ -1,0 +1,139 @@
+"""What becomes of requests when the Triton that runs their model breaks in all ways that it can."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import onnx_models
+import pytest
+import real_triton
+from conftest import ServerProcess, starting
+from real_triton import RealTriton
+
+sys.path.insert(0, str(real_triton.ROOT / "bench"))
+from faulty_proxy import FAULTS, FaultyProxy
+
+LIMIT = 0.4  # seconds that a request has
+SLACK = 0.6  # seconds by which a loaded machine may be late
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
+    if absent := real_triton.why_absent():
+        pytest.skip(absent)
+    folder = tmp_path_factory.mktemp("triton")
+    server = RealTriton(folder, real_triton.repository(folder / "models"))
+    try:
+        yield server.start("linear")
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def proxy(triton: RealTriton) -> Iterator[FaultyProxy]:
+    proxy = FaultyProxy(triton.http)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="module")
+def server(proxy: FaultyProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    root = tmp_path_factory.mktemp("repository")
+    onnx_models.affine(root / "affine" / "1" / "model.onnx")
+    (root / "linear").mkdir()
+    table = f'[triton]\nurl = "127.0.0.1:{proxy.port}"\nprobe_interval = 0.1\nconnect_timeout = 0.3\n'
+    (root / "linear" / "model.toml").write_text(f'runtime = "triton"\n{table}')
+    with starting(tmp_path_factory) as start:
+        yield start(root)
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+def ask(client: httpx.Client, model: str = "linear", limit: float | None = LIMIT, value: float = 1) -> httpx.Response:
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [value, 2, 3, 4]}
+    parameters = {} if limit is None else {"timeout": int(limit * 1e6)}
+    return client.post(f"/v2/models/{model}/infer", json={"parameters": parameters, "inputs": [tensor]})
+
+
+def until_well(client: httpx.Client) -> None:
+    deadline = time.monotonic() + 30
+    while ask(client).status_code != 200:
+        assert time.monotonic() < deadline, "it did not recover"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_a_status_within_the_deadline_and_passes_with_its_cause(
+    client: httpx.Client, proxy: FaultyProxy, fault: str
+) -> None:
+    until_well(client)
+    proxy.set(fault)
+    try:
+        for i in range(5):
+            started = time.monotonic()
+            answer = ask(client)
+            took = time.monotonic() - started
+            assert answer.status_code in FAULTS[fault][1], answer.text
+            assert i or answer.status_code in (FAULTS[fault][1] - {503} or {503}), answer.text
+            assert took < LIMIT + SLACK
+            if answer.status_code == 200:
+                assert answer.json()["outputs"][0]["data"] == [3, 5, 7, 9]
+            else:
+                assert {"error", "code"} <= set(answer.json())
+            assert ask(client, "affine").status_code == 200
+    finally:
+        proxy.set(None)
+    until_well(client)
+
+
+def test_a_url_that_fails_again_and_again_is_left_alone(client: httpx.Client, proxy: FaultyProxy) -> None:
+    until_well(client)
+    proxy.set("connection closed")
+    try:
+        for _ in range(5):
+            ask(client)
+        proxy.calls = 0
+        for _ in range(50):
+            assert ask(client).status_code in (502, 503)
+        assert proxy.calls < 25  # half open, readiness lets one through now and then
+    finally:
+        proxy.set(None)
+    until_well(client)
+
+
+def test_a_batch_is_not_sent_again_when_it_may_have_run(client: httpx.Client, proxy: FaultyProxy) -> None:
+    until_well(client)
+    proxy.set("status 500")
+    try:
+        proxy.calls = 0
+        assert ask(client).status_code == 502
+        assert proxy.calls == 1
+    finally:
+        proxy.set(None)
+
+
+def test_a_connection_that_was_kept_and_is_closed_costs_nobody_an_answer(client: httpx.Client,
+                                                                         proxy: FaultyProxy) -> None:
+    until_well(client)
+    for _ in range(20):
+        proxy.drop()
+        assert ask(client).status_code == 200
+
+
+def test_a_restart_is_survived(client: httpx.Client, triton: RealTriton) -> None:
+    until_well(client)
+    triton.stop()
+    try:
+        for _ in range(5):
+            assert ask(client).status_code in (502, 503)
+            assert ask(client, "affine").status_code == 200
+    finally:
+        triton.start("linear")
+    until_well(client)
