@@ -14,6 +14,7 @@ from test_deadlines import BODY, Peer, lane_to
 from wire import message, parse_replies
 from world import MS, World, busy, clock
 
+from fastinfer import _core
 from fastinfer.errors import (
     DeadlineUnreachableError,
     FairShareError,
@@ -493,3 +494,94 @@ def test_who_leaves_while_a_refused_body_comes_is_gone() -> None:
     assert peer.wire.eof() is False
     peer.wire.lost()
     peer.wire.data_received(b"more")
+
+
+class Crowd(World):
+    """A model of 16 rows a batch, (rows + 2) * `UNIT` ms a run, under Poisson arrivals on a clock of its own."""
+
+    UNIT, BATCH, SLO_MS, CAPACITY = 3.9, 16, 200, 210
+
+    def __init__(self, slow: list[float]) -> None:
+        super().__init__(max_batch_size=self.BATCH, slo_ms=self.SLO_MS)
+        self.slow = slow  # how many times as long the first runs take
+        self.size = 0
+        self.good = self.late = self.refused = 0
+        self.source = random.Random(5)
+        for rows in (1, self.BATCH):
+            self.batcher.seed(rows, round(self.UNIT * (rows + 2) * MS))
+
+    def turn(self) -> None:
+        waiting, running = self.batcher.pending_rows, len(self.runs)
+        super().turn()
+        if len(self.runs) > running:
+            self.size = waiting - self.batcher.pending_rows
+
+    def arrive(self) -> None:
+        due = self.now + self.SLO_MS * MS
+
+        def done(ticket: Any) -> None:
+            if ticket.error is None:
+                self.good += self.now <= due
+                self.late += self.now > due
+
+        try:
+            self.endpoint.submit(0, BODY, -1, done, _core.Arrival(self.now))
+        except OverloadedError:
+            self.refused += 1
+        self.turn()
+
+    def took(self) -> int:
+        """A run in fifty is disturbed."""
+        took = self.UNIT * (self.size + 2) * (self.slow.pop() if self.slow else 1 + abs(self.source.gauss(0, 0.02)))
+        return round((took + (self.source.uniform(5, 40) if self.source.random() < 0.02 else 0)) * MS)
+
+    def play(self, rate: float, seconds: float) -> None:
+        end, ends = self.now + round(seconds * 1e9), 0
+        while self.now < end:
+            arrives = self.now + round(self.source.expovariate(rate) * 1e9)
+            while self.runs:
+                ends = ends or self.now + self.took()
+                if ends > arrives:
+                    break
+                self.pass_time(ends - self.now)
+                self.finish_run()
+                ends = 0
+            self.pass_time(arrives - self.now)
+            self.arrive()
+
+
+@pytest.mark.parametrize("times", [3, 10])
+@pytest.mark.parametrize("slow", [[], [2, 2, 3]])
+def test_what_is_let_in_of_many_times_too_much_makes_it_and_is_as_much_as_ever(times: int, slow: list[float]) -> None:
+    """Though runs vary, and though the first ones under the load took much longer than any after them."""
+    crowd = Crowd(slow)
+    crowd.play(times * crowd.CAPACITY, 10)
+    assert crowd.good >= 0.97 * crowd.CAPACITY * 10
+    assert crowd.late <= 0.01 * (crowd.good + crowd.late)
+
+
+def test_below_the_capacity_nearly_nobody_is_refused_and_nobody_late() -> None:
+    crowd = Crowd([])
+    crowd.play(0.85 * crowd.CAPACITY, 10)
+    assert crowd.refused <= 0.02 * crowd.good
+    assert crowd.late == 0
+
+
+def test_after_a_batch_that_came_late_the_next_are_to_be_early() -> None:
+    world = world_of(10, slo_ms=51)
+    busy(world)
+    assert fill(world) == 16
+    world.finish_run(15 * MS)
+    for _ in range(4):
+        world.finish_run(10 * MS)  # the last one 4 ms late
+    assert (world.counted("late"), world.counted("goodput")) == (4, 13)
+    busy(world)
+    assert fill(world) == 12
+    while world.runs:
+        world.finish_run(10 * MS)
+    for _ in range(1000):
+        world.send(1)
+        world.turn()
+        world.finish_run(10 * MS)
+    busy(world)
+    assert fill(world) == 16

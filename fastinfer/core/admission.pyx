@@ -14,6 +14,7 @@ cdef int64_t COMPANY_NS = 10 * SECOND_NS    # for which another client that was 
 cdef int64_t URGENT_NS = 60 * SECOND_NS        # for which a head passes for as urgent as bodies said they were
 cdef int64_t STALE_NS = SECOND_NS              # since the last run, after which an idle model is tried again
 cdef double CAUTION = 1.5                   # a quantile of few runs, and a mean of fewer, err too
+cdef double RESERVE_KEPT = 511.0 / 512         # from one batch to the next
 cdef int SAMPLED = 64                       # one in so many refusals at the head is left to the body
 
 REFUSALS = (DeadlineUnreachableError, QueueFullError, QueueBytesFullError, FairShareError, ExpiredError)
@@ -25,6 +26,7 @@ assert len(REFUSALS) == REASON_COUNT - 1
 cdef struct Outlook:
     double wait                 # nanoseconds until a run can begin
     double doubt                # the square of what may be added to it
+    double reserve              # and what is, since others came late
     double remaining            # until the deadline
     Guess run                   # of a full batch
     Py_ssize_t rows             # of that batch
@@ -40,7 +42,7 @@ cdef double takes(const Outlook* outlook, double rows) noexcept nogil:
     """
     cdef double runs = ceil(ceil(rows / outlook.rows) / outlook.instances)
     cdef double spread = outlook.run.high - outlook.run.mean
-    cdef double doubt = CAUTION * sqrt(outlook.doubt + runs * spread * spread)
+    cdef double doubt = CAUTION * sqrt(outlook.doubt + runs * spread * spread) + outlook.reserve
     return outlook.wait + runs * outlook.run.mean + min(doubt, outlook.remaining / 2)
 
 
@@ -97,6 +99,7 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, Holding held, in
     if not outlook.run.known:
         return ADMITTED
     outlook.instances = batcher.instances
+    outlook.reserve = batcher.reserve_ns
     look_at_runs(batcher, asked.now, &outlook)
     if idle and asked.rows <= outlook.rows:
         own = batcher.cost.guess(asked.rows)
@@ -170,6 +173,21 @@ cdef bint displaces(Batcher batcher, const Asked* asked, const Outlook* outlook,
         i -= 1
     ahead[0] = rows
     return True
+
+
+cdef void note_lateness(Batcher batcher, Batch batch, int64_t now) noexcept:
+    """A batch is done. By as much as it was late the next ones are to be early, whatever it was that took longer.
+
+    The reserve wears off in some hundred batches, so that less than one in a hundred comes late where such things
+    happen again and again; where the queue is seldom long none comes late, and nothing is held back.
+    """
+    cdef double late = <double>now - batch.earliest
+    if batch.earliest == NEVER or batch.timed_out:
+        return
+    if late <= 0:
+        batcher.reserve_ns *= RESERVE_KEPT
+    else:  # no more than is taken into account at most
+        batcher.reserve_ns = min(batcher.reserve_ns + late, max(0.0, (<double>batch.earliest - batch.created_ns) / 2))
 
 
 cdef void note_lag(Batcher batcher, int64_t took, int64_t now) noexcept:

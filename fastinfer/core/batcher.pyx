@@ -658,6 +658,7 @@ cdef class Batcher:
         cdef int64_t now = monotonic_ns()
         cdef Slot slot
         batch.state = DONE
+        note_lateness(self, batch, now)
         batch.unread = len(batch.slots)
         for slot in batch.slots:
             if error is not None:

@@ -8,6 +8,9 @@ cdef extern from *:
     int __builtin_clzll(unsigned long long) nogil
 
 
+cdef double MOST_OVER_MEAN = 1.25           # that a batch is cut for
+
+
 @cython.final
 cdef class Cost:
     """What a run of n rows takes: for each power of two of n a mean, which follows, and a high quantile.
@@ -139,14 +142,19 @@ cdef class Cost:
                     self.window[level][i] *= ratio
 
     cdef Py_ssize_t most(self, double nanoseconds, Py_ssize_t limit) noexcept nogil:
-        """The most rows, at least one and at most ``limit``, whose run stays under so long at the high quantile."""
+        """The most rows, at least one and at most ``limit``, whose run stays under so long.
+
+        At the high quantile, but no more than some over the mean: what makes single runs slow makes small ones slow
+        too, and many small ones carry less.
+        """
         cdef Py_ssize_t low = 1, high = limit, middle
         cdef Guess guess = self.guess(limit)
         if not guess.known or guess.high <= nanoseconds:
             return limit
         while low < high:
             middle = (low + high + 1) // 2
-            if self.guess(middle).high <= nanoseconds:
+            guess = self.guess(middle)
+            if min(guess.high, MOST_OVER_MEAN * guess.mean) <= nanoseconds:
                 low = middle
             else:
                 high = middle - 1
