@@ -254,3 +254,86 @@ def message(connection: socket.socket) -> bytes | None:
             return None
         data += piece
     return data
+
+
+# What is done to bytes, whatever the protocol, and the statuses.
+BROKEN: dict[str, set[int]] = {
+    "no connection": {503},
+    "connections reset": {502, 503},
+    "connections that answer nothing": {504, 503},
+    "connections that stall": {504, 503},
+    "noise in place of answers": {502, 503},
+}
+
+
+class BrokenWire:
+    """Carries bytes between a free port of the loopback and another; `fault` is one of BROKEN, or None for none."""
+
+    def __init__(self, upstream: int) -> None:
+        self.upstream = upstream
+        self.fault: str | None = None
+        self.listener: socket.socket | None = None
+        self.port = 0
+        self.open: set[socket.socket] = set()
+        self.listen()
+
+    def listen(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
+
+    def set(self, fault: str | None) -> None:
+        self.fault = fault
+        if fault == "no connection":
+            self.close()
+        elif self.listener is None:
+            self.listen()
+        if fault != "connections that stall":
+            self.drop()
+
+    def drop(self) -> None:
+        for each in list(self.open):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        if self.listener is not None:
+            self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
+            self.listener = None
+        self.drop()
+
+    def accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self.upstream), timeout=PATIENCE)
+            except OSError:
+                near.close()
+                continue
+            for source, target, answers in ((near, far, False), (far, near, True)):
+                threading.Thread(target=self.carry, args=(source, target, answers), daemon=True).start()
+
+    def carry(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        self.open.add(source)
+        try:
+            while piece := source.recv(1 << 16):
+                if self.fault == "connections reset":
+                    target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    break
+                if self.fault in ("connections that answer nothing", "connections that stall"):
+                    continue
+                if self.fault == "noise in place of answers" and answers:
+                    piece = bytes(reversed(piece))
+                target.sendall(piece)
+        except OSError:
+            pass
+        finally:
+            self.open.discard(source)
+            for each in (source, target):
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            source.close()

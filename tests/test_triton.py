@@ -49,15 +49,20 @@ def tensor(name: str, array: Any, datatype: str = "FP32") -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.ravel().tolist()}
 
 
+@pytest.fixture(scope="module", params=["http", "grpc"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def client(triton: RealTriton, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def client(triton: RealTriton, protocol: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server with several models of one Triton."""
     from conftest import starting
 
     root = tmp_path_factory.mktemp("repository")
     for name in ("linear", "told", "alone", "wide", "types"):
-        add(root, name, triton)
-    add(root, "first", triton, table='model = "linear"\nversion = 1')
+        add(root, name, triton, protocol=protocol)
+    add(root, "first", triton, table='model = "linear"\nversion = 1', protocol=protocol)
     with starting(tmp_path_factory) as start, start(root).client() as client:
         yield client
 
@@ -157,8 +162,8 @@ def test_what_triton_says_of_a_request_stays_what_it_says(client: httpx.Client, 
     assert client.post("/v2/models/linear/infer", json={"inputs": [tensor("x", X)]}).status_code == 200
 
 
-def test_in_process(triton: RealTriton, tmp_path: Path) -> None:
-    model = fastinfer.load(add(tmp_path, "linear", triton))
+def test_in_process(triton: RealTriton, protocol: str, tmp_path: Path) -> None:
+    model = fastinfer.load(add(tmp_path, "linear", triton, protocol=protocol))
     try:
         assert model.version == "3"
         x = np.arange(200, dtype=np.float32).reshape(50, 4)
@@ -171,9 +176,10 @@ def test_in_process(triton: RealTriton, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "reason"), [("sequence", "sequence_batching"), ("decoupled", "decoupled")])
-def test_models_of_other_kinds_are_refused(triton: RealTriton, tmp_path: Path, name: str, reason: str) -> None:
+def test_models_of_other_kinds_are_refused(triton: RealTriton, protocol: str, tmp_path: Path, name: str,
+                                           reason: str) -> None:
     with pytest.raises(ModelLoadError, match=reason) as caught:
-        fastinfer.load(add(tmp_path, name, triton))
+        fastinfer.load(add(tmp_path, name, triton, protocol=protocol))
     assert str(tmp_path / name / "model.toml") in str(caught.value)
 
 
@@ -192,11 +198,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 40) -> None:
 
 
 def test_a_model_comes_up_when_triton_does_and_again_after_a_restart(
-    triton: RealTriton, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, start_server: Start
+    triton: RealTriton, protocol: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, start_server: Start
 ) -> None:
     late = RealTriton(tmp_path_factory.mktemp("late"), triton.models)
     onnx_models.affine(tmp_path / "affine" / "1" / "model.onnx")
-    add(tmp_path, "linear", late, table="probe_interval = 0.1")
+    add(tmp_path, "linear", late, table="probe_interval = 0.1", protocol=protocol)
     server = start_server(tmp_path)
     body = {"inputs": [tensor("x", X)]}
     with server.client() as client:
@@ -223,9 +229,9 @@ def test_a_model_comes_up_when_triton_does_and_again_after_a_restart(
             late.stop()
 
 
-def test_a_version_that_is_not_there(triton: RealTriton, tmp_path: Path) -> None:
+def test_a_version_that_is_not_there(triton: RealTriton, protocol: str, tmp_path: Path) -> None:
     with pytest.raises(FastinferError, match="2") as caught:
-        fastinfer.load(add(tmp_path, "linear", triton, table="version = 2"))
+        fastinfer.load(add(tmp_path, "linear", triton, table="version = 2", protocol=protocol))
     assert caught.value.status == 503
 
 

@@ -14,7 +14,7 @@ from conftest import ServerProcess, starting
 from real_triton import RealTriton
 
 sys.path.insert(0, str(real_triton.ROOT / "bench"))
-from faulty_proxy import FAULTS, FaultyProxy
+from faulty_proxy import BROKEN, FAULTS, BrokenWire, FaultyProxy
 
 LIMIT = 0.4  # seconds that a request has
 SLACK = 0.6  # seconds by which a loaded machine may be late
@@ -40,12 +40,20 @@ def proxy(triton: RealTriton) -> Iterator[FaultyProxy]:
 
 
 @pytest.fixture(scope="module")
-def server(proxy: FaultyProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def wire(triton: RealTriton) -> Iterator[BrokenWire]:
+    wire = BrokenWire(triton.grpc)
+    yield wire
+    wire.close()
+
+
+@pytest.fixture(scope="module")
+def server(proxy: FaultyProxy, wire: BrokenWire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("repository")
     onnx_models.affine(root / "affine" / "1" / "model.onnx")
-    (root / "linear").mkdir()
-    table = f'[triton]\nurl = "127.0.0.1:{proxy.port}"\nprobe_interval = 0.1\nconnect_timeout = 0.3\n'
-    (root / "linear" / "model.toml").write_text(f'runtime = "triton"\n{table}')
+    for name, url in (("linear", f"http://127.0.0.1:{proxy.port}"), ("called", f"grpc://127.0.0.1:{wire.port}")):
+        (root / name).mkdir()
+        table = f'[triton]\nurl = "{url}"\nmodel = "linear"\nprobe_interval = 0.1\nconnect_timeout = 0.3\n'
+        (root / name / "model.toml").write_text(f'runtime = "triton"\n{table}')
     with starting(tmp_path_factory) as start:
         yield start(root)
 
@@ -62,9 +70,9 @@ def ask(client: httpx.Client, model: str = "linear", limit: float | None = LIMIT
     return client.post(f"/v2/models/{model}/infer", json={"parameters": parameters, "inputs": [tensor]})
 
 
-def until_well(client: httpx.Client) -> None:
+def until_well(client: httpx.Client, model: str = "linear") -> None:
     deadline = time.monotonic() + 30
-    while ask(client).status_code != 200:
+    while ask(client, model).status_code != 200:
         assert time.monotonic() < deadline, "it did not recover"
         time.sleep(0.05)
 
@@ -91,6 +99,22 @@ def test_a_fault_is_a_status_within_the_deadline_and_passes_with_its_cause(
     finally:
         proxy.set(None)
     until_well(client)
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_over_grpc(client: httpx.Client, wire: BrokenWire, fault: str) -> None:
+    until_well(client, "called")
+    wire.set(fault)
+    try:
+        for _ in range(5):
+            started = time.monotonic()
+            answer = ask(client, "called")
+            assert answer.status_code in BROKEN[fault], answer.text
+            assert time.monotonic() - started < LIMIT + SLACK
+            assert ask(client, "affine").status_code == 200
+    finally:
+        wire.set(None)
+    until_well(client, "called")
 
 
 def test_a_url_that_fails_again_and_again_is_left_alone(client: httpx.Client, proxy: FaultyProxy) -> None:
@@ -127,7 +151,7 @@ def test_a_connection_that_was_kept_and_is_closed_costs_nobody_an_answer(client:
         assert ask(client).status_code == 200
 
 
-def test_a_restart_is_survived(client: httpx.Client, triton: RealTriton) -> None:
+def test_a_restart_is_survived(client: httpx.Client, server: ServerProcess, triton: RealTriton) -> None:
     until_well(client)
     triton.stop()
     try:
@@ -137,3 +161,5 @@ def test_a_restart_is_survived(client: httpx.Client, triton: RealTriton) -> None
     finally:
         triton.start("linear")
     until_well(client)
+    until_well(client, "called")
+    assert "Traceback" not in server.log()

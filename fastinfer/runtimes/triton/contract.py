@@ -48,7 +48,7 @@ class Contract:
             contract = cls(
                 model=name,
                 version=max(map(str, metadata["versions"]), key=int),
-                platform=str(metadata["platform"] or configuration.get("backend") or "triton"),
+                platform=str(metadata.get("platform") or configuration.get("backend") or "triton"),
                 inputs=tuple(tensor(each, place) for each in metadata["inputs"]),
                 outputs=tuple(tensor(each, place) for each in metadata["outputs"]),
                 max_batch_size=max_batch_size,

@@ -1,6 +1,7 @@
 """One batch to Triton and back: what is asked, how it is checked, what its failures mean."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -57,6 +58,12 @@ class Link(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def microseconds(question: Question) -> int | None:
+    """The time that is left for a batch, as Triton takes it; None where there is no end to it."""
+    left = question.deadline - time.monotonic()
+    return max(1, int(left * 1e6)) if left < 1e6 else None
 
 
 def unreachable(why: object) -> Failed:

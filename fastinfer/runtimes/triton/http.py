@@ -3,7 +3,6 @@
 import io
 import json
 import ssl
-import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +19,7 @@ from fastinfer.runtimes.triton.exchange import (
     for_client,
     garbage,
     lost,
+    microseconds,
     most_bytes,
     refused,
     taken,
@@ -135,13 +135,12 @@ def written(contract: Contract, question: Question) -> tuple[bytes, int]:
         array = question.inputs[tensor.name]
         each = InferInput(tensor.name, list(array.shape), tensor.datatype)
         inputs.append(each.set_data_from_numpy(for_client(tensor, array)))
-    left = question.deadline - time.monotonic()
     body, json_size = InferenceServerClient.generate_request_body(
         inputs,
         outputs=[InferRequestedOutput(tensor.name, binary_data=True) for tensor in contract.outputs],
         request_id=question.id,
         priority=question.priority,
-        timeout=max(1, int(left * 1e6)) if left < 1e6 else None,
+        timeout=microseconds(question),
     )
     return body, json_size if json_size is not None else len(body)
 

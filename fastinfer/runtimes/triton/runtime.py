@@ -153,7 +153,8 @@ class TritonRuntime(RemoteRuntime):
         loop = asyncio.get_running_loop()
         links = self.links.get(loop)
         if links is None:
-            links = self.links[loop] = [link_to(address, self.config) for address in self.config.addresses]
+            own = loop is self.keeper.loop
+            links = self.links[loop] = [link_to(address, self.config, own) for address in self.config.addresses]
             if loop is self.keeper.loop:
                 self.keeper.links = links
         return links
@@ -191,7 +192,12 @@ def highest(metadata: Mapping[str, Any]) -> str:
     return max(filter(str.isdigit, map(str, told if isinstance(told, list) else [])), key=int, default="")
 
 
-def link_to(address: str, config: TritonConfig) -> Link:
+def link_to(address: str, config: TritonConfig, own: bool) -> Link:
+    """`own` is for a loop of ours in place of a server's."""
+    if config.transport == "grpc":
+        from fastinfer.runtimes.triton.grpc import GrpcLink
+
+        return GrpcLink(address, config, threads=own)
     from fastinfer.runtimes.triton.http import HttpLink
 
     return HttpLink(address, config)
