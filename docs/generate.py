@@ -16,12 +16,12 @@ import click
 
 from fastinfer import errors
 from fastinfer.cli.commands import fastinfer
+from fastinfer.engines import COLUMN, PythonConfig, SklearnConfig
 from fastinfer.options import MODEL_NAME, Option, options
 from fastinfer.settings import (
     DecisionConfig,
     ModelConfig,
     OnnxConfig,
-    PythonConfig,
     ScoreConfig,
     Settings,
     TritonConfig,
@@ -113,6 +113,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "onnx": keys(OnnxConfig),
     "triton": keys(TritonConfig),
     "python": keys(PythonConfig),
+    "sklearn": keys(SklearnConfig),
     "decision": keys(DecisionConfig),
     "score": keys(ScoreConfig),
     "version policy": keys(VersionPolicy),
@@ -140,6 +141,11 @@ def model_schema() -> dict[str, Any]:
         "type": "object", "description": "Sent with every request.", "additionalProperties": {"type": "string"}}
     schema["properties"]["triton"] = {"description": "The Triton that runs the model.", "required": ["url"], **triton}
     schema["properties"]["python"] = {"description": "How a Python model is run.", **object_schema(PythonConfig)}
+    sklearn = object_schema(SklearnConfig)
+    sklearn["properties"]["columns"] = {
+        "type": "object", "description": "Types of columns, by name.",
+        "additionalProperties": {"enum": list(COLUMN.choices)}}
+    schema["properties"]["sklearn"] = {"description": "How a scikit-learn file is loaded.", **sklearn}
     decision = object_schema(DecisionConfig)
     for name, text, value in (("classes", "Thresholds by class.", "number"), ("names", "Names by class.", "string")):
         decision["properties"][name] = {"type": "object", "description": text, "additionalProperties": {"type": value}}

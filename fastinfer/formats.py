@@ -35,14 +35,13 @@ XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
 CATBOOST = Format("catboost", "a CatBoost model", None, "CatBoost.save_model('model.onnx', format='onnx')",
                   ("catboost",))
 TORCH = Format("torch", "a PyTorch file", None, "torch.onnx.export", ("torch", "onnxscript"))
-SKOPS = Format("skops", "a skops file", None, "skops.io.load and fastinfer.importing.import_pipeline",
-               ("skops", "sklearn", "skl2onnx"))
+SKOPS = Format("sklearn", "a skops file")
 
 FORMATS = {
     ".onnx": ONNX, ".txt": LIGHTGBM, ".json": XGBOOST_JSON, ".ubj": XGBOOST_UBJ, ".cbm": CATBOOST, ".pt": TORCH,
     ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE, ".py": PYTHON,
 }
-SERVED = frozenset({ONNX.kind, LIGHTGBM.kind, PYTHON.kind})
+SERVED = frozenset({ONNX.kind, LIGHTGBM.kind, PYTHON.kind, SKOPS.kind})
 
 
 def format_of(file: Path) -> Format:
@@ -72,10 +71,6 @@ def refusal(form: Format, file: Path, name: str) -> ModelLoadError | None:
     """What to do with a file that is not served as it is, in at most two lines; None for one that is."""
     if form.kind in SERVED:
         return None
-    if form is PICKLE:
-        return ModelLoadError(
-            f"{file} is a pickle: it is imported once, then served. Loading it runs the code in it; if you trust it:\n"
-            f"  fastinfer import {shlex.quote(str(file))} --out models/{name}/1 --trust-pickle")
     if form.convert:
         sentence = f"{file} is {form.label}, which this version serves as ONNX: convert it with {form.convert}."
     else:

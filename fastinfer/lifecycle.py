@@ -26,6 +26,7 @@ from fastinfer.errors import (
 )
 from fastinfer.model import Model
 from fastinfer.repository import Found, being_written, find, find_model, outside, stamp
+from fastinfer.runtimes import trust
 from fastinfer.settings import Settings
 from fastinfer.versions import Change, Leaving, Look, Version, aliases_of, seen
 
@@ -74,6 +75,8 @@ def load_found(found: Found, settings: Settings) -> Model:
         raise found.error
     try:
         assert found.file is not None
+        if refused := trust.refusal(found.file, settings, found.name):
+            raise refused
         assert found.kind is not None
         return Model.load(
             found.name,

@@ -241,6 +241,10 @@ class Model:
         """A record that this model answers, for pages and a first curl."""
         if self.program is not None:
             return {column.name: column.example for column in self.program.columns}
+        examples = runtimes.examples_of(self.runtime)
+        if examples is not None and self.signature.batched:
+            row = {name: array[0] for name, array in examples(1).items()}
+            return {name: value.item() if value.size == 1 else value.tolist() for name, value in row.items()}
         return {tensor.name: placeholder(tensor, self.signature.batched) for tensor in self.signature.inputs}
 
     # -- load --------------------------------------------------------------------------------------------------
@@ -250,7 +254,8 @@ class Model:
         for tensor in (*self.runtime.inputs, *self.runtime.outputs):
             if not tensor.shape or tensor.shape[0] != -1:
                 return f"the first dimension of {tensor.name!r} is fixed"
-        return probe.proves_batching(self.runtime.run, Signature(self.runtime.inputs, self.runtime.outputs))
+        return probe.proves_batching(self.runtime.run, Signature(self.runtime.inputs, self.runtime.outputs),
+                                     runtimes.examples_of(self.runtime))
 
     def _fit_program(self) -> CompiledProgram | None:
         """Check that what the program makes is what the estimator takes."""
@@ -331,7 +336,7 @@ class Model:
     def _warm_up(self) -> None:
         """Run what a server will run, so that the first request is not the slow one, and learn what it costs."""
         sizes = [1] if self.unbatched else sorted({1, self.config.warmup_rows, self.config.max_batch_size})
-        times = probe.warm_up(self.run, self.inner, sizes)
+        times = probe.warm_up(self.run, self.inner, sizes, examples=runtimes.examples_of(self.runtime))
         if not times:
             logger.info("model %s takes none of the generated warm-up rows; its first request warms it", self.name)
         for rows, nanoseconds in times:
@@ -345,7 +350,8 @@ class Model:
         """
         if self.unbatched is not None:
             return True  # nothing ever runs beside it
-        culprit = probe.depends_on_batch(self.run, self.inner, self.config.max_batch_size)
+        culprit = probe.depends_on_batch(self.run, self.inner, self.config.max_batch_size,
+                                         runtimes.examples_of(self.runtime))
         if culprit is not None and self.config.batch_invariant:
             raise ModelLoadError(f"batch_invariant is true, and output {culprit!r} of a row depends on its place among "
                                  "the rows of a batch, even in batches of one size")

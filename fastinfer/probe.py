@@ -12,6 +12,7 @@ from fastinfer.runtimes import Arrays
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Arrays], Arrays]
+Examples = Callable[[int], Arrays]
 
 TOLERANCE = 1e-5  # alone and together, absolute and relative: float32 sums may be ordered by the batch
 SLOW = 0.02  # seconds; a model whose run takes longer is not run over and over at load
@@ -41,8 +42,10 @@ def draw(tensor: Tensor, shape: tuple[int, ...], style: str) -> Array:
     return values.astype(dtype).reshape(shape)
 
 
-def candidates(signature: Signature, rows: int) -> Iterator[Arrays]:
-    """Inputs of ``rows`` rows to try on a model about which only its signature is known, best first."""
+def candidates(signature: Signature, rows: int, examples: Examples | None = None) -> Iterator[Arrays]:
+    """Inputs of ``rows`` rows to try on a model, best first: of what is known of it, then of its signature alone."""
+    if examples is not None:
+        yield examples(rows if signature.batched else 1)
     variable = any(-1 in tensor.shape[1:] for tensor in signature.inputs)
     for style, size in itertools.product(STYLES, INNER_SIZES if variable else (1,)):
         yield {
@@ -56,7 +59,7 @@ def concrete(shape: tuple[int, ...], rows: int, size: int) -> tuple[int, ...]:
     return tuple((rows if axis == 0 else size) if dim < 0 else dim for axis, dim in enumerate(shape))
 
 
-def proves_batching(run: Run, signature: Signature) -> str | None:
+def proves_batching(run: Run, signature: Signature, examples: Examples | None = None) -> str | None:
     """Why the model must not be batched, or None when three rows answer alone as they do together.
 
     A symbolic first dimension is no proof: a Softmax over it makes a row's answer depend on its neighbours.
@@ -65,7 +68,7 @@ def proves_batching(run: Run, signature: Signature) -> str | None:
         if not tensor.shape or tensor.shape[0] != -1:
             return f"the first dimension of {tensor.name!r} is fixed"
     last = "no generated rows could be run"
-    for inputs in candidates(signature, 3):
+    for inputs in candidates(signature, 3, examples):
         try:
             together = run(inputs)
             alone = [run({name: array[i : i + 1].copy() for name, array in inputs.items()}) for i in range(3)]
@@ -94,13 +97,14 @@ def same(a: Array, b: Array) -> bool:
     return bool(np.array_equal(a, b))
 
 
-def depends_on_batch(run: Run, signature: Signature, largest: int) -> str | None:
+def depends_on_batch(run: Run, signature: Signature, largest: int,
+                     examples: Examples | None = None) -> str | None:
     """The output whose bits of a row depend on the batch that it runs in, or None where none does.
 
     Rows are compared alone, in batches of several sizes up to `largest`, and at several places in them. A slow model is
     tried in the largest batch only.
     """
-    for inputs in candidates(signature, largest):
+    for inputs in candidates(signature, largest, examples):
         try:
             started = time.perf_counter()
             run(inputs)
@@ -149,14 +153,15 @@ def in_batches_of(size: int, run: Run) -> Run:
     return run_in_batches
 
 
-def warm_up(run: Run, signature: Signature, sizes: list[int], repeats: int = 3) -> list[tuple[int, int]]:
+def warm_up(run: Run, signature: Signature, sizes: list[int], repeats: int = 3,
+            examples: Examples | None = None) -> list[tuple[int, int]]:
     """Run generated batches of each size; (rows, nanoseconds) of each run that worked.
 
     Empty when the model takes none of the generated values, which says nothing about real ones.
     """
     times = []
     for rows in sizes:
-        for inputs in candidates(signature, rows):
+        for inputs in candidates(signature, rows, examples):
             try:
                 run(inputs)
             except Exception:  # noqa: S112 - an engine's own; the next values may suit the model

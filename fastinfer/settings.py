@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastinfer.engines import DAY, PythonConfig, SklearnConfig
 from fastinfer.errors import ConfigurationError
 from fastinfer.options import (
     BOOLEAN,
@@ -41,7 +42,6 @@ from fastinfer.options import (
 )
 
 MIB = 1 << 20
-DAY = 86_400
 SETTINGS_FILE = Path("fastinfer.toml")
 PREFIX = "FASTINFER_"
 NOT_SETTINGS = frozenset({"FASTINFER_CONFIG", "FASTINFER_BUILD", "FASTINFER_WERROR"})  # the file's path; setup.py's
@@ -157,21 +157,6 @@ class OnnxConfig:
         ("CPUExecutionProvider",), NAMES, "onnxruntime's execution providers, preferred first; one that is not active "
         "after load is an error.")
     provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PythonConfig:
-    """The table [python] of model.toml."""
-
-    process: bool = option(
-        False, BOOLEAN, "Run the model in a process of its own, one an instance, which may crash or hang without the "
-        "server.")
-    start_timeout_ms: int = option(
-        300_000, INTEGER, "Longest time, in milliseconds, that importing the file and making the model may take.",
-        low=1, high=DAY * 1000)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -447,7 +432,7 @@ class ModelConfig:
     """What model.toml says of one model; None where the server's own setting holds."""
 
     runtime: str | None = option(
-        None, TEXT, "Engine that runs the model.", choices=("onnx", "lightgbm", "python", "triton"),
+        None, TEXT, "Engine that runs the model.", choices=("onnx", "lightgbm", "python", "sklearn", "triton"),
         unset="told by the file")
     max_batch_size: int = option(
         64, INTEGER, "Rows in a batch; 0 runs every request alone.", low=0, high=1 << 16)
@@ -481,6 +466,7 @@ class ModelConfig:
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
     triton: TritonConfig | None = None
     python: PythonConfig = field(default_factory=PythonConfig)
+    sklearn: SklearnConfig = field(default_factory=SklearnConfig)
     decision: DecisionConfig | None = None
     version_policy: VersionPolicy = field(default_factory=VersionPolicy)
     aliases: Mapping[str, int] = field(default_factory=dict)
@@ -511,7 +497,7 @@ class ModelConfig:
                                      "runtime = 'triton' and the table [triton] go together.")
         for name, declaration in ENGINES.items():
             if name in file.table:
-                values[name] = declaration(**take_table(options(declaration), file, name))
+                values[name] = declaration.read(file)
         if "version_policy" in file.table:
             policy = take_table(options(VersionPolicy), file, "version_policy")
             try:
@@ -522,8 +508,8 @@ class ModelConfig:
         return cls(**values)
 
 
-# Engines' own tables of model.toml that hold plain keys alone.
-ENGINES: Mapping[str, Any] = {"python": PythonConfig}
+# Engines' own tables of model.toml that concern nobody else.
+ENGINES: Mapping[str, Any] = {"python": PythonConfig, "sklearn": SklearnConfig}
 
 
 def _aliases(file: TomlFile) -> dict[str, int]:

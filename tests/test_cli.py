@@ -66,9 +66,12 @@ def refused(arguments: list[str], capsys) -> str:
     (["serve", "there.onx"], "there.onx: no such file or folder. Did you mean 'there.onnx'?"),
     (["serve", "empty"], "empty holds no model. A repository is <name>/<version>/model.onnx"),
     (["check", "empty"], "empty holds no model. A repository is <name>/<version>/model.onnx"),
-    (["serve", "pipeline.joblib"], "pipeline.joblib is a pickle: it is imported once, then served. Loading it runs the "
-                                   "code in it; if you trust it:\n  fastinfer import pipeline.joblib --out "
-                                   "models/pipeline/1 --trust-pickle\n"),
+    (["serve", "pipeline.joblib"], "pipeline.joblib is a pickle: loading it runs the code in it. If you trust it, "
+                                   "serve it with --trust-pickle, or import it once, which is faster and safer to "
+                                   "serve:\n  fastinfer import pipeline.joblib --out models/pipeline/1 "
+                                   "--trust-pickle\n"),
+    (["serve", "model.py"], "model.py is Python code, which runs with the server's own rights; if you trust it, add "
+                            "--allow-python-models.\n"),
     (["serve", "a b.onnx"], "a b.onnx cannot name a model"),
     (["serve", "there.onnx", "--name", "a/b"], "--name is 'a/b'; it takes letters"),
     (["serve", "bad"], "bad/model.toml:2: max_batch is not a known key. Did you mean 'max_batch_size'? (1 more: see "
@@ -82,19 +85,17 @@ def test_a_mistake_is_answered_in_one_or_two_lines(folder, capsys, arguments, me
         (folder / "bad" / version / "model.onnx").write_text("x")
     (folder / "bad" / "model.toml").write_text("\nmax_batch = 1")
     (folder / "git.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
-    for name in ("there.onnx", "pipeline.joblib", "a b.onnx"):
+    for name in ("there.onnx", "pipeline.joblib", "model.py", "a b.onnx"):
         (folder / name).write_text("x")
     assert refused(arguments, capsys).startswith(message)
 
 
 @pytest.mark.parametrize(("file", "content", "extra"), [
-    ("model.txt", "tree\nversion=v4\n", "lightgbm"),
     ("model.json", '{"learner":{}}', "xgboost"),
     ("model.ubj", "{L", "xgboost"),
     ("model.cbm", "CBM1", "catboost"),
     ("model.pt2", "PK", "torch"),
     ("model.pt", "PK", "torch"),
-    ("model.skops", "PK", "skops"),
 ])
 def test_a_model_without_its_extra_prints_the_pip_line(folder, capsys, monkeypatch, file, content, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -201,7 +202,7 @@ def test_an_import_that_cannot_be_is_answered_in_one_or_two_lines(folder, capsys
 
 def test_the_command_that_serve_prints_for_a_pickle_makes_what_serve_takes(folder, capsys):
     saved(folder / "my pipeline.joblib")
-    command = shlex.split(refused(["serve", "my pipeline.joblib"], capsys).splitlines()[1])
+    command = shlex.split(refused(["serve", "my pipeline.joblib", "--name", "my-pipeline"], capsys).splitlines()[1])
     assert command[:2] == ["fastinfer", "import"]
     assert main(command[1:]) == 0
     assert "models/my-pipeline/1" in capsys.readouterr().out

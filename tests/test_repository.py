@@ -152,10 +152,6 @@ def test_a_path_without_a_model_is_named(lay, path, name, message):
 
 
 @pytest.mark.parametrize(("file", "text", "message"), [
-    ("p.joblib", "x", "p.joblib is a pickle: it is imported once, then served. Loading it runs the code in it; if you "
-                      "trust it:\n  fastinfer import p.joblib --out models/p/1 --trust-pickle"),
-    ("my p.pkl", "x", "my p.pkl is a pickle: it is imported once, then served. Loading it runs the code in it; if you "
-                      "trust it:\n  fastinfer import 'my p.pkl' --out models/my-p/1 --trust-pickle"),
     ("m.txt", "a street", "m.txt is not a LightGBM model, which is the only .txt file that is a model."),
     ("m.json", '{"learner":{}}', "m.json is an XGBoost model, which is imported once, then served: "
                                  "fastinfer import m.json --out models/m/1"),
@@ -163,7 +159,6 @@ def test_a_path_without_a_model_is_named(lay, path, name, message):
     ("m.ubj", "{L", "m.ubj is an XGBoost model"),
     ("m.cbm", "CBM1", "m.cbm is a CatBoost model"),
     ("m.pt2", "PK", "m.pt2 is a PyTorch file"),
-    ("m.skops", "PK", "m.skops is a skops file"),
     ("m.csv", "a,b", "m.csv is not a model file; fastinfer serves .onnx files and the models of a folder."),
     ("features.json", "{}", "features.json is a feature program; serve the folder in which it lies, ."),
     ("m.onnx", "version https://git-lfs.github.com/spec/v1\n", "m.onnx is a Git LFS pointer, not the model itself"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastinfer.cli.serve import found
-from fastinfer.errors import FastinferError, RuntimeFailedError
+from fastinfer.errors import FastinferError, InvalidRequestError, RuntimeFailedError
 from fastinfer.settings import resolve
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ async def run_once(model: "Model") -> str:
     """
     try:
         return await answer(model)
-    except RuntimeFailedError:
+    except (RuntimeFailedError, InvalidRequestError):
         from fastinfer import probe
 
         times = [] if model.program is not None else probe.warm_up(model.runtime.run, model.inner, [1], repeats=1)

@@ -83,11 +83,12 @@ def import_(pipeline: str, out: str, sample: str | None, trust_pickle: bool) -> 
 
 
 def score(model: str, source: str, out: str, rejects: str | None, keep: str | None, features: str | None,
-          restart: bool) -> int:
+          restart: bool, allow_python_models: bool, trust_pickle: bool) -> int:
     from fastinfer.cli.score import run_score
 
     return run_score(PATH_OPTION.read(model, "MODEL"), PATH_OPTION.read(source, "IN"), PATH_OPTION.read(out, "--out"),
                      rejects=path_option(rejects, "--rejects"), restart=restart,
+                     allow_python_models=allow_python_models, trust_pickle=trust_pickle,
                      keep=() if keep is None else NAMES_OPTION.read(keep, "--keep"),
                      features=None if features is None else NAMES_OPTION.read(features, "--features"))
 
@@ -155,4 +156,6 @@ fastinfer.add_command(click.Command(
         click.Option(["--features"], metavar="NAMES", help="Columns that make up the one wide tensor of a model "
                      "without a feature program, in order.  [default: all that are not kept]"),
         click.Option(["--restart"], is_flag=True, help="Begin anew, whatever an interrupted run has done."),
+        click.Option(["--allow-python-models"], is_flag=True, help="Run MODEL where it is a Python file."),
+        click.Option(["--trust-pickle"], is_flag=True, help="Load MODEL where it is a pickle, which runs code in it."),
     ]))

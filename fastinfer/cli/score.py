@@ -12,7 +12,7 @@ EXIT_INTERRUPTED = 130
 
 
 def run_score(model: Path, source: Path, out: Path, *, rejects: Path | None, keep: Sequence[str],
-              features: Sequence[str] | None, restart: bool) -> int:
+              features: Sequence[str] | None, restart: bool, allow_python_models: bool, trust_pickle: bool) -> int:
     """Score and print a line. Returns 0, 1 if rows were rejected, 130 if a signal ended it.
 
     Raises:
@@ -20,7 +20,7 @@ def run_score(model: Path, source: Path, out: Path, *, rejects: Path | None, kee
     """
     with shown(sys.stderr.isatty()) as report:
         summary = score(model, source, out, rejects=rejects, keep=keep, features=features, restart=restart,
-                        report=report)
+                        allow_python_models=allow_python_models, trust_pickle=trust_pickle, report=report)
     print(sentence(summary, out, rejects))
     if summary.interrupted:
         return EXIT_INTERRUPTED

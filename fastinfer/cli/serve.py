@@ -76,7 +76,8 @@ def refuse_what_cannot_be_served(repository: Repository, settings: Settings) -> 
     """Raises the first model's error when every model has one: a server without any model helps nobody."""
     from fastinfer.runtimes import trust  # it brings numpy
 
-    refusals = [each.error or (each.file and trust.refusal(each.file, settings)) for each in repository.found]
+    refusals = [each.error or (each.file and trust.refusal(each.file, settings, each.name))
+                for each in repository.found]
     errors = [each for each in refusals if each is not None]
     if len(errors) == len(repository.found):
         more = f" ({len(errors) - 1} more: see fastinfer check)" if len(errors) > 1 else ""

@@ -5,7 +5,7 @@ them: dicts of name to C-contiguous array, rows first.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ RUNTIMES: Mapping[str, str] = {
     "onnx": "fastinfer.runtimes.onnx",
     "lightgbm": "fastinfer.runtimes.lightgbm",
     "python": "fastinfer.runtimes.python",
+    "sklearn": "fastinfer.runtimes.sklearn",
     "triton": "fastinfer.runtimes.triton",
 }
 
@@ -35,6 +36,8 @@ class Runtime(Protocol):
         classes: class names by output, where an output's columns have names in the file.
         native: what the core runs batches on without coming back to Python, or None.
         inline: a batch that is predicted to be short may run on the event loop; else every one runs on a thread.
+
+    One that knows which values its model takes has ``examples(rows)`` too, see ``examples_of``.
     """
 
     platform: str
@@ -47,6 +50,12 @@ class Runtime(Protocol):
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch. Safe to call from several threads; raises whatever the engine raises."""
         ...
+
+
+def examples_of(runtime: Any) -> Callable[[int], Arrays] | None:
+    """What makes inputs of so many rows that the model most likely answers, or None where nothing is known of them."""
+    examples: Callable[[int], Arrays] | None = getattr(runtime, "examples", None)
+    return examples
 
 
 class RemoteRuntime(ABC):

@@ -57,6 +57,7 @@ class Summary(NamedTuple):
 
 def score(model: Path, source: Path, out: Path, *, rejects: Path | None = None, keep: Sequence[str] = (),
           features: Sequence[str] | None = None, restart: bool = False,
+          allow_python_models: bool = False, trust_pickle: bool = False,
           report: Callable[[Progress], None] = lambda progress: None) -> Summary:
     """Score the rows of files.
 
@@ -68,6 +69,7 @@ def score(model: Path, source: Path, out: Path, *, rejects: Path | None = None, 
         keep: columns of the input that go along.
         features: the columns of a wide tensor, in order.
         restart: do not go on where a run before this one was interrupted.
+        allow_python_models, trust_pickle: as the server's settings.
         report: called after each block.
 
     Raises:
@@ -83,7 +85,8 @@ def score(model: Path, source: Path, out: Path, *, rejects: Path | None = None, 
 
     threads = usable_cpus()
     found = find_one(model)
-    loaded = load_found(found, Settings(workers=threads))
+    loaded = load_found(found, Settings(workers=threads, allow_python_models=allow_python_models,
+                                        trust_pickle=trust_pickle))
     reader = source_of(files, kind)
     first = reader.first() if isinstance(reader, Text) and kind.form == "ndjson" else {}
     fields = Fields(loaded, reader.names, first, keep, features)
