@@ -10,16 +10,19 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
 from sklearn.feature_selection import SelectKBest, VarianceThreshold
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
+    KBinsDiscretizer,
     MinMaxScaler,
     OneHotEncoder,
     OrdinalEncoder,
     PolynomialFeatures,
+    SplineTransformer,
     StandardScaler,
 )
 from sklearn_pipelines import dense, quietly
@@ -103,6 +106,8 @@ def test_integers_of_every_width(dtype: str) -> None:
                             ("two", StandardScaler(), ["a", "b"])]).fit(frame), frame)
     same(ColumnTransformer([("one", OneHotEncoder(), ["a"])], remainder="passthrough",
                            transformer_weights={"one": -1}).fit(frame), frame)
+    splines = SplineTransformer(3, extrapolation="linear", sparse_output=True)
+    same(ColumnTransformer([("code", ordinal, ["a"]), ("two", splines, ["a"])]).fit(frame), frame)
 
 
 def test_numbers_that_would_be_filled_with_text() -> None:
@@ -168,6 +173,13 @@ def test_weights_of_booleans_and_small_integers() -> None:
     frame = pd.DataFrame({"a": [1.0, np.nan, 0.5] * 4})
     same(FeatureUnion([("missing", MissingIndicator(features="all")), ("filled", SimpleImputer())],
                       transformer_weights={"missing": -1}).fit(frame), frame)
+    wide = pd.DataFrame({"a": np.arange(ROWS)})
+    plain = ColumnTransformer([("a", FunctionTransformer(), ["a"])], transformer_weights={"a": 2})
+    assert Program.from_sklearn(plain.fit(wide), sample=wide).width == 1  # floats on the wire
+    both = ColumnTransformer([("code", OrdinalEncoder(), ["a"]), ("a", "passthrough", ["a"])],
+                             transformer_weights={"a": 2})
+    with pytest.raises(ImportRefusedError, match="may overflow"):
+        Program.from_sklearn(both.fit(wide), sample=wide)
     codes = OrdinalEncoder(dtype=np.int8, encoded_missing_value=-2)
     with pytest.raises(ImportRefusedError, match="may overflow"):
         Program.from_sklearn(FeatureUnion([("codes", codes)], transformer_weights={"codes": 100}).fit(frame))
@@ -177,3 +189,11 @@ def test_infinities_that_are_filled() -> None:
     frame = pd.DataFrame({"a": np.linspace(-1, 1, ROWS), "b": np.arange(ROWS) / 3})
     same(make_pipeline(StandardScaler(), FunctionTransformer(np.nan_to_num, kw_args={"posinf": 9.0, "neginf": -9.0},
                                                              feature_names_out="one-to-one")).fit(frame), frame)
+
+
+def test_the_last_digit_of_a_matrix_product_decides_no_category() -> None:
+    frame = pd.DataFrame(np.random.default_rng(3).normal(size=(30, 3)), columns=list("abc"))
+    for after in (OneHotEncoder(handle_unknown="ignore"), KBinsDiscretizer(3, quantile_method="linear")):
+        pipeline = make_pipeline(PCA(2), StandardScaler(), after).fit(frame)
+        with pytest.raises(ImportRefusedError, match=r"pipeline\.steps\[2\]: .*last digits of a product"):
+            Program.from_sklearn(pipeline)

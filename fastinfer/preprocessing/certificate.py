@@ -304,10 +304,9 @@ def basics(column: Column) -> list[Any]:
     if column.datatype == "BOOL":
         return [True, False]
     if column.datatype == "INT64":
-        held = np.iinfo(column.dtype if column.dtype != "object" else np.int64)
-        return [column.example or 0, *[value for value in (0, -1, 2**31, 2**53 + 1, int(held.min),
-                                                           min(int(held.max), 2**63 - 1))
-                                       if held.min <= value <= held.max]]
+        least, most = bounds(column)
+        return [column.example or 0, *[value for value in (0, -1, 2**31, 2**53 + 1, least, most)
+                                       if least <= value <= most]]
     if column.dtype == DATETIME:
         return [column.example or TELLING_DATES[0], missing_text(column), *TELLING_DATES]
     if column.datatype == "BYTES":
@@ -315,6 +314,12 @@ def basics(column: Column) -> list[Any]:
     example = float(column.example) if isinstance(column.example, (int, float)) else 0.0
     return [example, math.nan, 0.0, -0.0, 1.0, -1.0, 0.1, 1 / 3, math.pi * 1e3, 16777217.0, 1e300, 5e-324, math.inf,
             -math.inf]
+
+
+def bounds(column: Column) -> tuple[int, int]:
+    """The smallest and the largest integer of the dtype that was fitted, as far as it travels."""
+    held = np.iinfo(column.dtype if column.dtype != "object" else np.int64)
+    return int(held.min), min(int(held.max), 2**63 - 1)
 
 
 def telling(step: Step, i: int, column: Column, changes: Changes = ()) -> list[Any]:
@@ -339,7 +344,8 @@ def telling(step: Step, i: int, column: Column, changes: Changes = ()) -> list[A
     found = [undone(float(value), changes) for value in numbers or () if isinstance(value, (int, float))]
     found = [value for value in found if math.isfinite(value)]
     if column.datatype == "INT64":
-        return [int(value) for value in found if value.is_integer() and abs(value) < 2**63]
+        least, most = bounds(column)
+        return [int(value) for value in found if value.is_integer() and least <= int(value) <= most]
     return [near for value in found
             for near in (value, math.nextafter(value, math.inf), math.nextafter(value, -math.inf))]
 

@@ -215,21 +215,17 @@ def classify(name: str, evidence: Evidence, sample: Sampled | None, path: str) -
     if texts if dtype is None else sample.values == "text":  # type: ignore[union-attr]
         return "BYTES", "object"
     if dtype is not None and dtype.kind == "b":
-        if sample is not None and sample.missing:
-            raise refuse(path, f"the column {name!r} holds booleans and missing values; make it text or a number")
         return "BOOL", "bool"
     holder = dtype if dtype is not None else evidence.dtype if evidence.direct else None
     boxed = holder is not None and holder.kind == "O"
     if present and all(isinstance(value, (bool, np.bool_)) for value in present):
-        if len(present) != len(evidence.categories) or (sample is not None and sample.missing):
+        if len(present) != len(evidence.categories):
             raise refuse(path, f"the column {name!r} holds booleans and missing values; make it text or a number")
         return "BOOL", "object" if boxed else "bool"
     integral = present and len(present) == len(evidence.categories) and all(is_integer(value) for value in present)
     if evidence.direct and integral and holder is not None and holder.kind in "iuO":
         return "INT64", "object" if boxed else str(holder)
     if boxed and sample is not None and sample.values == "bool":
-        if sample.missing:
-            raise refuse(path, f"the column {name!r} holds booleans and missing values; make it text or a number")
         return "BOOL", "object"
     if boxed:
         return "FP64", "object"

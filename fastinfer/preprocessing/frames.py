@@ -84,7 +84,9 @@ def is_series(data: Any) -> bool:
     """Whether the data are one column by itself: a series, a list of texts, an array of one dimension."""
     if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
         return len(data) > 0 and not isinstance(data[0], (Mapping, list, tuple))
-    return getattr(data, "ndim", 0) == 1 or type(data).__name__ in ("Series", "ChunkedArray")
+    if getattr(data, "ndim", 0) == 1 or type(data).__name__ in ("Series", "ChunkedArray"):
+        return True
+    return hasattr(data, "__arrow_c_array__") and not hasattr(data, "schema")
 
 
 def refuse_masked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -143,8 +143,10 @@ def column_transformer(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> 
 
 def without_na(trace: Trace, fitted: Any, part: Matrix, path: str) -> Matrix:
     """A frame's columns that are handed on as they are: scikit-learn refuses a row with pandas.NA there."""
+    if framing(fitted) == "polars" and part.container == "frame" and part.dtype == OBJECT:
+        raise refuse(path, "set_output makes a frame of polars of one of pandas that holds objects")
     extensions = [feature for feature in part.features if feature.extension]
-    if not extensions or framing(fitted) == "pandas":
+    if not extensions or is_framed(fitted):
         return part
     trace.write("check", path, [feature for feature in extensions if feature.kind != "integer"], allow="finite")
     return replace(part, features=tuple([replace(feature, extension=False) for feature in part.features]))
@@ -188,9 +190,12 @@ def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> M
         if not indices:
             continue
         result = OBJECT if dtype == OBJECT else np.result_type(np.empty(0, dtype), weight)
-        part = trace.numbers(replace(matrix.take(indices), container="array").as_array(result), path)
-        if result.kind in "iu" and result.itemsize < 4 and not all(feature.unsigned for feature in part.features):
+        part = replace(matrix.take(indices), container="array").as_array(result)
+        if result.kind in "iu" and any(feature.kind == "integer" or not feature.unsigned for feature in part.features):
             raise refuse(path, f"a weight of {result}, which may overflow; make the part float64")
+        if result == OBJECT and weight < 0:
+            raise refuse(path, "a negative weight of an array of objects, whose zeros may be integers, without a sign")
+        part = trace.numbers(part, path)
         part = trace.arithmetic("multiply", path, part, constant_in(weight, result))
         if result.kind in "iu":  # no -0 among integers
             part = trace.each("add", path, part, unsigned=True, by=(0.0,) * part.width)
@@ -340,6 +345,9 @@ def trace_sklearn(
     ignored = tuple([column.name for column in columns if column.name not in read])
     if len(ignored) == len(columns):
         raise refuse(path, "it reads no column")
+    for column in columns:
+        if column.datatype == "BOOL" and samples and samples[column.name].missing and column.name in read:
+            raise refuse(path, f"the column {column.name!r} holds booleans and missing values; make it text or a number")
     return Spec(tuple([column for column in columns if column.name in read]), tuple(trace.steps),
                 Output(dtype, allow, features, sparse), ignored)
 

@@ -19,6 +19,7 @@ from fastinfer.preprocessing.spec import Kind, Step
 OBJECT = np.dtype(object)
 FLOAT64 = np.dtype(np.float64)
 FLOAT32 = np.dtype(np.float32)
+EXACT = ("onehot", "ordinal", "bucketize")  # operations to which the last digit matters
 Container = Literal["frame", "polars", "array", "sparse", "series", "records"]
 
 
@@ -110,11 +111,16 @@ def refuse(path: str, reason: str) -> ImportRefusedError:
 
 @dataclass(slots=True)
 class Trace:
-    """The steps written so far, and the names that are taken."""
+    """The steps written so far, and the names that are taken.
+
+    Attributes:
+        rounded: values whose last digits depend on BLAS.
+    """
 
     steps: list[Step] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
     serial: int = 0
+    rounded: set[str] = field(default_factory=set)
 
     def names(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """New value names: the wanted one and the step's number."""
@@ -135,6 +141,11 @@ class Trace:
             return ()
         wanted = [feature.name for feature in sources] if wanted is None else wanted
         targets = self.names(wanted) if op != "check" else ()
+        product = op == "project" and not parameters.get("sparse")
+        if product or any(feature.value in self.rounded for feature in sources):
+            if op in EXACT:
+                raise refuse(path, "it tells apart the last digits of a product of matrices, which depend on BLAS")
+            self.rounded.update(targets)
         self.steps.append(Step(op, tuple([feature.value for feature in sources]), targets, parameters, path))
         return targets
 
