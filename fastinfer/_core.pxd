@@ -803,7 +803,7 @@ cdef class Batcher:
 # ---- infer.pyx ------------------------------------------------------------------------------------------------
 cdef class Arrival:
     cdef int64_t arrived_ns             # when the first byte was read
-    cdef int64_t timeout_ns             # that the head gives; 0: none
+    cdef readonly int64_t timeout_ns             # that the head gives; 0: none
     cdef int64_t key                    # whose it is, for the fair share
     cdef Connection connection          # which it leaves with, or None
 

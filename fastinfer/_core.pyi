@@ -246,6 +246,7 @@ def hold_clock(nanoseconds: int) -> None: ...
 
 @final
 class Arrival:
+    timeout_ns: int
     def __init__(self, arrived_ns: int, timeout_ns: int = 0, key: int = 0) -> None: ...
 
 @final

@@ -25,10 +25,9 @@ from fastinfer.errors import (
     UnknownVersionError,
 )
 from fastinfer.model import Model
-from fastinfer.repository import Found, being_written, find, find_model, outside, stamp
-from fastinfer.runtimes import trust
+from fastinfer.repository import Found, find, find_model, outside, stamp
 from fastinfer.settings import Settings
-from fastinfer.versions import Change, Leaving, Look, Version, aliases_of, seen
+from fastinfer.versions import Change, Leaving, Look, Version, aliases_of, load_found, load_whole, seen
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastinfer.lifecycle")
 
 SWITCH_INTERVAL = 0.0005  # seconds a worker thread may keep the interpreter from the loop
-TRIALS = 3  # loads of a version whose files change meanwhile
-WRITTEN_WITHIN = 2.0  # seconds in which a file that is being written may be complete
-LOOK_AGAIN = 0.02  # seconds between two looks whether it is
 FIRST_LOOK, LAST_LOOK = 0.01, 1.0  # seconds between two looks whether a version that was replaced is still needed
 AT = ("@", "%40")  # before an alias in a path
 
@@ -68,30 +64,6 @@ def find_one(path: Path, version: str | None = None) -> Found:
         raise ConfigurationError(f"{path}: one model is wanted, and this is {names}")
     return found[0]
 
-
-def load_found(found: Found, settings: Settings) -> Model:
-    """Load what the repository holds; whatever goes wrong is an error of ours that names the file."""
-    if found.error is not None:
-        raise found.error
-    try:
-        assert found.file is not None
-        if refused := trust.refusal(found.file, settings, found.name):
-            raise refused
-        assert found.kind is not None
-        return Model.load(
-            found.name,
-            found.version,
-            found.file,
-            kind=found.kind,
-            features=found.program,
-            config=found.config,
-            settings=settings,
-        )
-    except FastinferError:
-        raise
-    except Exception as error:  # an engine's own failure must not keep the other models from being served
-        logger.debug("loading %s", found.file, exc_info=True)
-        raise ModelLoadError(f"{found.file}: {type(error).__name__}: {error}") from error
 
 
 class Registry:
@@ -188,7 +160,7 @@ class Registry:
         for key, found in list(self._loading.items()):
             assert found is not None
             try:
-                self._serve(self._load(found))
+                self._serve(self._away(found) or self._load(found))
             except FastinferError as error:
                 self._fail(*key, str(error))
                 self._unready.add(key)
@@ -201,23 +173,11 @@ class Registry:
         self.failures = {**self.failures, (name, version): reason}
 
     def _load(self, found: Found) -> Version:
-        """Load a version of which nothing changes meanwhile; blocks.
-
-        Raises:
-            FastinferError: it does not load.
-        """
-        for _ in range(TRIALS):
-            if found.error is not None:
-                raise found.error
-            before = stamp(found)
-            wait_until_written(found)
-            model = load_found(found, self.settings)
-            if stamp(found).files == before.files:
-                self._register(model)
-                return Version(found, before, model)
-            # Half of it may be of one state of the files, half of another.
-            found = next((each for each in self._on_disk(found.name) if each.version == found.version), found)
-        raise ModelLoadError(f"{found.folder} changes again and again while it is loaded")
+        """Load a version of which nothing changes meanwhile; blocks; raises as `load_whole`."""
+        version = load_whole(found, self.settings, self._on_disk)
+        assert version.model is not None
+        self._register(version.model)
+        return version
 
     def _on_disk(self, name: str) -> list[Found]:
         """A model's versions as they lie there now.
@@ -232,11 +192,12 @@ class Registry:
 
     def _serve(self, version: Version) -> None:
         """Put a version beside those of its model."""
-        found = version.found
+        found, model = version.found, version.model
         if self._loop is not None:
             self._attach_one(version)
         self._aliases = {**self._aliases, found.name: aliases_of([found])}
-        self._set(found.name, {**self._versions.get(found.name, {}), version.model.version: version})
+        number = found.version if model is None else model.version
+        self._set(found.name, {**self._versions.get(found.name, {}), number: version})
 
     def _set(self, name: str, versions: dict[str, Version]) -> None:
         others = {each: table for each, table in self._versions.items() if each != name}
@@ -285,6 +246,7 @@ class Registry:
             version = self._load(found)
             if self._loop is not None:
                 self._attach_one(version)
+            assert version.model is not None
             change.loaded[version.model.version] = version  # which another server tells
             self._note_absence(found.name, None)
         except FastinferError as error:
@@ -318,8 +280,9 @@ class Registry:
             if version in served:
                 model, said = served[version].model, found.config
                 served[version].found = found
-                model.config = dataclasses.replace(
-                    model.config, version_policy=said.version_policy, aliases=said.aliases)
+                if model is not None:
+                    model.config = dataclasses.replace(
+                        model.config, version_policy=said.version_policy, aliases=said.aliases)
         before = self._aliases.get(name, {}) if change.failures else {}
         now = {alias: version if version in versions else before.get(alias, version)
                for alias, version in change.aliases.items()}
@@ -331,11 +294,11 @@ class Registry:
         for version, reason in change.failures.items():
             self._fail(name, version, reason)
         self._unready -= {key for key in self._unready if key[0] == name and key not in self.failures}
-        if self._lane is not None:
-            self._lane.open(Routes(self.endpoints()))
+        self._open()
         for version, record in served.items():
             if versions.get(version) is not record:
                 self._leave(record)
+        self.make_room(0)
 
     def discard(self, change: Change) -> None:
         """Let go of what a change has loaded; nothing of what is served changes."""
@@ -351,6 +314,9 @@ class Registry:
     def _leave(self, version: Version) -> None:
         """Answer what it has, then free it."""
         model, executor = version.model, version.executor
+        version.model = version.executor = None
+        if model is None:
+            return
         self._leaving.append(Leaving(model.name, model.version, weakref.ref(model), model.batcher,
                                      [model.batcher, model.program], model.closes, executor))
         if self._loop is None or self._loop.is_closed():
@@ -376,6 +342,75 @@ class Registry:
         if self._leaving and self._loop is not None:
             self._next_look = self._loop.call_later(wait, self._see_off, min(2 * wait, LAST_LOOK))
 
+    # ---- memory ----------------------------------------------------------------------------------------------
+    def _away(self, found: Found) -> Version | None:
+        """A version as it is without being in memory, where memory_budget leaves no room for it at the start."""
+        budget = self.settings.memory_budget
+        if budget is None or found.error is not None or found.config.triton is not None:
+            return None
+        now = stamp(found)
+        return Version(found, now, None, now.size) if self.resident + now.size > budget else None
+
+    @property
+    def resident(self) -> int:
+        """Bytes that the versions in memory take, as far as that is known."""
+        return sum(each.size for each in self._all() if each.model is not None)
+
+    def make_room(self, size: int, but: Version | None = None) -> None:
+        """Have the least recently used versions leave until so many bytes have room; on the loop's thread."""
+        budget = self.settings.memory_budget
+        if budget is None:
+            return
+        leaving = []
+        resident = self.resident
+        for each in sorted(self._all(), key=lambda version: version.used_ns):
+            if resident + size <= budget:
+                break
+            if each.model is not None and each is not but and each.model.closes is None:
+                leaving.append(each)
+                resident -= each.size
+        for each in leaving:
+            logger.info("model %s version %s leaves the memory", each.found.name, each.found.version)
+            self._leave(each)
+        if leaving:
+            self._open()
+
+    def bring(self, version: Version) -> Version:
+        """Load a version again that has left the memory; blocks, on a thread of its own.
+
+        Raises:
+            NotReadyError: it does not load; the index says why.
+        """
+        budget = self.settings.memory_budget or 0
+        name, number = version.found.name, version.found.version
+        try:
+            if stamp(version.found).size > budget:
+                raise ModelLoadError(f"its files are larger than memory_budget, {budget} bytes")
+            loaded = self._load(version.found)
+            if self._loop is not None:
+                self._attach_one(loaded)
+        except FastinferError as error:
+            version.failed_ns = time.monotonic_ns()
+            self._fail(name, number, str(error))
+            logger.error("model %s version %s: %s", name, number, error)
+            raise self._absence(name, number) from None
+        if loaded.stamp.files != version.stamp.files:
+            logger.warning("model %s version %s: its files are not those of its load before", name, number)
+        return loaded
+
+    def put_back(self, version: Version, loaded: Version) -> None:
+        """Serve a version that is in memory again; on the loop's thread."""
+        name, number = version.found.name, version.found.version
+        if self._versions.get(name, {}).get(number) is not version or version.model is not None:
+            self._leave(loaded)  # it has been unloaded, or replaced, meanwhile
+            return
+        version.found, version.stamp, version.size = loaded.found, loaded.stamp, loaded.size
+        version.model, version.executor = loaded.model, loaded.executor
+        version.loaded_ns, version.failed_ns = loaded.loaded_ns, 0
+        self.failures = {key: reason for key, reason in self.failures.items() if key != (name, number)}
+        self.make_room(0, but=version)
+        self._open()
+
     # ---- the loop --------------------------------------------------------------------------------------------
     def attach(self, loop: "asyncio.AbstractEventLoop") -> None:
         """Serve from this loop; models that load later are attached as they come."""
@@ -387,6 +422,8 @@ class Registry:
     def _attach_one(self, version: Version) -> None:
         loop, model = self._loop, version.model
         assert loop is not None
+        if model is None:
+            return
         context = contextvars.Context()  # one for all, so that no request pays for a copy
         executor = version.executor or ThreadPoolExecutor(
             model.config.instances + 1, thread_name_prefix=f"run-{model.name}")
@@ -408,7 +445,11 @@ class Registry:
     def open(self, lane: Lane) -> None:
         """Have what is served, now and later, answered by the fast lane too."""
         self._lane = lane
-        lane.open(Routes(self.endpoints()))
+        self._open()
+
+    def _open(self) -> None:
+        if self._lane is not None:
+            self._lane.open(Routes(self.endpoints()))
 
     def shut(self) -> None:
         """Leave everything to the standard lane, from now on."""
@@ -418,7 +459,14 @@ class Registry:
 
     # ---- what there is ---------------------------------------------------------------------------------------
     def get(self, name: str, version: str | None = None) -> Model:
-        """The model that answers; without a version the highest loaded one.
+        """The model that answers; raises as `lookup`, and NotReadyError while it is not in memory."""
+        model = self.lookup(name, version).model
+        if model is None:
+            raise NotReadyError(f"model {name!r} is not in memory")
+        return model
+
+    def lookup(self, name: str, version: str | None = None) -> Version:
+        """The version that answers; without one the highest that there is.
 
         Args:
             name: of the model, or with an alias: ``credit@champion``.
@@ -433,9 +481,9 @@ class Registry:
             version = self._aliased(base, alias, version)
         if versions is not None:
             if version is None:
-                return next(iter(versions.values())).model
+                return next(iter(versions.values()))
             if version in versions:
-                return versions[version].model
+                return versions[version]
         raise self._absence(base, version)
 
     def _aliased(self, name: str, alias: str, version: str | None) -> str | None:
@@ -474,11 +522,14 @@ class Registry:
         return result
 
     def models(self) -> list[Model]:
-        """Every loaded version of every model."""
-        return [version.model for versions in self._versions.values() for version in versions.values()]
+        """Every version of every model that is in memory."""
+        return [each.model for each in self._all() if each.model is not None]
+
+    def _all(self) -> list[Version]:
+        return [version for versions in self._versions.values() for version in versions.values()]
 
     def endpoints(self) -> list[tuple[Endpoint, list[str]]]:
-        """Every loaded version's spine, and what it is addressed by in a path."""
+        """The spine of every version in memory, and what it is addressed by in a path."""
         result = []
         for name, versions in self._versions.items():
             aliases = self._aliases.get(name, {})
@@ -486,7 +537,8 @@ class Registry:
                 mine = [alias for alias, each in aliases.items() if each == number]
                 # Clients that encode a path encode the @ too.
                 addresses = [f"{name}/versions/{number}", *(f"{name}{at}{alias}" for alias in mine for at in AT)]
-                result.append((version.model.endpoint, addresses + [name] * (index == 0)))
+                if version.model is not None:
+                    result.append((version.model.endpoint, addresses + [name] * (index == 0)))
         return result
 
     def model_ready(self, name: str, version: str | None = None) -> bool:
@@ -496,7 +548,8 @@ class Registry:
             UnknownModelError, UnknownVersionError: there is no such model.
         """
         try:
-            return not self.closed and self.get(name, version).ready
+            found = self.lookup(name, version)
+            return not self.closed and (not found.failed_ns if found.model is None else found.model.ready)
         except NotReadyError:
             return False
 
@@ -547,17 +600,19 @@ class Registry:
         Args:
             others: versions that are told of as unloaded where there is nothing else to tell of them.
         """
-        entries = {
-            (model.name, model.version): ("READY", self.failures.get((model.name, model.version), ""))
-            for model in self.models()
-        }
+        entries = {}
+        for name, versions in self._versions.items():
+            for number, version in versions.items():
+                state = "UNAVAILABLE" if version.model is None and version.failed_ns else "READY"
+                reason = "" if version.model is not None else "not in memory: it is loaded when it is asked for"
+                entries[name, number] = state, self.failures.get((name, number), reason)
         if not ready_only:
-            states = [(key, ("UNAVAILABLE", reason)) for key, reason in self.failures.items()]
-            states += [(key, ("LOADING", "")) for key in list(self._loading)]
-            states += [((each.name, each.version), ("UNLOADING", "")) for each in list(self._leaving)]
-            states += [(key, ("UNAVAILABLE", "unloaded")) for key in others]  # in Triton's word
-            for key, state in states:
-                entries.setdefault(key, state)
+            told = [(key, ("UNAVAILABLE", reason)) for key, reason in self.failures.items()]
+            told += [(key, ("LOADING", "")) for key in list(self._loading)]
+            told += [((each.name, each.version), ("UNLOADING", "")) for each in list(self._leaving)]
+            told += [(key, ("UNAVAILABLE", "unloaded")) for key in others]  # in Triton's word
+            for key, each in told:
+                entries.setdefault(key, each)
         return [
             {"name": name, "version": version, "state": state, "reason": reason}
             for (name, version), (state, reason) in sorted(entries.items())
@@ -577,18 +632,3 @@ class Registry:
             each.batcher.close()
             if each.executor is not None:
                 each.executor.shutdown(wait=False, cancel_futures=True)
-
-
-
-
-def wait_until_written(found: Found) -> None:
-    """Wait a moment for whoever has one of a version's files open for writing.
-
-    Raises:
-        ModelLoadError: it takes longer.
-    """
-    deadline = time.monotonic() + WRITTEN_WITHIN
-    while (path := being_written(found)) is not None:
-        if time.monotonic() >= deadline:
-            raise ModelLoadError(f"{path} is still being written")
-        time.sleep(LOOK_AGAIN)

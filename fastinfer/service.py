@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from fastinfer.lifecycle import Registry
     from fastinfer.model import Model
     from fastinfer.settings import Settings
+    from fastinfer.versions import Version
 
 logger = logging.getLogger("fastinfer")
+LONGEST_LOAD = 60.0  # seconds in which a request waits for a model to be in memory
+DAY_MS = 86_400_000  # the longest slo_ms
+FAILED_FOR_NS = 5_000_000_000  # after which a load that failed is tried again for the next request
 MOST_CHANGES = 256  # that wait for each other
 FIRST_LOOK, LAST_LOOK = 0.5, 8.0  # seconds between two looks for models that another server runs
 T = TypeVar("T")
@@ -63,6 +67,7 @@ class Service:
         self.polls = True
         self._looking: threading.Thread | None = None
         self._changing = asyncio.Lock()
+        self._bringing: dict[Version, asyncio.Task[Model]] = {}
         self._changes: set[asyncio.Task[None]] = set()
 
     def start(self) -> Future[None]:
@@ -127,22 +132,71 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether no thread loads or runs a model any more."""
-        return not self._changes and (self._loading is None or (self._loading.done() and self.registry.idle))
+        if self._changes or self._bringing:
+            return False
+        return self._loading is None or (self._loading.done() and self.registry.idle)
 
     async def model(self, name: str, version: str | None) -> Model:
-        """The model that a path names; the highest loaded version where `version` is None.
+        """The model that a path names, loaded where it is not in memory.
+
+        Args:
+            version: the highest that there is where it is None.
 
         Raises:
             NotReadyError: it is loading, or failed to load.
             UnknownModelError, UnknownVersionError: there is none.
         """
+        found = await self.lookup(name, version)
+        return found.model or await self.bring(found)
+
+    async def lookup(self, name: str, version: str | None) -> Version:
+        """What there is of the model that a path names, in memory or not; raises as `model`."""
         await self.prepare()
         try:
-            return self.registry.get(name, version)
+            return self.registry.lookup(name, version)
         except NotFoundError:
             if self.finished:
                 raise
             raise NotReadyError("the models are being loaded") from None
+
+    async def bring(self, version: Version, within: float = 0.0) -> Model:
+        """Have a version in memory again; whoever asks for it meanwhile waits for the same load.
+
+        Args:
+            within: seconds that its client gives; 0: nothing in particular.
+
+        Raises:
+            NotReadyError: it does not load, or takes longer than the client, the model's slo_ms or the server allow.
+        """
+        if version.failed_ns and time.monotonic_ns() - version.failed_ns < FAILED_FOR_NS:
+            raise NotReadyError(f"model {version.found.name!r} could not be loaded; the repository index says why")
+        task = self._bringing.get(version)
+        if task is None:
+            task = self._bringing[version] = asyncio.get_running_loop().create_task(self._bring_one(version))
+            task.add_done_callback(partial(self._brought, version))
+        longest = min(within or LONGEST_LOAD, (version.found.config.slo_ms or DAY_MS) / 1000, LONGEST_LOAD)
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), longest)
+        except TimeoutError:
+            raise NotReadyError(f"model {version.found.name!r} is loading") from None
+
+    def _brought(self, version: Version, task: asyncio.Task[Model]) -> None:
+        self._bringing.pop(version, None)
+        if not task.cancelled():
+            task.exception()  # everybody may have gone meanwhile
+
+    async def _bring_one(self, version: Version) -> Model:
+        async with self._changing:
+            if self.draining:
+                raise ShuttingDownError("the server is shutting down")
+            if version.model is not None:
+                return version.model
+            self.registry.make_room(version.size)
+            loaded = await in_thread(partial(self.registry.bring, version))
+            model = loaded.model
+            assert model is not None
+            self.registry.put_back(version, loaded)
+        return model
 
     async def prepare(self) -> None:
         """Ready to look at the registry: load first when no server and no lifespan has begun it.
@@ -228,12 +282,12 @@ class Service:
         await asyncio.shield(task)
 
     async def _change(self, name: str, unload: bool) -> None:
+        if self.remote is not None:
+            await self.remote(name, unload)
+            return
         async with self._changing:
             if self.draining:
                 raise ShuttingDownError("the server is shutting down")
-            if self.remote is not None:
-                await self.remote(name, unload)
-                return
             change = await in_thread(partial(self.registry.prepare, name, unload=unload))
             if self.draining:
                 self.registry.discard(change)

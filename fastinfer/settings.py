@@ -101,6 +101,10 @@ class Settings:
     poll_period: float = option(
         5.0, DURATION, "Time between two looks at the repository with model_control poll. What has changed is loaded "
         "when two looks in a row have seen the same.", low=0.05, high=DAY)
+    memory_budget: int | None = option(
+        None, SIZE, "Memory that models may take, a worker: what has not been asked for longest leaves, and is loaded "
+        "again when it is asked for. A model counts with what the process has grown by, and at least with its files.",
+        low=1, high=1 << 50, unset="none: every model stays in memory")
     workers: int = option(
         1, INTEGER, "Server processes, each with the models and an event loop of its own.", low=1, high=256)
     max_connections: int | None = option(

@@ -2,16 +2,27 @@
 
 import dataclasses
 import hashlib
+import logging
+import os
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastinfer._core import Batcher
-from fastinfer.errors import FastinferError, LoadFailedError
+from fastinfer.errors import FastinferError, LoadFailedError, ModelLoadError
 from fastinfer.model import Model
 from fastinfer.repository import Found, Stamp, being_written, stamp
-from fastinfer.settings import ModelConfig
+from fastinfer.runtimes import trust
+from fastinfer.settings import ModelConfig, Settings
+
+logger = logging.getLogger("fastinfer.lifecycle")
+
+TRIALS = 3  # loads of a version whose files change meanwhile
+WRITTEN_WITHIN = 2.0  # seconds in which a file that is being written may be complete
+LOOK_AGAIN = 0.02  # seconds between two looks whether it is
 
 
 class Version:
@@ -20,22 +31,34 @@ class Version:
     Attributes:
         found: what lies on the disk.
         stamp: of its files, as they were loaded.
-        model: the loaded version.
+        model: the loaded version; None while it is not in memory.
         executor: the threads on which it runs what does not run on the loop, once there is a loop.
+        size: bytes that it takes in memory, as far as that is known.
+        loaded_ns: monotonic time of its load.
+        failed_ns: of its last load, where that has failed; else 0.
     """
 
-    __slots__ = ("executor", "found", "model", "stamp")
+    __slots__ = ("executor", "failed_ns", "found", "loaded_ns", "model", "size", "stamp")
 
-    def __init__(self, found: Found, stamp: Stamp, model: Model) -> None:
+    def __init__(self, found: Found, stamp: Stamp, model: Model | None, size: int) -> None:
         self.found = found
         self.stamp = stamp
         self.model = model
         self.executor: ThreadPoolExecutor | None = None
+        self.size = size
+        self.loaded_ns = time.monotonic_ns()
+        self.failed_ns = 0
+
+    @property
+    def used_ns(self) -> int:
+        """Monotonic time of its last good answer, or of its load."""
+        return max(self.loaded_ns, 0 if self.model is None else self.model.endpoint.last_ns)
 
     def serves(self, found: Found, now: Stamp) -> bool:
         """Whether this is what a load of ``found`` would give, and it is in order; another server's is asked anew."""
-        return (self.stamp.same(now) and _plain(self.found.config) == _plain(found.config)
-                and self.found.file == found.file and not self.model.batcher.stuck and self.model.closes is None)
+        same = (self.stamp.same(now) and _plain(self.found.config) == _plain(found.config)
+                and self.found.file == found.file)
+        return same and (self.model is None or (not self.model.batcher.stuck and self.model.closes is None))
 
 
 def _plain(config: ModelConfig) -> ModelConfig:
@@ -124,3 +147,68 @@ def seen(found: Iterable[Found]) -> Look:
 def aliases_of(found: Iterable[Found]) -> dict[str, str]:
     """Names of versions, as a model's configuration has them."""
     return {alias: str(version) for each in found for alias, version in each.config.aliases.items()}
+
+
+def load_whole(found: Found, settings: Settings, on_disk: Callable[[str], Iterable[Found]]) -> Version:
+    """Load a version of which nothing changes meanwhile; blocks.
+
+    Args:
+        on_disk: what lies there of a model, where a load must be tried anew.
+
+    Raises:
+        FastinferError: it does not load.
+    """
+    for _ in range(TRIALS):
+        if found.error is not None:
+            raise found.error
+        before, resident = stamp(found), resident_bytes()
+        wait_until_written(found)
+        model = load_found(found, settings)
+        if stamp(found).files == before.files:
+            return Version(found, before, model, max(before.size, resident_bytes() - resident))
+        # Half of it may be of one state of the files, half of another.
+        found = next((each for each in on_disk(found.name) if each.version == found.version), found)
+    raise ModelLoadError(f"{found.folder} changes again and again while it is loaded")
+
+
+def load_found(found: Found, settings: Settings) -> Model:
+    """Load what the repository holds; whatever goes wrong is an error of ours that names the file."""
+    if found.error is not None:
+        raise found.error
+    try:
+        assert found.file is not None
+        if refused := trust.refusal(found.file, settings, found.name):
+            raise refused
+        assert found.kind is not None
+        return Model.load(
+            found.name,
+            found.version,
+            found.file,
+            kind=found.kind,
+            features=found.program,
+            config=found.config,
+            settings=settings,
+        )
+    except FastinferError:
+        raise
+    except Exception as error:  # an engine's own failure must not keep the other models from being served
+        logger.debug("loading %s", found.file, exc_info=True)
+        raise ModelLoadError(f"{found.file}: {type(error).__name__}: {error}") from error
+
+
+def resident_bytes() -> int:
+    """Of this process's memory, as the system has it."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def wait_until_written(found: Found) -> None:
+    """Wait a moment for whoever has one of a version's files open for writing.
+
+    Raises:
+        ModelLoadError: it takes longer.
+    """
+    deadline = time.monotonic() + WRITTEN_WITHIN
+    while (path := being_written(found)) is not None:
+        if time.monotonic() >= deadline:
+            raise ModelLoadError(f"{path} is still being written")
+        time.sleep(LOOK_AGAIN)

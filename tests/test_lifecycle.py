@@ -490,7 +490,7 @@ def test_a_model_that_goes_answers_what_it_has(
     onnx_models.slow(tmp_path / "slow" / "1" / "model.onnx")
     (tmp_path / "slow" / "model.toml").write_text("inline_budget_us = 0\n")
     server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "*")
-    tensor = {"name": "steps", "shape": [1], "datatype": "INT64", "data": [120]}
+    tensor = {"name": "steps", "shape": [1], "datatype": "INT64", "data": [60]}
     body = json.dumps({"inputs": [tensor]}).encode()
     waiting = []
     standard = "Expect: 100-continue"
@@ -525,3 +525,79 @@ def test_no_load_begins_while_the_server_drains(tmp_path: Path, start_server: St
         assert (answer.status, answer.json()["code"]) == (503, "shutting_down")
     assert infer(server, "m") == 1
     assert server.wait() == 0
+
+
+# ---- a budget of memory -------------------------------------------------------------------------------------------
+def resident(server: ServerProcess) -> set[str]:
+    return {name for (name, _), (state, reason) in index(server).items() if state == "READY" and not reason}
+
+
+def test_models_share_a_budget_of_memory(tmp_path: Path, start_server: Start) -> None:
+    names = [f"m{number}" for number in range(6)]
+    for number, name in enumerate(names):
+        put(tmp_path / name / "1" / "model.onnx", number, weight=8 << 20)
+    server = start_server(tmp_path, "--memory-budget", "40MiB", "--model-control", "explicit", "--load-model", "*")
+    assert ask(server, "GET", "/v2/health/ready").status == 200
+    assert set(index(server)) == {(name, "1") for name in names}
+    assert 1 <= len(resident(server)) < 6
+    for _ in range(3):  # each is asked for, and answers, whether it is in memory or not
+        for number, name in enumerate(names):
+            assert ask(server, "GET", f"/v2/models/{name}/ready").status == 200
+            assert infer(server, name) == number
+            assert name in resident(server)
+            assert len(resident(server)) < 6
+    last = resident(server)
+    assert names[5] in last
+    kept = names[5]
+    for number in (0, 1, 2, 0, 1, 2):  # what is asked for again and again stays
+        assert infer(server, f"m{number}") == number
+        assert infer(server, kept) == 5
+        assert kept in resident(server)
+    # All at once, more than have room: everybody gets an answer of the right model.
+    answers: list[tuple[int, float]] = []
+
+    def several(number: int) -> None:
+        answers.extend((number, infer(server, names[number])) for _ in range(3))
+
+    threads = [threading.Thread(target=several, args=(number,)) for number in range(6) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(answers) == 36
+    assert all(number == answer for number, answer in answers)
+    # One that does not load any more says so, at once, and the others go on.
+    (gone,) = sorted(set(names) - resident(server) - {kept})[:1]
+    (tmp_path / gone / "1" / "model.onnx").write_bytes(b"no model")
+    for _ in range(3):
+        answer = ask(server, "POST", f"/v2/models/{gone}/infer", json.loads(BODY))
+        assert (answer.status, answer.json()["code"]) == (503, "not_ready")
+        assert answer.headers["retry-after"]
+    assert index(server)[gone, "1"][0] == "UNAVAILABLE"
+    assert ask(server, "GET", f"/v2/models/{gone}/ready").status == 503
+    put(tmp_path / gone / "1" / "model.onnx", 42, weight=8 << 20)
+    assert load(server, gone).status == 200
+    assert infer(server, gone) == 42
+    assert infer(server, kept) == 5
+    assert unload(server, kept).status == 200
+    assert ask(server, "POST", f"/v2/models/{kept}/infer", json.loads(BODY)).status == 404
+
+
+def test_a_request_waits_for_its_model_for_as_long_as_it_may(tmp_path: Path, start_server: Start) -> None:
+    for name in ("a", "b"):
+        put(tmp_path / name / "1" / "model.onnx", 1, weight=8 << 20)
+    put(tmp_path / "large" / "1" / "model.onnx", 1, weight=32 << 20)
+    server = start_server(tmp_path, "--memory-budget", "30MiB")
+    with server.connect() as connection:
+        connection.sendall(post("/v2/models/large/infer", BODY))
+        answer = read_answer(connection)
+    assert answer.status == 503
+    assert "memory_budget" in index(server)["large", "1"][1]
+    away = min({"a", "b"} - resident(server), default=None)
+    if away is None:  # the two have room together
+        return
+    with server.connect() as connection:
+        connection.sendall(post(f"/v2/models/{away}/infer", BODY, "X-Request-Timeout: 0.0001"))
+        answer = read_answer(connection)
+    assert (answer.status, answer.json()["code"]) == (503, "not_ready")
+    wait_for(lambda: infer(server, away) == 1)

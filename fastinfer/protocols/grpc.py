@@ -79,7 +79,8 @@ class Call:
             FastinferError: of the request or of its run.
         """
         name, version = message_target(body)
-        model = await self.service.model(name, version or None)
+        found = await self.service.lookup(name, version or None)
+        model = found.model or await self.service.bring(found, remaining or 0.0)
         self.model, self.version = model.name, model.version
         timeout_ns = 0 if remaining is None else max(1, int(min(remaining, 1e9) * 1e9))
         arrival = Arrival(self.started_ns, timeout_ns, self.key)

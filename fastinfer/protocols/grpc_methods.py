@@ -38,7 +38,7 @@ async def server_ready(service: Service, asked: Any) -> Fields:
 async def model_ready(service: Service, asked: Any) -> Fields:
     """False for a model that there is not, as Triton has it."""
     try:
-        await service.model(asked.name, asked.version or None)
+        await service.lookup(asked.name, asked.version or None)
         return {"ready": service.registry.model_ready(asked.name, asked.version or None)}
     except (NotFoundError, NotReadyError):
         return {"ready": False}
@@ -63,9 +63,11 @@ async def model_statistics(service: Service, asked: Any) -> Fields:
     if not asked.name:
         await service.prepare()
         return {"model_stats": [each.statistics() for each in service.registry.models()]}
-    model = await service.model(asked.name, asked.version or None)
-    models = [each for each in service.registry.models() if each.name == model.name]
-    return {"model_stats": [each.statistics() for each in ([model] if asked.version else models)]}
+    found = await service.lookup(asked.name, asked.version or None)
+    models = [each for each in service.registry.models() if each.name == found.found.name]
+    if asked.version or "@" in asked.name:
+        models = [] if found.model is None else [found.model]
+    return {"model_stats": [each.statistics() for each in models]}
 
 
 async def repository_index(service: Service, asked: Any) -> Fields:
@@ -112,7 +114,7 @@ async def memory_unregister(service: Service, asked: Any) -> Fields:
 
 async def trace_setting(service: Service, asked: Any) -> Fields:
     if asked.model_name:
-        await service.model(asked.model_name, None)
+        await service.lookup(asked.model_name, None)
     if asked.settings:
         raise UnsupportedError("tracing is not supported")
     return {

@@ -61,7 +61,8 @@ async def answer_infer(exchange: Exchange, kind: int) -> None:
     """R6: decode, preprocess, batch, run and encode, all in the core."""
     exchange.infer = True
     path = exchange.path
-    model = await exchange.service.model(path["name"], path.get("version"))
+    found = await exchange.service.lookup(path["name"], path.get("version"))
+    model = found.model or await exchange.service.bring(found, exchange.arrival().timeout_ns / 1e9)
     exchange.model, exchange.version = model.name, model.version
     arrival = exchange.arrival()
     model.endpoint.gate(kind, exchange.declared, arrival)
@@ -185,7 +186,7 @@ async def model_ready(exchange: Exchange) -> None:
     """R3."""
     name, version = exchange.path["name"], exchange.path.get("version")
     try:
-        await exchange.service.model(name, version)
+        await exchange.service.lookup(name, version)
         up = exchange.service.registry.model_ready(name, version)
     except NotReadyError:
         up = False

@@ -57,10 +57,10 @@ async def all_statistics(exchange: Exchange) -> None:
 async def statistics(exchange: Exchange) -> None:
     """Of one version, or of each loaded one where the path names none."""
     service, path = exchange.service, exchange.path
-    model = await service.model(path["name"], path.get("version"))
-    models = [model]
+    found = await service.lookup(path["name"], path.get("version"))
+    models = [] if found.model is None else [found.model]
     if "version" not in path and "@" not in path["name"]:
-        models = [each for each in service.registry.models() if each.name == model.name]
+        models = [each for each in service.registry.models() if each.name == found.found.name]
     await exchange.json(200, {"model_stats": [each.statistics() for each in models]})
 
 
@@ -106,7 +106,7 @@ async def parameters(exchange: Exchange) -> Any:
 
 async def trace(exchange: Exchange) -> None:
     if exchange.path.get("name") is not None:
-        await exchange.service.model(exchange.path["name"], None)
+        await exchange.service.lookup(exchange.path["name"], None)
     if exchange.scope["method"] == "POST":
         await exchange.body()
         raise UnsupportedError("tracing is not supported")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from fastinfer import __version__
 from fastinfer.errors import ConfigurationError
-from fastinfer.lifecycle import find_one, load_found
+from fastinfer.lifecycle import find_one
 from fastinfer.repository import CONFIG, DECISION, Found
 from fastinfer.scoring.answers import Result, Scorer
 from fastinfer.scoring.checkpoint import Checkpoint, State, beside
@@ -27,6 +27,7 @@ from fastinfer.scoring.files import arrow, inputs_at, kind_of
 from fastinfer.scoring.output import Answers
 from fastinfer.scoring.sources import CHUNK, Parquet, Position, Source, Text, source_of
 from fastinfer.settings import Settings
+from fastinfer.versions import load_found
 
 
 class Progress(NamedTuple):
