@@ -717,6 +717,7 @@ cdef class Batcher:
     # settings, fixed at load
     cdef readonly Signature signature
     cdef object run
+    cdef object pace                    # how many of those may be in flight, from what came back
     cdef object run_async               # in place of `run`, where another server runs the model
     cdef Engine engine                  # in place of `run`, where the core has one
     cdef Policy policy                  # what becomes of a run's outputs; None: they are answered as they are

@@ -222,6 +222,7 @@ class Batcher:
         engine: Engine | None = None,
         policy: Policy | None = None,
         run_async: Callable[..., Awaitable[dict[str, np.ndarray[Any, Any]]]] | None = None,
+        pace: Callable[[int, bool, float], int] | None = None,
     ) -> None: ...
     def attach(
         self,

@@ -316,12 +316,13 @@ class Model:
             own = getattr(self.config, key)
             return int(getattr(settings, key) if own is None else own)
 
+        remote = self.runtime if isinstance(self.runtime, runtimes.RemoteRuntime) else None
         return Batcher(
             self.inner,
             self.runtime.run,
             max_batch_size=max(self.config.max_batch_size, 1),
             max_delay_us=self.config.max_delay_us,
-            instances=self.config.instances,
+            instances=self.config.instances if remote is None else remote.in_flight,
             queue_rows=chosen("queue_rows"),
             queue_bytes=chosen("queue_bytes"),
             inline_budget_us=chosen("inline_budget_us") if self.runtime.inline else NEVER_INLINE,
@@ -330,7 +331,8 @@ class Model:
             fixed_size=self.config.batch_invariant,
             engine=self.runtime.native,
             policy=self.policy,
-            run_async=self.runtime.run_async if isinstance(self.runtime, runtimes.RemoteRuntime) else None,
+            run_async=None if remote is None else remote.run_async,
+            pace=None if remote is None else remote.pace,
         )
 
     def _warm_up(self) -> None:

@@ -313,8 +313,12 @@ class TritonConfig:
         unset="the highest that Triton serves when the model is loaded")
     protocol: str | None = option(
         None, TEXT, "How batches travel.", choices=("http", "grpc"), unset="told by the url, else http")
-    connections: int = option(
-        4, INTEGER, "Most connections to one url, over HTTP.", low=1, high=256)
+    in_flight: int | None = option(
+        None, INTEGER, "Batches that may be on their way or run at one url.", low=1, high=64,
+        unset="learned under load: as many as Triton has instances of the model, or one more where that is faster")
+    connections: int | None = option(
+        None, INTEGER, "Most connections to one url, over HTTP.", low=1, high=256,
+        unset="as many as batches that may be in flight, and two")
     connect_timeout: float = option(
         1.0, DURATION, "Longest time in which a connection must come about, and readiness must be answered.",
         low=0.01, high=60)

@@ -15,6 +15,7 @@ import pytest
 
 from fastinfer._core import Batcher, Endpoint, Signature, Tensor
 from fastinfer.errors import BackendError, BackendTimeoutError, FastinferError
+from fastinfer.runtimes.triton.pace import KEPT_S, Pace
 
 SIGNATURE = Signature([Tensor("x", "FP32", (-1, 2))], [Tensor("y", "FP32", (-1, 2))])
 
@@ -193,3 +194,46 @@ async def test_any_history_ends_with_the_right_answers(seed: int) -> None:
     while not world.batcher.idle:
         await asyncio.sleep(0.01)
     assert world.batcher.pending_rows == 0
+
+
+# ---- how many in flight -------------------------------------------------------------------------------------------
+def after_a_while(pace: Pace, seconds: Callable[[int], float], batches: int = 400, waiting: bool = True) -> set[int]:
+    """The limits that a pace came to, where a batch takes so long with so many in flight, of 64 clients."""
+    now, limits = 1000.0, []
+    for _ in range(batches):
+        now += seconds(pace.limit)
+        limits.append(pace.note(64 // pace.limit, waiting, now))
+    return set(limits[-50:])
+
+
+def test_a_second_batch_in_flight_is_kept_where_it_makes_the_server_faster() -> None:
+    travel, compute = 0.004, 0.006  # of any batch
+    assert after_a_while(Pace(1, 2), lambda n: max(travel + compute, compute * n) / n * 1.0 if n == 1
+                         else compute * 32 / 64) == {2}
+    assert after_a_while(Pace(1, 2), lambda n: travel + compute) == {1}  # nothing overlaps: whole batches are better
+    assert after_a_while(Pace(1, 2), lambda n: (travel + compute) / n) == {1}  # neither gains: whole batches
+
+
+def test_without_load_nothing_is_learned_and_a_choice_is_looked_at_again() -> None:
+    pace = Pace(1, 2)
+    assert after_a_while(pace, lambda n: 0.01, waiting=False) == {2}
+    assert after_a_while(pace, lambda n: 0.01) == {1}
+    pace.note(32, True, pace.chosen_until + KEPT_S)
+    assert after_a_while(pace, lambda n: 0.01 / n / n, batches=8000) <= {1, 2}
+    assert after_a_while(Pace(3, 4), lambda n: 0.01, batches=20) == {4}
+
+
+@on_a_loop
+async def test_the_batcher_keeps_to_what_the_pace_says() -> None:
+    told: list[tuple[int, bool]] = []
+
+    def pace(rows: int, waiting: bool, now: float) -> int:
+        assert abs(now - time.monotonic()) < 10
+        told.append((rows, waiting))
+        return 3 if len(told) >= 4 else 1
+
+    world = World(doubled, instances=2, max_batch_size=2, pace=pace)
+    await asyncio.gather(*[world.send([[i, i]])[1] for i in range(40)])
+    assert world.most == 3
+    assert told[0] == (2, True)
+    assert told[-1][1] is False

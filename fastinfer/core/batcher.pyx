@@ -36,6 +36,7 @@ cdef class Batcher:
         run_async: in place of ``run``, for a model that another server runs: a coroutine function on the loop, of the
             input arrays, the time.monotonic() by which all its requests are past their deadlines, their ids, priority
             and trace context. It takes no notice of the arrays once it has waited for anything.
+        pace: told after such a run of its rows, and whether others wait; gives ``instances`` from then on.
         max_batch_size: rows; ignored where the signature is not batched (then a request is a batch).
         max_delay_us: how long a batch that is not full waits for company while the runtime is free.
         instances: runs at the same time.
@@ -49,10 +50,11 @@ cdef class Batcher:
     def __init__(self, Signature signature not None, run, *, Py_ssize_t max_batch_size=64, int64_t max_delay_us=0,
                  int instances=1, Py_ssize_t queue_rows=4096, Py_ssize_t queue_bytes=64 << 20,
                  int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000, int64_t slo_ms=0, bint fixed_size=False,
-                 Engine engine=None, Policy policy=None, run_async=None):
+                 Engine engine=None, Policy policy=None, run_async=None, pace=None):
         self.signature = signature
         self.run = run
         self.run_async = run_async
+        self.pace = pace
         self.engine = engine
         self.policy = policy
         self.max_batch_size = max_batch_size if signature.batched else 1

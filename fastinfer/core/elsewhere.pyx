@@ -28,6 +28,8 @@ async def wait_for(Batcher batcher, Batch batch):
         batch.error = as_runtime_error(error)
     batch.finished_ns = monotonic_ns()
     if batch.state != DONE:
+        if batcher.pace is not None:
+            batcher.instances = batcher.pace(asked, batcher.waiting_rows > 0, batch.finished_ns / 1e9)
         batcher.complete(batch)
 
 

@@ -65,6 +65,8 @@ class RemoteRuntime(ABC):
         version: the model's there.
         max_batch_size: rows that it takes; 0 where it takes requests as they are.
         mixes: whether it puts several requests together itself.
+        in_flight: batches that it may be given at the same time, to begin with.
+        pace: how many from then on, or None: as the batcher's.
     """
 
     platform: str
@@ -76,6 +78,8 @@ class RemoteRuntime(ABC):
     version: str
     max_batch_size: int
     mixes: bool
+    in_flight: int
+    pace: Callable[[int, bool, float], int] | None
 
     @property
     @abstractmethod

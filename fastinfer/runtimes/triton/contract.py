@@ -11,6 +11,8 @@ from fastinfer.settings import ModelConfig
 
 logger = logging.getLogger("fastinfer.triton")
 
+MOST_INSTANCES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Contract:
@@ -20,6 +22,7 @@ class Contract:
         inputs, outputs: with the rows as first dimension where the model is batched.
         max_batch_size: 0 where it is not.
         mixes: whether Triton itself puts the requests of several clients together.
+        instances: batches that it runs at the same time.
     """
 
     model: str
@@ -29,6 +32,7 @@ class Contract:
     outputs: tuple[Tensor, ...]
     max_batch_size: int
     mixes: bool
+    instances: int
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any], configuration: Mapping[str, Any], config: ModelConfig,
@@ -53,6 +57,7 @@ class Contract:
                 outputs=tuple(tensor(each, place) for each in metadata["outputs"]),
                 max_batch_size=max_batch_size,
                 mixes=max_batch_size > 1 and "dynamic_batching" in configuration,
+                instances=instances(configuration),
             )
             delay = int((configuration.get("dynamic_batching") or {}).get("max_queue_delay_microseconds", 0))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -72,6 +77,13 @@ class Contract:
             logger.info("%s: max_batch_size is %d, and Triton takes %d: that many", place, config.max_batch_size,
                         max_batch_size)
         return contract
+
+
+def instances(configuration: Mapping[str, Any]) -> int:
+    """Of a model's instance groups, each as many as it says on each of its GPUs."""
+    groups = configuration.get("instance_group") or []
+    count = sum(int(group.get("count", 1)) * max(1, len(group.get("gpus") or [])) for group in groups)
+    return min(max(1, count), MOST_INSTANCES)
 
 
 def refuse(name: str, configuration: Mapping[str, Any], place: str) -> None:

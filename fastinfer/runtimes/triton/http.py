@@ -13,7 +13,7 @@ from tritonclient.http.aio import InferenceServerClient
 
 from fastinfer.errors import ConfigurationError
 from fastinfer.runtimes import Arrays
-from fastinfer.runtimes.triton.contract import Contract
+from fastinfer.runtimes.triton.contract import MOST_INSTANCES, Contract
 from fastinfer.runtimes.triton.exchange import (
     Question,
     for_client,
@@ -44,8 +44,9 @@ class HttpLink:
         self.base = f"{scheme}://{address}"
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(note_reuse)
+        most = config.connections or (config.in_flight or MOST_INSTANCES + 1) + 2
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=config.connections, ssl=tls(config) if config.secure else True),
+            connector=aiohttp.TCPConnector(limit=most, ssl=tls(config) if config.secure else True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout),
             headers={"Accept-Encoding": "identity", **config.headers},
             cookie_jar=aiohttp.DummyCookieJar(),

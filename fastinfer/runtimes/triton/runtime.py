@@ -21,6 +21,7 @@ from fastinfer.errors import (
 from fastinfer.runtimes import Arrays, RemoteRuntime
 from fastinfer.runtimes.triton.contract import Contract
 from fastinfer.runtimes.triton.exchange import Failed, Link, Question
+from fastinfer.runtimes.triton.pace import Pace
 from fastinfer.runtimes.triton.targets import Target, shortest
 from fastinfer.settings import ModelConfig, TritonConfig
 
@@ -58,6 +59,10 @@ class TritonRuntime(RemoteRuntime):
         self.platform = self.contract.platform
         self.max_batch_size = self.contract.max_batch_size
         self.mixes = self.contract.mixes
+        fixed = self.config.in_flight
+        pace = Pace(*((self.contract.instances + more) * len(self.targets) for more in (0, 1)))
+        self.pace = pace.note if fixed is None else None
+        self.in_flight = pace.limit if fixed is None else fixed * len(self.targets)
         self.inputs = list(self.contract.inputs)
         self.outputs = list(self.contract.outputs)
         self.classes: dict[str, tuple[str, ...]] = {}
