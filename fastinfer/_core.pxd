@@ -321,6 +321,7 @@ cdef struct Wanted:
     int output
     bint binary
     bint stated                     # the output says itself whether it wants binary
+    int64_t classes                 # so many of its highest values are wanted, as texts; 0: it as it is
 
 # One input as the request has it.
 cdef struct Part:
@@ -519,6 +520,11 @@ cdef class Encoder:
     cdef Piece* openings                    # both, of an answer without an id whose first output it is
     cdef Piece message_opening              # of a ModelInferResponse: the model's name and version
     cdef Piece* tensors                     # of its outputs: name and datatype
+    cdef Piece* class_heads                 # of outputs that are classified, which are BYTES
+    cdef Piece* class_tensors
+    cdef Piece* labels                      # of the classes, where they are known
+    cdef Py_ssize_t n_labels
+    cdef int label_output                   # whose they are, or -1
     cdef Member* members                    # of a prediction
     cdef Py_ssize_t n_members
     cdef list texts                         # what the pieces point into

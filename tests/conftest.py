@@ -222,6 +222,14 @@ def standard_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) 
         yield start(repository, "--max-body-bytes", "4MiB", "--no-fast-lane")
 
 
+@pytest.fixture(scope="session")
+def grpc_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The same with gRPC beside it."""
+    pytest.importorskip("grpc", reason="pip install 'fastinfer[grpc]'")
+    with starting(tmp_path_factory) as start:
+        yield start(repository, "--max-body-bytes", "4MiB", "--grpc-port", "0")
+
+
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with server.client() as client:

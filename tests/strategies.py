@@ -100,7 +100,7 @@ def extras(draw):
             "timeout": st.integers(-5, 2**40),
             "priority": st.integers(0, 2**64 - 1),
             "binary_data_output": st.booleans(),
-            "sequence_id": st.just(0),
+            "sequence_id": st.integers(0, 9) | st.text(max_size=3),
             "comment": st.text(max_size=3) | st.floats(0, 9) | st.booleans(),
         }))
     if draw(st.booleans()):

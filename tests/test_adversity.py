@@ -147,7 +147,6 @@ REFUSED = {
     "id that is no string": (INFER, GOOD[:-1] + b',"id":7}', 400),
     "timeout that is no number": (INFER, GOOD[:-1] + b',"parameters":{"timeout":"soon"}}', 400),
     "negative priority": (INFER, GOOD[:-1] + b',"parameters":{"priority":-1}}', 400),
-    "sequence": (INFER, GOOD[:-1] + b',"parameters":{"sequence_id":1}}', 400),
     "binary size without the header": (INFER, tensor(data=None, parameters={"binary_data_size": 16}), 400),
     "two rows for a fixed batch": (
         "/v2/models/fixed/infer",

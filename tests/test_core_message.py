@@ -106,7 +106,7 @@ def test_what_else_a_request_says() -> None:
     message.parameters["timeout"].int64_param = 1500
     message.parameters["priority"].uint64_param = 2
     message.parameters["mine"].string_param = "passed over"
-    message.parameters["sequence_id"].int64_param = 0
+    message.parameters["sequence_id"].int64_param = 3
     message.outputs.add(name="y")
     decoded = decode(identity("FP32"), MESSAGE, message.SerializeToString())
     assert (decoded["id"], decoded["timeout_us"], decoded["priority"]) == ("é-7", 1500, 2)
@@ -170,8 +170,14 @@ def parameter(message: Any, name: str, kind: str, value: Any) -> None:
          "$.parameters"),
         (lambda m: parameter(m, "priority", "int64_param", -1), errors.InvalidParameterError, "'priority' must be",
          "$.parameters"),
-        (lambda m: parameter(m, "sequence_id", "string_param", "s"), errors.InvalidParameterError,
-         "'sequence_id' is not supported", "$.parameters"),
+        (lambda m: parameter(m, "triton_mine", "string_param", "s"), errors.InvalidParameterError,
+         "'triton_mine': names that begin with 'triton_' are reserved", "$.parameters"),
+        (lambda m: parameter(m.outputs.add(name="y"), "classification", "int64_param", 0),
+         errors.InvalidParameterError, "must be an integer above 0", "$.outputs[0].parameters"),
+        (lambda m: parameter(m.outputs.add(name="y"), "classification", "string_param", "2"),
+         errors.InvalidParameterError, "must be an integer above 0", "$.outputs[0].parameters"),
+        (lambda m: parameter(m.outputs.add(name="half"), "classification", "int64_param", 1),
+         errors.InvalidOutputError, "class result not available for output 'half'", "$.outputs[0]"),
         (lambda m: parameter(m.inputs[0], "shared_memory_region", "string_param", "s"), errors.InvalidParameterError,
          "'shared_memory_region' is not supported", r"$.inputs[0].parameters"),
     ],

@@ -63,8 +63,8 @@ class Page:
         self.folder = folder
         self.output = ""
         self.server: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            self.port = sock.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as sock, socket.create_server(("127.0.0.1", 0)) as other:
+            self.port, self.grpc_port = sock.getsockname()[1], other.getsockname()[1]
         command = folder / ".bin" / "fastinfer"
         command.parent.mkdir()
         for name, source in {"pipeline.joblib": PIPELINE, "model.onnx": MODEL}.items():
@@ -85,6 +85,7 @@ class Page:
 
     def do(self, block: Block) -> None:
         text = re.sub(r"(localhost|127\.0\.0\.1):8000", f"127.0.0.1:{self.port}", block.text)
+        text = re.sub(r"(127\.0\.0\.1:|--grpc-port )8001", rf"\g<1>{self.grpc_port}", text)
         match block.language, block.purpose:
             case "bash", "run":
                 self.run(["bash", "-euo", "pipefail", "-c", text])

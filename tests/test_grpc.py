@@ -43,20 +43,14 @@ def request(array: np.ndarray[Any, Any], model: str = "affine", **members: Any) 
 
 
 @pytest.fixture(scope="module")
-def served(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with starting(tmp_path_factory) as start:
-        yield start(repository, "--grpc-port", "0", "--max-body-bytes", "4MiB")
-
-
-@pytest.fixture(scope="module")
-def client(served: ServerProcess) -> Iterator[Any]:
-    with triton.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+def client(grpc_server: ServerProcess) -> Iterator[Any]:
+    with triton.InferenceServerClient(f"127.0.0.1:{grpc_server.grpc_port}") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def channel(served: ServerProcess) -> Iterator[Any]:
-    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+def channel(grpc_server: ServerProcess) -> Iterator[Any]:
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_server.grpc_port}") as channel:
         yield channel
 
 
@@ -120,9 +114,9 @@ def test_several_inputs_and_outputs(client: Any) -> None:
     np.testing.assert_array_equal(result.as_numpy("difference"), a - b)
 
 
-def test_what_the_answer_is_does_not_depend_on_the_protocol(served: ServerProcess, client: Any) -> None:
+def test_what_the_answer_is_does_not_depend_on_the_protocol(grpc_server: ServerProcess, client: Any) -> None:
     records = {"records": [{"age": 39.0, "job": "clerk"}, {"age": 25.5, "job": "clerk"}]}
-    with served.client() as http:
+    with grpc_server.client() as http:
         by_http = http.post("/v1/models/people:predict", json=records).json()["predictions"]
     age, job = np.array([[39.0], [25.5]]), np.array([["clerk"], ["clerk"]], dtype=object)
     result = client.infer("people", [infer_input(age, "age"), infer_input(job, "job")])
@@ -137,9 +131,9 @@ def test_a_large_request_and_answer(client: Any) -> None:
     np.testing.assert_array_equal(result, array)
 
 
-def test_many_at_once(served: ServerProcess) -> None:
+def test_many_at_once(grpc_server: ServerProcess) -> None:
     async def ask() -> None:
-        async with triton_aio.InferenceServerClient(f"127.0.0.1:{served.grpc_port}") as client:
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{grpc_server.grpc_port}") as client:
             assert await client.is_server_ready()
             results = await asyncio.gather(
                 *(client.infer("affine", [infer_input(ROWS + i, module=triton_aio)]) for i in range(50))
@@ -257,9 +251,9 @@ def test_health_service(channel: Any) -> None:
     watch.cancel()
 
 
-def test_requests_are_counted(served: ServerProcess, client: Any) -> None:
+def test_requests_are_counted(grpc_server: ServerProcess, client: Any) -> None:
     def count() -> float:
-        with served.client() as http:
+        with grpc_server.client() as http:
             lines = http.get("/metrics").text.splitlines()
         wanted = 'fastinfer_requests_total{lane="grpc",model="affine",status="200",version="1"}'
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted)), 0.0)
@@ -362,10 +356,10 @@ def test_several_workers(repository: Path, tmp_path_factory: pytest.TempPathFact
         assert server.stop() == 0, server.log()
 
 
-def test_an_address_that_is_taken(repository: Path, served: ServerProcess, tmp_path: Path) -> None:
-    server = ServerProcess(repository, "--grpc-port", str(served.grpc_port), folder=tmp_path)
+def test_an_address_that_is_taken(repository: Path, grpc_server: ServerProcess, tmp_path: Path) -> None:
+    server = ServerProcess(repository, "--grpc-port", str(grpc_server.grpc_port), folder=tmp_path)
     assert server.wait(WAIT) == 2
-    assert f"port {served.grpc_port} on 127.0.0.1 is in use. Choose another with --grpc-port" in server.log()
+    assert f"port {grpc_server.grpc_port} on 127.0.0.1 is in use. Choose another with --grpc-port" in server.log()
 
 
 def test_without_the_packages(repository: Path) -> None:

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "fastinfer"
 LAYERS = [
     "errors", "options", "engines", "settings", "_core", "preprocessing", "runtimes", "probe", "tensors", "policy",
     "model", "importing", "formats", "repository", "versions", "lifecycle", "scoring", "metrics", "service",
-    "polling", "protocols", "pages", "openapi", "app", "logs", "sockets", "changes", "server", "workers", "cli",
-    "__main__",
+    "polling", "protocols", "conformance", "pages", "openapi", "app", "logs", "sockets", "changes", "server",
+    "workers", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -93,6 +93,12 @@ def score(model: str, source: str, out: str, rejects: str | None, keep: str | No
                      features=None if features is None else NAMES_OPTION.read(features, "--features"))
 
 
+def conformance(url: str, grpc: str | None, model: str | None, as_json: bool, differences: bool) -> int:
+    from fastinfer.cli.conformance import run_conformance
+
+    return run_conformance(url, grpc=grpc, model=model, as_json=as_json, differences=differences)
+
+
 PATH_OPTION = Option(kind=PATH, text="")
 NAMES_OPTION = Option(kind=NAMES, text="")
 
@@ -158,4 +164,19 @@ fastinfer.add_command(click.Command(
         click.Option(["--restart"], is_flag=True, help="Begin anew, whatever an interrupted run has done."),
         click.Option(["--allow-python-models"], is_flag=True, help="Run MODEL where it is a Python file."),
         click.Option(["--trust-pickle"], is_flag=True, help="Load MODEL where it is a pickle, which runs code in it."),
+    ]))
+fastinfer.add_command(click.Command(
+    "conformance", callback=conformance, short_help="Check a server against the Open Inference Protocol.",
+    epilog="Exits with 0 if nothing failed, 1 if a check did.",
+    help="Check the server at URL, whichever it is, against the Open Inference Protocol and the extensions that "
+         "Triton's clients call, check by check. It needs no model of its own: it asks the server for its models and "
+         "makes requests up.",
+    params=[
+        click.Argument(["url"], metavar="URL"),
+        click.Option(["--grpc"], metavar="HOST:PORT", help="Check the same server over gRPC too."),
+        click.Option(["--model"], metavar="NAME", help="The model to send requests to.  [default: whichever of the "
+                     "server's serves a check]"),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the report as JSON."),
+        click.Option(["--differences"], is_flag=True, help="List where fastinfer answers otherwise than Triton, on "
+                     "purpose."),
     ]))

@@ -17,7 +17,7 @@ cdef enum:  # Failure.reason of BAD_INPUT
 
 cdef enum:  # Failure.reason of BAD_OUTPUT
     OUTPUT_LIST = 1
-    OUTPUT_OBJECT, OUTPUT_NAMELESS, OUTPUT_NAME, OUTPUT_UNKNOWN, OUTPUT_TWICE, OUTPUT_HALF
+    OUTPUT_OBJECT, OUTPUT_NAMELESS, OUTPUT_NAME, OUTPUT_UNKNOWN, OUTPUT_TWICE, OUTPUT_HALF, OUTPUT_CLASSES
 
 cdef enum:  # whose parameters
     OF_REQUEST, OF_INPUT, OF_OUTPUT
@@ -446,6 +446,7 @@ cdef bint place_input(Request self, Part* part, const Key* name, Failure* failur
 cdef enum:  # Failure.reason of BAD_PARAMETER
     PARAMETER_OBJECT = 1
     PARAMETER_VALUE, PARAMETER_CROWDED, PARAMETER_INTEGER, PARAMETER_BOOL, PARAMETER_UNSUPPORTED
+    PARAMETER_RESERVED, PARAMETER_CLASSES
 
 
 cdef const char* scan_parameters(Request self, const char* p, int whose, Part* part, Wanted* wanted,
@@ -488,7 +489,6 @@ cdef const char* scan_parameters(Request self, const char* p, int whose, Part* p
 
 cdef bint take_parameter(Request self, const Key* key, const char* value, const char* end, int whose, Part* part,
                          Wanted* wanted, Failure* failure) noexcept nogil:
-    cdef int64_t number = 0
     if value[0] == c'{' or value[0] == c'[' or value[0] == c'n':
         return fail(failure, BAD_PARAMETER, PARAMETER_VALUE, key.offset, -1, -1)
     if whose == OF_REQUEST:
@@ -503,9 +503,7 @@ cdef bint take_parameter(Request self, const Key* key, const char* value, const 
         wanted.stated = True
         return take_bool(key, value, &wanted.binary, failure)
     if key_is(key, b"classification", 14):
-        if not take_integer(key, value, end, True, &number, failure):
-            return False
-        return number == 0 or fail(failure, BAD_PARAMETER, PARAMETER_UNSUPPORTED, key.offset, -1, -1)
+        return take_integer(key, value, end, True, &wanted.classes, failure)
     return True
 
 
@@ -523,14 +521,15 @@ cdef bint take_request_parameter(Request self, const Key* key, const char* value
         if read_integer(value, end, &self.priority, &negative) != end or negative:
             return fail(failure, BAD_PARAMETER, PARAMETER_INTEGER, key.offset, -1, -1)
         return True
-    if key.size > 9 and memcmp(key.data, b"sequence_", 9) == 0 and not is_neutral(value, end):
-        return fail(failure, BAD_PARAMETER, PARAMETER_UNSUPPORTED, key.offset, -1, -1)
-    return True
+    if is_reserved(key):
+        return fail(failure, BAD_PARAMETER, PARAMETER_RESERVED, key.offset, -1, -1)
+    return True  # also a sequence's: no model here keeps anything of a request for the next one
 
 
-cdef bint is_neutral(const char* value, const char* end) noexcept nogil:
-    """A ``sequence_`` parameter that says what its absence says: 0, false or the empty string."""
-    return value[0] == c'f' or (end - value == 1 and value[0] == c'0') or (end - value == 2 and value[0] == c'"')
+cdef inline bint is_reserved(const Key* key) noexcept nogil:
+    """A name that only Triton may give a meaning."""
+    return key.size >= 7 and memcmp(key.data, b"triton_", 7) == 0 \
+        and not key_is(key, b"triton_enable_empty_final_response", 34)
 
 
 cdef bint take_bool(const Key* key, const char* value, bint* out, Failure* failure) noexcept nogil:
@@ -630,11 +629,14 @@ cdef bint settle_outputs(Request self, Failure* failure) noexcept nogil:
         self.n_wanted = self.signature.n_outputs
         for i in range(self.n_wanted):
             self.wanted[i].output = i
+            self.wanted[i].classes = 0
             self.wanted[i].stated = self.wanted[i].binary = False
     for i in range(self.n_wanted):
         if not self.wanted[i].stated:
             self.wanted[i].binary = self.raw or self.binary_output
         datatype = self.signature.output_info[self.wanted[i].output].datatype
+        if self.wanted[i].classes and not is_ordered(datatype):
+            return fail(failure, BAD_OUTPUT, OUTPUT_CLASSES, -1, self.wanted[i].output, i)
         if self.kind == KIND_INFER and not self.wanted[i].binary and (datatype == DT_FP16 or datatype == DT_BF16):
             return fail(failure, BAD_OUTPUT, OUTPUT_HALF, -1, self.wanted[i].output, i)
     return True

@@ -47,25 +47,32 @@ cdef class Encoder:
         opening = f'{{"model_name":{quote(name)},"model_version":{quote(version)}'
         self.opening = keep(self, opening.encode())
         self.message_opening = keep(self, counted_field(1, name.encode()) + counted_field(2, version.encode()))
-        self.heads = <Piece*>calloc(3 * <size_t>signature.n_outputs + 1, sizeof(Piece))
+        self.heads = <Piece*>calloc(5 * <size_t>signature.n_outputs + 1, sizeof(Piece))
         if self.heads == NULL:
             raise MemoryError
         self.openings = self.heads + signature.n_outputs
         self.tensors = self.openings + signature.n_outputs
+        self.class_heads = self.tensors + signature.n_outputs
+        self.class_tensors = self.class_heads + signature.n_outputs
         for k, tensor in enumerate(signature.outputs):
             head = f'{{"name":{quote(tensor.name)},"datatype":"{tensor.datatype}","shape":['
             self.heads[k] = keep(self, head.encode())
             self.openings[k] = keep(self, f'{opening},"outputs":[{head}'.encode())
-            named = counted_field(1, tensor.name.encode()) + counted_field(2, tensor.datatype.encode())
-            self.tensors[k] = keep(self, named)
+            named = counted_field(1, tensor.name.encode())
+            self.tensors[k] = keep(self, named + counted_field(2, tensor.datatype.encode()))
+            self.class_heads[k] = keep(self, f'{{"name":{quote(tensor.name)},"datatype":"BYTES","shape":['.encode())
+            self.class_tensors[k] = keep(self, named + counted_field(2, b"BYTES"))
         members = task_members(signature, task)
         if task is not None:
             members += [(name, task_output(signature, name, name), ()) for name in beside]
         self.members = <Member*>calloc(len(members) + 1, sizeof(Member))
         if self.members == NULL:
             raise MemoryError
+        self.label_output = -1
         for key, output, classes in members:
             compile_member(self, key, output, classes)
+            if classes:
+                keep_labels(self, output, classes)
 
     def __dealloc__(self):
         cdef Py_ssize_t k
@@ -73,6 +80,7 @@ cdef class Encoder:
             free(self.members[k].classes)
         free(self.members)
         free(self.heads)
+        free(self.labels)
 
     cdef Py_ssize_t write(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                           Py_ssize_t rows) except -2:
@@ -100,14 +108,16 @@ cdef class Encoder:
         cdef View* views = open_views(<View*>few, request.n_wanted)
         cdef int k
         try:
-            if request.n_wanted and not request.id_text.size:
+            if request.n_wanted and not request.id_text.size and not request.wanted[0].classes:
                 take(put_piece(writer, &self.openings[request.wanted[0].output]))
             else:
                 put_opening(self, writer, request, b',"outputs":[')
             for k in range(request.n_wanted):
                 if k:
                     put(writer, b",")
-                if k or request.id_text.size:
+                if request.wanted[k].classes:
+                    take(put_piece(writer, &self.class_heads[request.wanted[k].output]))
+                elif k or request.id_text.size:
                     take(put_piece(writer, &self.heads[request.wanted[k].output]))
                 put_output(self, writer, &views[k], request.wanted[k], outputs, start, rows)
             put(writer, b"]}")
@@ -121,14 +131,16 @@ cdef class Encoder:
         cdef View[FEW_VIEWS] few
         cdef View* views = open_views(<View*>few, request.n_wanted)
         cdef const char* data
+        cdef const Piece* head
         cdef int k
         try:
             take(put_piece(writer, &self.message_opening))
             if request.id_text.size:
                 take(put_counted_field(writer, 3, request.id_text.data, request.id_text.size))
             for k in range(request.n_wanted):
-                open_output(self, &views[k], outputs, request.wanted[k].output, start, rows, True)
-                take(put_tensor_field(self, writer, &views[k], request.wanted[k].output, rows))
+                open_output(self, &views[k], outputs, &request.wanted[k], start, rows)
+                head = self.class_tensors if request.wanted[k].classes else self.tensors
+                take(put_tensor_field(self, writer, &views[k], &head[request.wanted[k].output], rows))
             for k in range(request.n_wanted):
                 data = views[k].text.data if views[k].datatype == DT_BYTES else <char*>views[k].data
                 take(put_counted_field(writer, 6, data, view_size(&views[k])))
@@ -204,6 +216,19 @@ cdef bint compile_member(Encoder self, str key, int output, tuple classes) excep
     return True
 
 
+cdef bint keep_labels(Encoder self, int output, tuple classes) except False:
+    """What the places of an output are called, for those who ask for its classification."""
+    cdef Py_ssize_t k
+    self.labels = <Piece*>calloc(len(classes), sizeof(Piece))
+    if self.labels == NULL:
+        raise MemoryError
+    for k, text in enumerate(classes):
+        self.labels[k] = keep(self, text.encode())
+    self.n_labels = len(classes)
+    self.label_output = output
+    return True
+
+
 cdef Piece keep(Encoder self, bytes data):
     cdef Piece piece
     self.texts.append(data)
@@ -213,11 +238,16 @@ cdef Piece keep(Encoder self, bytes data):
 
 
 # ---- outputs and predictions ---------------------------------------------------------------------------------------
-cdef bint open_output(Encoder self, View* view, Outputs outputs, int output, Py_ssize_t start, Py_ssize_t rows,
-                      bint binary) except False:
+cdef bint open_output(Encoder self, View* view, Outputs outputs, const Wanted* wanted, Py_ssize_t start,
+                      Py_ssize_t rows) except False:
     """Look at an answer's part of one output."""
+    cdef int output = wanted.output
+    cdef bint binary = wanted.binary
     open_view(view, &outputs.results[output], self.signature.batched, start, rows)
-    if view.datatype == DT_BYTES:
+    if wanted.classes:
+        classify(view, self.signature.batched, rows, wanted.classes, self.labels,
+                 self.n_labels if output == self.label_output else 0, binary)
+    elif view.datatype == DT_BYTES:
         prepare_texts(view, self.signature.outputs[output].name, binary)
     elif not binary and (view.datatype == DT_FP16 or view.datatype == DT_BF16):
         raise InvalidOutputError(f"output '{self.signature.outputs[output].name}': JSON does not carry "
@@ -230,7 +260,7 @@ cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, Ou
     """An output's object from its shape's first number on."""
     cdef bint ok
     cdef int axis
-    open_output(self, view, outputs, wanted.output, start, rows, wanted.binary)
+    open_output(self, view, outputs, &wanted, start, rows)
     take(writer_reserve(writer, <size_t>(view.rank + 1) * (NUMBER_SIZE + 1) + OUTPUT_ROOM))
     for axis in range(view.rank):
         append_integer(writer, rows if self.signature.batched and axis == 0 else view.shape[axis], axis > 0)
@@ -253,7 +283,8 @@ cdef bint put_output(Encoder self, Writer* writer, View* view, Wanted wanted, Ou
 cdef bint open_member(Encoder self, View* view, const Member* member, Outputs outputs, Py_ssize_t start,
                       Py_ssize_t rows) except False:
     cdef Py_ssize_t output = member.output
-    open_output(self, view, outputs, member.output, start, rows, False)
+    cdef Wanted wanted = Wanted(member.output, False, False, 0)
+    open_output(self, view, outputs, &wanted, start, rows)
     if (member.scalar and view.row != 1) or (member.classes != NULL and view.row != member.n_classes):
         raise RuntimeFailedError(f"the model's output '{self.signature.outputs[output].name}' has {view.row} "
                                  f"values a row, {max(member.n_classes, 1)} expected")

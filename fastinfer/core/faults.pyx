@@ -67,6 +67,7 @@ cdef dict OUTPUT_SENTENCES = {
     OUTPUT_UNKNOWN: "unexpected inference output {quoted}{model}; it gives {gives}",
     OUTPUT_TWICE: "output {name} is requested twice",
     OUTPUT_HALF: "output {name}: JSON does not carry {datatype}; ask for it with the parameter 'binary_data': true",
+    OUTPUT_CLASSES: "class result not available for output {name}: its datatype {datatype} has no order",
 }
 cdef dict PARAMETER_SENTENCES = {
     PARAMETER_OBJECT: "'parameters' must be an object",
@@ -75,6 +76,8 @@ cdef dict PARAMETER_SENTENCES = {
     PARAMETER_INTEGER: "parameter {quoted} must be an integer of 64 bits{natural}",
     PARAMETER_BOOL: "parameter {quoted} must be true or false",
     PARAMETER_UNSUPPORTED: "parameter {quoted} is not supported",
+    PARAMETER_RESERVED: "parameter {quoted}: names that begin with 'triton_' are reserved",
+    PARAMETER_CLASSES: "parameter {quoted} must be an integer above 0",
 }
 cdef dict SHAPE_SENTENCES = {
     SHAPE_FEW: "input {name}: {data}",

@@ -56,7 +56,6 @@ cdef struct Field:
 cdef struct Choice:             # the value of a parameter
     int kind
     uint64_t value              # of the integers and of a boolean
-    size_t size                 # of a string
 
 # Fields of InferTensorContents, by Datatype; 0: there is none.
 cdef int[<int>DT_COUNT] CONTENTS
@@ -325,9 +324,9 @@ cdef bint scan_parameter(Request self, const Field* entry, int whose, Wanted* wa
     if key.size > 14 and memcmp(key.data, b"shared_memory_", 14) == 0:
         return fail(failure, BAD_PARAMETER, PARAMETER_UNSUPPORTED, key.offset, -1, position)
     if whose == OF_OUTPUT and key_is(&key, b"classification", 14):
-        if choice.kind not in (CHOICE_INT64, CHOICE_UINT64) or choice.value >> 63:
-            return fail(failure, BAD_PARAMETER, PARAMETER_INTEGER, key.offset, -1, position)
-        return choice.value == 0 or fail(failure, BAD_PARAMETER, PARAMETER_UNSUPPORTED, key.offset, -1, position)
+        if choice.kind not in (CHOICE_INT64, CHOICE_UINT64) or choice.value >> 63 or choice.value == 0:
+            return fail(failure, BAD_PARAMETER, PARAMETER_CLASSES, key.offset, -1, position)
+        wanted.classes = <int64_t>choice.value
     return True
 
 
@@ -341,9 +340,7 @@ cdef bint read_choice(const Field* message, Choice* choice) noexcept nogil:
             return False
         if field.wire == WIRE_VARINT and field.number in (CHOICE_BOOL, CHOICE_INT64, CHOICE_UINT64):
             choice.value = field.value
-        elif is_bytes(&field, CHOICE_STRING):
-            choice.size = <size_t>(field.end - field.begin)
-        elif field.wire != WIRE_8 or field.number != CHOICE_DOUBLE:
+        elif not is_bytes(&field, CHOICE_STRING) and (field.wire != WIRE_8 or field.number != CHOICE_DOUBLE):
             continue
         choice.kind = <int>field.number
     return True
@@ -363,16 +360,9 @@ cdef bint take_message_parameter(Request self, const Key* key, const Choice* cho
             return fail(failure, BAD_PARAMETER, PARAMETER_INTEGER, key.offset, -1, -1)
         self.priority = choice.value
         return True
-    if key.size > 9 and memcmp(key.data, b"sequence_", 9) == 0 and not is_neutral_choice(choice):
-        return fail(failure, BAD_PARAMETER, PARAMETER_UNSUPPORTED, key.offset, -1, -1)
+    if is_reserved(key):
+        return fail(failure, BAD_PARAMETER, PARAMETER_RESERVED, key.offset, -1, -1)
     return True
-
-
-cdef bint is_neutral_choice(const Choice* choice) noexcept nogil:
-    """A ``sequence_`` parameter that says what its absence says."""
-    if choice.kind == CHOICE_STRING:
-        return choice.size == 0
-    return choice.kind != CHOICE_DOUBLE and choice.value == 0
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------
@@ -575,10 +565,9 @@ cdef bytes counted_field(int number, bytes data):
         writer_free(&writer)
 
 
-cdef bint put_tensor_field(Encoder self, Writer* writer, const View* view, int output,
+cdef bint put_tensor_field(Encoder self, Writer* writer, const View* view, const Piece* head,
                            Py_ssize_t rows) noexcept nogil:
     """An InferOutputTensor: name, datatype and shape."""
-    cdef const Piece* head = &self.tensors[output]
     cdef int64_t dim
     cdef size_t packed = 0
     cdef size_t size = head.size

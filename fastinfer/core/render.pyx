@@ -25,6 +25,7 @@ cdef struct View:               # the elements of one output that belong to one 
     size_t itemsize
     Writer text                 # (BYTES) every element as JSON or as the binary extension has it
     size_t* ends                # (BYTES) where each element's text ends
+    Py_ssize_t[2] own_shape     # of an output that was classified
 
 
 cdef bint open_view(View* view, Result* result, bint batched, Py_ssize_t start, Py_ssize_t rows) except False:

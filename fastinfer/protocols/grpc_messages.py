@@ -1,4 +1,4 @@
-"""The protocol's protobuf messages, all but those of inference, which the core reads and writes itself.
+"""The protocol's protobuf messages. Those of inference are for clients: the core reads and writes them itself.
 
 A line is a message: its name, then its fields as type, name and number, `*` for a repeated one and `map:` for a map
 from strings; of those with `?` a message has one. `ModelConfig` and what it holds have the fields that this server
@@ -32,6 +32,18 @@ ModelMetadataRequest: string name 1, string version 2
 ModelMetadataResponse: string name 1, *string versions 2, string platform 3, *TensorMetadata inputs 4,
     *TensorMetadata outputs 5, map:string properties 6
 TensorMetadata: string name 1, string datatype 2, *int64 shape 3
+InferParameter: ?bool bool_param 1, ?int64 int64_param 2, ?string string_param 3, ?double double_param 4,
+    ?uint64 uint64_param 5
+InferTensorContents: *bool bool_contents 1, *int32 int_contents 2, *int64 int64_contents 3, *uint32 uint_contents 4,
+    *uint64 uint64_contents 5, *float fp32_contents 6, *double fp64_contents 7, *bytes bytes_contents 8
+InferTensor: string name 1, string datatype 2, *int64 shape 3, map:InferParameter parameters 4,
+    InferTensorContents contents 5
+InferRequestedOutput: string name 1, map:InferParameter parameters 2
+ModelInferRequest: string model_name 1, string model_version 2, string id 3, map:InferParameter parameters 4,
+    *InferTensor inputs 5, *InferRequestedOutput outputs 6, *bytes raw_input_contents 7
+ModelInferResponse: string model_name 1, string model_version 2, string id 3, map:InferParameter parameters 4,
+    *InferTensor outputs 5, *bytes raw_output_contents 6
+ModelStreamInferResponse: string error_message 1, ModelInferResponse infer_response 2
 ModelConfigRequest: string name 1, string version 2
 ModelConfigResponse: ModelConfig config 1
 ModelStatisticsRequest: string name 1, string version 2

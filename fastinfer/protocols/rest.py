@@ -28,7 +28,8 @@ WATCH_AFTER = 0.02  # seconds a request runs before anybody looks whether its cl
 NUMBER = re.compile(rb"[+-]?[0-9]{1,18}")
 OCTETS = b"application/octet-stream"
 EXTENSIONS = (
-    "binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics",
+    "binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "schedule_policy",
+    "statistics",
 )  # fmt: skip
 
 
