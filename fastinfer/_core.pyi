@@ -162,6 +162,8 @@ LINKS: tuple[str, ...]
 RULES: tuple[str, ...]
 ARRAYS: dict[str, tuple[str, ...]]
 
+def narrow_vectors(yes: bool) -> None: ...
+
 class Engine: ...
 
 @final

@@ -29,6 +29,7 @@ class Format(NamedTuple):
 ONNX = Format("onnx", "an ONNX model")
 PYTHON = Format("python", "a Python model", rb"")  # in a folder the one called model.py
 PICKLE = Format("sklearn", "a pickle")
+FOREST = Format("forest", "a forest that was imported", rb"\APK")
 LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n")
 XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', modules=("xgboost", "sklearn", "onnx", "pandas"))
 XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
@@ -38,10 +39,11 @@ TORCH = Format("torch", "a PyTorch file", None, "torch.onnx.export", ("torch", "
 SKOPS = Format("sklearn", "a skops file")
 
 FORMATS = {
-    ".onnx": ONNX, ".txt": LIGHTGBM, ".json": XGBOOST_JSON, ".ubj": XGBOOST_UBJ, ".cbm": CATBOOST, ".pt": TORCH,
-    ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE, ".py": PYTHON,
+    ".onnx": ONNX, ".npz": FOREST, ".txt": LIGHTGBM, ".json": XGBOOST_JSON, ".ubj": XGBOOST_UBJ, ".cbm": CATBOOST,
+    ".pt": TORCH, ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE,
+    ".py": PYTHON,
 }
-SERVED = frozenset({ONNX.kind, LIGHTGBM.kind, PYTHON.kind, SKOPS.kind})
+SERVED = frozenset({ONNX.kind, FOREST.kind, LIGHTGBM.kind, PYTHON.kind, SKOPS.kind})
 
 
 def format_of(file: Path) -> Format:

@@ -440,8 +440,8 @@ class ModelConfig:
     """What model.toml says of one model; None where the server's own setting holds."""
 
     runtime: str | None = option(
-        None, TEXT, "Engine that runs the model.", choices=("onnx", "lightgbm", "python", "sklearn", "triton"),
-        unset="told by the file")
+        None, TEXT, "Engine that runs the model.",
+        choices=("onnx", "forest", "lightgbm", "python", "sklearn", "triton"), unset="told by the file")
     max_batch_size: int = option(
         64, INTEGER, "Rows in a batch; 0 runs every request alone.", low=0, high=1 << 16)
     max_delay_us: int = option(

@@ -84,11 +84,14 @@ from sklearn.svm import SVC, SVR, LinearSVC, NuSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier
 from threadpoolctl import threadpool_limits
 
+from fastinfer import runtimes
 from fastinfer.errors import ConfigurationError, ImportRefusedError
 from fastinfer.importing import import_pipeline
 from fastinfer.importing.assembly import estimator_model
-from fastinfer.importing.trees import Forest, Tree
+from fastinfer.importing.groves import Grove
+from fastinfer.importing.proof import opened
 from fastinfer.preprocessing.program import Program
+from fastinfer.settings import ModelConfig, Settings
 
 TOLERANCE = 1e-6
 RNG = np.random.default_rng(3)
@@ -111,15 +114,16 @@ def _quiet() -> Iterator[None]:
 
 
 class Served:
-    """An imported folder, answered by the program and onnxruntime as the server does."""
+    """An imported folder, answered by the program and the runtime as the server does."""
 
     def __init__(self, folder: Path) -> None:
         self.program = Program.load(folder / "features.json")
-        self.session = onnxruntime.InferenceSession(folder / "model.onnx")
+        (self.file,) = folder.glob("model.*")
+        kind = {"model.onnx": "onnx", "model.npz": "forest"}[self.file.name]
+        self.runtime = runtimes.load(kind, self.file, ModelConfig(), Settings())
 
     def __call__(self, rows: Any) -> dict[str, Any]:
-        names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, {"features": self.program.transform(rows)}), strict=True))
+        return self.runtime.run({"features": self.program.transform_dense(rows)})
 
 
 def imported(fitted: Any, folder: Path, **options: Any) -> Served:
@@ -137,6 +141,17 @@ def compare(fitted: Any, rows: Any, got: dict[str, Any]) -> None:
             np.testing.assert_allclose(got["probabilities"], fitted.predict_proba(rows), rtol=0, atol=TOLERANCE)
     else:
         np.testing.assert_allclose(got["value"].ravel(), fitted.predict(rows).ravel(), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def same(fitted: Any, rows: Any, served: Served) -> None:
+    """Trees in the core: the same to the last bit of what is answered, the labels too."""
+    got = served(rows)
+    assert served.file.name == "model.npz"
+    if is_classifier(fitted):
+        assert (fitted.predict(rows) == got["label"]).all()
+        assert got["probabilities"].tobytes() == fitted.predict_proba(rows).astype(np.float32).tobytes()
+    else:
+        assert got["value"].tobytes() == fitted.predict(rows).tobytes()
 
 
 def sides(fitted: Any, base: np.ndarray) -> np.ndarray:
@@ -199,15 +214,13 @@ TREE_REGRESSORS = [
 @pytest.mark.parametrize("estimator", TREES, ids=repr)
 def test_tree_classifiers_turn_where_scikit_learn_turns(estimator: Any, target: np.ndarray, tmp_path: Path) -> None:
     fitted = estimator.fit(X, target)
-    rows = sides(fitted, X)
-    compare(fitted, rows, imported(fitted, tmp_path)(rows))
+    same(fitted, sides(fitted, X), imported(fitted, tmp_path))
 
 
 @pytest.mark.parametrize("estimator", TREE_REGRESSORS, ids=repr)
 def test_tree_regressors_turn_where_scikit_learn_turns(estimator: Any, tmp_path: Path) -> None:
     fitted = estimator.fit(X, AMOUNT)
-    rows = sides(fitted, X)
-    compare(fitted, rows, imported(fitted, tmp_path)(rows))
+    same(fitted, sides(fitted, X), imported(fitted, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +241,7 @@ def test_missing_values_go_where_they_went_in_training(estimator: Any, tmp_path:
     rows = np.concatenate([rows, np.where(RNG.random(rows.shape) < 0.3, np.nan, rows), np.full((1, 5), np.nan)])
     served = imported(fitted, tmp_path)
     assert all(column.nullable for column in served.program.columns)
-    compare(fitted, rows, served(rows))
+    same(fitted, rows, served)
 
 
 def test_trees_without_missing_values_refuse_them(tmp_path: Path) -> None:
@@ -257,7 +270,7 @@ def test_splits_on_categories(family: str, holes: bool, tmp_path: Path) -> None:
     rows[100:200, 3] += 0.5
     rows[200:206, 3] = [-0.5, -1, -1.5, 1e6, 2.99, -0.0]
     rows[300:, 1] = np.nan
-    compare(fitted, rows, imported(fitted, tmp_path)(rows))
+    same(fitted, rows, imported(fitted, tmp_path))
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["made", "sample"])
@@ -274,6 +287,7 @@ def test_text_categories_that_the_estimator_encodes_itself(calibrated: bool, sam
     rows.loc[::5, "job"] = "a job never seen"
     rows.loc[::7, "city"] = np.nan
     compare(fitted, rows, served(rows))
+    assert served.file.name == ("model.onnx" if calibrated else "model.npz")
 
 
 CLASSIFIERS = [
@@ -430,19 +444,21 @@ def test_a_tie_falls_as_in_scikit_learn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "kind", "names"),
     [
-        ([3, 7], "tensor(int64)", ("3", "7")),
-        ([0.0, 1.0], "tensor(int64)", ("0", "1")),
-        ([False, True], "tensor(bool)", ("false", "true")),
-        (["gut", "schlecht é"], "tensor(string)", ("gut", "schlecht é")),
+        ([3, 7], "INT64", ("3", "7")),
+        ([0.0, 1.0], "INT64", ("0", "1")),
+        ([False, True], "BOOL", ("false", "true")),
+        (["gut", "schlecht é"], "BYTES", ("gut", "schlecht é")),
     ],
 )
-def test_labels_keep_their_kind(labels: list[Any], kind: str, names: tuple[str, ...], tmp_path: Path) -> None:
-    fitted = LogisticRegression().fit(SCALED, np.array(labels)[TWO])
+@pytest.mark.parametrize("estimator", [LogisticRegression(), DecisionTreeClassifier()], ids=repr)
+def test_labels_keep_their_kind(
+    estimator: Any, labels: list[Any], kind: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    fitted = estimator.fit(SCALED, np.array(labels)[TWO])
     served = imported(fitted, tmp_path)
-    outputs = {output.name: output for output in served.session.get_outputs()}
-    assert outputs["label"].type == kind
-    assert outputs["probabilities"].type == "tensor(float)"
-    assert outputs["probabilities"].shape == ["rows", 2]
+    assert [tuple(tensor[:3]) for tensor in served.runtime.outputs] == [
+        ("label", kind, (-1,)), ("probabilities", "FP32", (-1, 2))
+    ]
     task = served.program.task
     assert task is not None
     assert (task.kind, task.label, task.probabilities, task.classes) == ("classifier", "label", "probabilities", names)
@@ -464,11 +480,8 @@ def test_a_stack_of_three_classes_on_a_member_of_two(tmp_path: Path) -> None:
 
 def test_every_tensor_has_rows_first(tmp_path: Path) -> None:
     served = imported(RandomForestRegressor(3).fit(X, AMOUNT), tmp_path)
-    tensors = [*served.session.get_inputs(), *served.session.get_outputs()]
-    assert [(t.name, t.type, t.shape) for t in tensors] == [
-        ("features", "tensor(float)", ["rows", 5]),
-        ("value", "tensor(double)", ["rows", 1]),
-    ]
+    tensors = [*served.runtime.inputs, *served.runtime.outputs]
+    assert [tuple(tensor[:3]) for tensor in tensors] == [("features", "FP32", (-1, 5)), ("value", "FP64", (-1, 1))]
     assert served.program.task == ("regressor", None, None, (), "value")
     together = served(X)["value"]
     assert [served(X[i : i + 1])["value"][0, 0] for i in range(20)] == together[:20, 0].tolist()
@@ -547,6 +560,13 @@ def test_a_frozen_model_calibrated_later(tmp_path: Path) -> None:
     compare(fitted, frame, imported(fitted, tmp_path)(frame))
 
 
+def in_a_graph(fitted: Any) -> Any:
+    """The same estimator as a part of a graph, which other estimators are made of."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fastinfer.importing.assembly._forest", lambda *_: None)
+        return estimator_model(fitted, 2, "estimator").proto
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.lists(st.tuples(st.floats(-1e30, 1e30), st.floats(-1, 1), st.integers(0, 3)), min_size=12, max_size=40),
@@ -557,21 +577,22 @@ def test_any_tree_turns_exactly(data: list[tuple[float, float, int]], depth: int
     table, target = np.array([row[:2] for row in data]), np.array([row[2] for row in data])
     fitted = kind(max_depth=depth, random_state=0).fit(table, target)
     model = estimator_model(fitted, 2, "estimator")
-    session = onnxruntime.InferenceSession(model.proto.SerializeToString())
     rows = sides(fitted, table)
-    label, probabilities = session.run(["label", "probabilities"], {"features": rows.astype(np.float32)})
+    graph = onnxruntime.InferenceSession(in_a_graph(fitted).SerializeToString())
+    label, probabilities = graph.run(["label", "probabilities"], {"features": rows.astype(np.float32)})
     compare(fitted, rows, {"label": label, "probabilities": probabilities})
+    compare(fitted, rows, opened(model)(rows))
 
 
 # ---- the proof ------------------------------------------------------------------------------------------------------
 def test_thresholds_rounded_to_float32_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The fault that converters to float32 have: some value falls on the other side of its threshold."""
-    add = Forest.add
+    add = Grove.add
 
-    def rounded(self: Forest, tree: Tree, weights: Any, targets: Any) -> None:
-        add(self, tree._replace(threshold=tree.threshold.astype(np.float32).astype(np.float64)), weights, targets)
+    def rounded(self: Grove, left: Any, right: Any, feature: Any, threshold: Any, *rest: Any) -> None:
+        add(self, left, right, feature, threshold.astype(np.float32).astype(np.float64), *rest)
 
-    monkeypatch.setattr(Forest, "add", rounded)
+    monkeypatch.setattr(Grove, "add", rounded)
     fitted = make_pipeline(StandardScaler(), HistGradientBoostingRegressor(max_iter=10)).fit(X, AMOUNT)
     with pytest.raises(ImportRefusedError, match=r"value is .*, expected .*, a difference of .* on row .*x0"):
         import_pipeline(fitted, tmp_path / "1")
@@ -582,8 +603,8 @@ def test_a_wrong_label_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(
         "fastinfer.importing.graph.Graph.argmax", lambda self, x: self.op("ArgMin", x, axis=1, keepdims=0)
     )
-    fitted = DecisionTreeClassifier(max_depth=3).fit(X, np.array(["no", "yes"])[TWO])
-    with pytest.raises(ImportRefusedError, match=r'label is "(no|yes)", expected "(no|yes)", on row'):
+    fitted = LogisticRegression().fit(SCALED, np.array(["no", "yes", "no idea"])[THREE])
+    with pytest.raises(ImportRefusedError, match=r'label is "(no|yes|no idea)", expected "(no|yes|no idea)", on row'):
         import_pipeline(fitted, tmp_path / "1")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import fastinfer
 from fastinfer.errors import ModelLoadError
-from fastinfer.runtimes.lightgbm import forest
+from fastinfer.runtimes.lightgbm import planted
 
 RNG = np.random.default_rng(5)
 SPECIAL = [0.0, -0.0, 1e-36, -1e-36, 1e-35, -1e-35, 1.0000000180025095e-35, 1.1e-35, np.nan, np.inf, -np.inf, -0.5,
@@ -71,7 +71,7 @@ def test_answers_have_the_bits_of_booster_predict(objective: Any, options: dict[
     booster = lightgbm.Booster(model_str=trained(objective, **options).model_to_string())
     rows = hard_rows(booster)
     expected = booster.predict(rows).reshape(len(rows), -1)
-    answers = forest(booster.model_to_string().encode()).run({"features": rows})
+    answers = planted(booster.model_to_string().encode()).forest().run({"features": rows})
     got = answers.get("value", answers.get("probabilities"))
     if "label" in answers:
         assert (answers["label"] == got.argmax(axis=1)).all()
@@ -88,7 +88,7 @@ def test_few_trees_and_lone_leaves(rounds: int) -> None:
     for _ in range(rounds):
         booster.update()
     rows = np.array([[1.0, np.nan]])
-    value = forest(booster.model_to_string().encode()).run({"features": rows})["value"]
+    value = planted(booster.model_to_string().encode()).forest().run({"features": rows})["value"]
     assert value.tolist() == [booster.predict(rows).tolist()]
 
 
@@ -97,7 +97,7 @@ def test_early_stopped_and_cut_models_keep_the_trees_that_are_saved() -> None:
     rows = RNG.normal(size=(20, 6))
     text = booster.model_to_string(num_iteration=5)
     expected = booster.predict(rows, num_iteration=5)
-    assert forest(text.encode()).run({"features": rows})["probabilities"].tobytes() == expected.tobytes()
+    assert planted(text.encode()).forest().run({"features": rows})["probabilities"].tobytes() == expected.tobytes()
 
 
 def test_categories_of_a_frame_are_codes_and_line_ends_may_be_of_windows() -> None:
@@ -110,7 +110,7 @@ def test_categories_of_a_frame_are_codes_and_line_ends_may_be_of_windows() -> No
     rows = np.column_stack([words.codes, frame["number"]]).astype(float)
     text = booster.model_to_string()
     for each in (text, text.replace("\n", "\r\n")):
-        value = forest(each.encode()).run({"features": rows})["value"]
+        value = planted(each.encode()).forest().run({"features": rows})["value"]
         assert value.tobytes() == booster.predict(frame).tobytes()
 
 
@@ -138,7 +138,7 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
     end = SMALL.index("end of trees") + len("end of trees")
     for length in range(0, end, 7):
         with pytest.raises(ModelLoadError):
-            forest(SMALL[:length].encode())
+            planted(SMALL[:length].encode())
     path = tmp_path / "cut.txt"
     path.write_text(SMALL[: end // 2])
     with pytest.raises(ModelLoadError, match=r"cut\.txt: the LightGBM model cannot be read: it is cut: "):
@@ -154,7 +154,7 @@ def test_a_changed_byte_is_refused_or_answers_something() -> None:
         changed = bytearray(data)
         changed[place] = int(RNG.integers(256))
         try:
-            forest(bytes(changed)).run({"features": np.zeros((9, 6))})
+            planted(bytes(changed)).forest().run({"features": np.zeros((9, 6))})
         except (ModelLoadError, ValueError):  # a width that has changed
             refused += 1
     assert refused > 500
@@ -183,11 +183,11 @@ def test_a_changed_byte_is_refused_or_answers_something() -> None:
 def test_what_is_wrong_is_named(pattern: str, text: str, message: str) -> None:
     changed = re.sub(pattern, lambda found: "" if found[0].startswith("tree_sizes") and "|" in pattern else text, SMALL)
     with pytest.raises(ModelLoadError, match=re.escape(message)):
-        forest(changed.encode())
+        planted(changed.encode()).forest()
 
 
 def test_linear_trees_are_refused() -> None:
     booster = lightgbm.train({**FEW, "objective": "regression", "linear_tree": True},
                              lightgbm.Dataset(RNG.normal(size=(200, 2)), RNG.normal(size=200)), 2)
     with pytest.raises(ModelLoadError, match="linear leaves"):
-        forest(booster.model_to_string().encode())
+        planted(booster.model_to_string().encode())

@@ -4,7 +4,6 @@ cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.math cimport NAN
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 import numpy as np
@@ -108,7 +107,7 @@ cdef extern from *:
 
 cdef enum:
     BLOCK_BYTES = 32768             # of the keys of rows that go through the trees together: a first cache's worth
-    LEAST_BLOCK = 8                 # rows
+    LEAST_BLOCK = 16                # rows: the keys of a group of them fill one line of a cache
     MOST_BLOCK = 64
     MOST_WIDTH = 16_384
     MOST_OUTPUTS = 65_536
@@ -252,7 +251,7 @@ cdef class Forest(Engine):
         self.start = start.tobytes()
         self.start_data = self.start
         self.block = BLOCK_BYTES // max(1, len(ways) * <Py_ssize_t>self.ensemble.key_size)
-        self.block = max(LEAST_BLOCK, min(MOST_BLOCK, self.block))
+        self.block = max(LEAST_BLOCK, min(MOST_BLOCK, self.block)) // LEAST_BLOCK * LEAST_BLOCK
         return 0
 
     cdef int read_ways(self, ways, features, starts, tables) except -1:
@@ -362,23 +361,27 @@ cdef class Forest(Engine):
         """Answer rows block by block; False when there is no memory."""
         cdef int64_t n = self.ensemble.outputs, wide = self.classes if self.classes else n
         cdef int64_t block = min(<int64_t>self.block, count)
-        cdef size_t keys = <size_t>(block * self.ensemble.columns) * self.ensemble.key_size
+        cdef size_t keys = <size_t>((block + 15) // 16 * 16 * self.ensemble.columns) * self.ensemble.key_size
         cdef size_t row_sums = <size_t>n * self.ensemble.sum_size
         cdef size_t row_bytes = <size_t>self.width * (4 if self.single_values else 8)
         cdef size_t row_answers = <size_t>wide * (4 if self.single_answers else 8)
-        cdef char* scratch = <char*>malloc((keys + 15) // 16 * 16 + <size_t>block * (row_sums + sizeof(int64_t)) + 16)
-        cdef char* sums = scratch + (keys + 15) // 16 * 16
-        cdef int64_t* places = <int64_t*>(sums + (<size_t>block * row_sums + 7) // 8 * 8)
+        cdef Slab scratch
+        cdef char* sums
+        cdef int64_t* places
         cdef int64_t begin, size, r
-        if scratch == NULL:
+        scratch.data = NULL
+        scratch.capacity = 0
+        if not slab_reserve(&scratch, 0, keys + <size_t>block * (row_sums + sizeof(int64_t)) + ALIGNMENT):
             return False
+        sums = scratch.data + keys
+        places = <int64_t*>(sums + (<size_t>block * row_sums + 7) // 8 * 8)
         begin = 0
         while begin < count:
             size = min(block, count - begin)
             for r in range(size):
                 memcpy(sums + <size_t>r * row_sums, self.start_data, row_sums)
             self.ensemble.add(rows + <size_t>begin * row_bytes, <size_t>self.width, size, self.reader_data,
-                              self.table_data, self.sentinel, scratch, sums)
+                              self.table_data, self.sentinel, scratch.data, sums)
             answer_rows(sums, self.single_sums, size, n, self.divisor, self.link, self.slope, self.rule, self.classes,
                         answers + <size_t>begin * row_answers, self.single_answers, places)
             if self.classes:
@@ -386,7 +389,7 @@ cdef class Forest(Engine):
                     memcpy(labels + <size_t>(begin + r) * self.label_size,
                            self.label_data + <size_t>places[r] * self.label_size, self.label_size)
             begin += size
-        free(scratch)
+        slab_free(&scratch)
         return True
 
 

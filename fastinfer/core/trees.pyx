@@ -6,6 +6,10 @@
 # asks the same question, whether a key is greater than its own, and a leaf is a node that nothing is greater than, and
 # that leads back to itself: several rows walk through a tree in step, without a branch that a processor could guess
 # wrong. A node's children stand beside each other, behind it.
+#
+# A tree of few leaves has a bit for each, from the left. A key that is greater than a node's has passed the leaves to
+# the left of it, whether the walk comes by that node or not; so all nodes are asked, eight or more rows at a time, and
+# the leaf is the first that nothing has passed. (QuickScorer, Lucchese et al., 2015, without its order by feature.)
 from libc.stdint cimport int64_t
 
 cdef extern from *:
@@ -34,7 +38,8 @@ cdef extern from *:
     constexpr double CODE_LIMIT = 2147483646.0;
     constexpr int64_t MISSING_CODE = 0, UNKNOWN_CODE = 1, FIRST_CODE = 2;
     constexpr int LANES = 8;                                    // walks in step
-    constexpr int FEW_ROWS = 4;                                 // fewer go through several trees at a time
+    constexpr int FEW_ROWS = 2;                                 // go alone, each through several trees in step
+    constexpr int GROUP_BYTES = 64;                             // of the keys of one column, side by side
 
     enum Link : int { IDENTITY, SIGMOID, SOFTMAX, EXPONENTIAL, SIGNED_SQUARE, SOFTPLUS, STEP };
     enum Rule : int { MOST_PROBABLE, HIGHEST, ABOVE_ZERO, FROM_ZERO, ABOVE_HALF };
@@ -48,7 +53,13 @@ cdef extern from *:
     template <typename Key> struct Node {
         Key key;                    // of a split on categories: where its set begins
         int32_t left;               // the right child is the next one; a leaf's is itself
-        int32_t column;             // ~column of a split on categories
+        int32_t column;             // where its keys begin in a group's; ~ of a split on categories
+    };
+
+    // A node of a tree that has a bit for each leaf, from the left, and the leaves that are passed to the right of it.
+    template <typename Key> struct Split {
+        Key key, passed;
+        int32_t column;
     };
 
     struct Tree {
@@ -56,6 +67,9 @@ cdef extern from *:
         int32_t even, depth;        // levels down to the first leaf, and to the last
         int32_t target;
         bool categorical;
+        bool marked;                // it has Splits
+        int32_t n_splits;
+        size_t first_split, first_exit;
     };
 
     // As Python gives a forest; the lengths agree, and nothing else is known of it.
@@ -83,6 +97,19 @@ cdef extern from *:
         return bits ^ ((bits >> 31) & std::numeric_limits<int32_t>::max());
     }
 
+    // The marks of a tree are made once more for wide vectors: x86-64 without them has no comparison of 64 bits, which
+    // makes three times of it. Integers are compared, so the answers are the same.
+    inline bool narrow = false;                                 // for tests: as a processor without wide vectors
+    #if defined(__x86_64__)
+    #define FASTINFER_WIDE __attribute__((target("avx2,bmi")))
+    inline bool has_wide_vectors() {
+        return !narrow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi");
+    }
+    #else
+    #define FASTINFER_WIDE
+    inline bool has_wide_vectors() { return false; }
+    #endif
+
     enum Flaw : int { SOUND, NOT_A_TREE, NO_SUCH_COLUMN, NO_SUCH_TARGET, NO_SUCH_SET, NOT_A_NUMBER, EMPTY_TREE };
 
     struct Ensemble {
@@ -91,14 +118,17 @@ cdef extern from *:
                          double sentinel, void* keys, void* sums) const = 0;
         int64_t columns = 0, outputs = 0;
         size_t key_size = 0, sum_size = 0, nodes_held = 0;
-        int32_t depth = 0;
+        bool wide = has_wide_vectors();
     };
 
     template <typename Value, typename Key, typename Sum> struct Grove : Ensemble {
         std::vector<Tree> trees;
         std::vector<Node<Key>> nodes;
+        static constexpr int GROUP = GROUP_BYTES / sizeof(Key);    // rows whose keys stand side by side
+        std::vector<Split<Key>> splits;
         std::vector<Sum> values;            // of the nodes, or where a leaf has several, of the leaves
-        std::vector<int64_t> leaf_of;       // where a leaf has several: its first value
+        std::vector<int64_t> leaf_of;       // of the nodes, where a leaf has several: its first value
+        std::vector<Sum> exits;             // of the trees that are marked: their leaves' values, from the left
         std::vector<uint32_t> sets;         // each its bits' number, then its bits: which codes go right
         int64_t leaf_width = 1;
 
@@ -140,7 +170,7 @@ cdef extern from *:
                 return NO_SUCH_SET;
             std::vector<int32_t> order(1, 0), level(1, 0);
             std::vector<bool> seen(size, false);
-            Tree tree{nodes.size(), -1, 0, leaf_width == 1 ? given.target[t] : 0, false};
+            Tree tree{nodes.size(), -1, 0, leaf_width == 1 ? given.target[t] : 0, false, false, 0, 0, 0};
             seen[0] = true;
             for (size_t at = 0; at < order.size(); ++at) {  // grows while it is read
                 const int64_t i = begin + order[at];
@@ -165,14 +195,14 @@ cdef extern from *:
                         return NO_SUCH_COLUMN;
                     node.left = static_cast<int32_t>(order.size());
                     if (given.categorical[i]) {
-                        node.column = ~given.column[i];
+                        node.column = ~(given.column[i] * GROUP);
                         node.key = set_at[number[order[at]]];
                         tree.categorical = true;
                     } else {
                         const Value threshold = static_cast<const Value*>(given.thresholds)[i];
                         if (std::isnan(threshold))
                             return NOT_A_NUMBER;
-                        node.column = given.column[i];
+                        node.column = given.column[i] * GROUP;
                         node.key = key_of(threshold) - (given.strict ? 1 : 0);
                     }
                     order.insert(order.end(), pair, pair + 2);
@@ -184,9 +214,37 @@ cdef extern from *:
                 else
                     leaf_of.push_back(given.left[i] < 0 ? number[order[at]] * leaf_width : 0);
             }
-            depth = std::max(depth, tree.depth);
+            mark(&tree, order.size());
             trees.push_back(tree);
             return SOUND;
+        }
+
+        // Lay a tree of few leaves out as Splits, where it has no split on categories.
+        void mark(Tree* tree, size_t size) {
+            const Node<Key>* first = &nodes[tree->first];
+            if (tree->categorical || size > 2 * 8 * sizeof(Key) - 1)
+                return;
+            std::vector<int32_t> leaves(size, 1), begin(size, 0);
+            for (size_t i = size; i-- > 0;)             // children stand behind their parent
+                if (first[i].left != static_cast<int32_t>(i))
+                    leaves[i] = leaves[first[i].left] + leaves[first[i].left + 1];
+            tree->marked = true;
+            tree->first_split = splits.size();
+            tree->first_exit = exits.size();
+            exits.resize(exits.size() + leaves[0] * leaf_width);
+            for (size_t i = 0; i < size; ++i) {
+                const int32_t left = first[i].left;
+                if (left == static_cast<int32_t>(i)) {
+                    const Sum* leaf = leaf_width == 1 ? &values[tree->first + i] : &values[leaf_of[tree->first + i]];
+                    std::copy(leaf, leaf + leaf_width, &exits[tree->first_exit + begin[i] * leaf_width]);
+                    continue;
+                }
+                begin[left] = begin[i];
+                begin[left + 1] = begin[i] + leaves[left];
+                const uint64_t passed = ((uint64_t(1) << leaves[left]) - 1) << begin[i];
+                splits.push_back({first[i].key, static_cast<Key>(passed), first[i].column});
+            }
+            tree->n_splits = static_cast<int32_t>(splits.size() - tree->first_split);
         }
 
         // ---- values to keys ---------------------------------------------------------------------------------------
@@ -219,29 +277,29 @@ cdef extern from *:
             return key_of(value);
         }
 
-        void read_rows(const Value* rows, size_t width, int64_t count, const Reader* readers, const double* tables,
-                       Value sentinel, Key* keys) const {
-            for (int64_t c = 0; c < columns; ++c) {
+        // The keys of a group: column by column, the rows side by side; what is not a row is as the last one.
+        void read_group(const Value* rows, size_t width, int count, const Reader* readers, const double* tables,
+                        Value sentinel, Key* keys) const {
+            for (int64_t c = 0; c < columns; ++c, keys += GROUP) {
                 const Reader reader = readers[c];
                 const Value* value = rows + reader.feature;
-                Key* key = keys + c;
-                if ((reader.how & ~READ_MISSING_RIGHT) == 0) {
-                    const Key lost = reader.how ? std::numeric_limits<Key>::max() : std::numeric_limits<Key>::min();
-                    for (int64_t r = 0; r < count; ++r, value += width, key += columns)
-                        *key = std::isnan(*value) ? lost : key_of(*value);
+                const uint32_t how = reader.how & ~READ_MISSING_RIGHT;
+                if (how == 0 || how == READ_NAN_AS_ZERO) {
+                    const Key lost = how ? 0 : reader.how ? std::numeric_limits<Key>::max()
+                                                          : std::numeric_limits<Key>::min();
+                    for (int r = 0; r < count; ++r)
+                        keys[r] = std::isnan(value[r * width]) ? lost : key_of(value[r * width]);
                 } else {
-                    for (int64_t r = 0; r < count; ++r, value += width, key += columns)
-                        *key = read(*value, reader, tables, sentinel);
+                    for (int r = 0; r < count; ++r)
+                        keys[r] = read(value[r * width], reader, tables, sentinel);
                 }
+                for (int r = count; r < GROUP; ++r)
+                    keys[r] = keys[count - 1];
             }
         }
 
         // ---- walks ------------------------------------------------------------------------------------------------
-        static int32_t step(const Node<Key>* tree, int32_t at, const Key* row) {
-            const Node<Key>& node = tree[at];
-            return node.left + (row[node.column] > node.key);
-        }
-
+        // One row through one tree; its keys are GROUP apart.
         int32_t walk(const Tree& tree, const Key* row) const {
             const Node<Key>* first = &nodes[tree.first];
             int32_t at = 0;
@@ -261,46 +319,51 @@ cdef extern from *:
             return at;
         }
 
-        // LANES rows through one tree.
-        void walk_rows(const Tree& tree, const Key* const* rows, int32_t* at) const {
+        // LANES rows of a group through one tree.
+        void walk_rows(const Tree& tree, const Key* rows, int32_t* places) const {
             const Node<Key>* first = &nodes[tree.first];
-            for (int lane = 0; lane < LANES; ++lane)
-                at[lane] = 0;
+            int32_t at[LANES] = {};
             int32_t level = 0;
             for (; level < tree.even; ++level)
-                for (int lane = 0; lane < LANES; ++lane)
-                    at[lane] = step(first, at[lane], rows[lane]);
+                for (int lane = 0; lane < LANES; ++lane) {
+                    const Node<Key>& node = first[at[lane]];
+                    at[lane] = node.left + (rows[node.column + lane] > node.key);
+                }
             for (; level < tree.depth; ++level) {
                 int32_t moved = 0;
                 for (int lane = 0; lane < LANES; ++lane) {
-                    const int32_t next = step(first, at[lane], rows[lane]);
+                    const Node<Key>& node = first[at[lane]];
+                    const int32_t next = node.left + (rows[node.column + lane] > node.key);
                     moved |= next ^ at[lane];
                     at[lane] = next;
                 }
                 if (!moved)
                     break;
             }
+            std::memcpy(places, at, sizeof at);
         }
 
         // One row through LANES trees.
-        void walk_trees(const Tree* group, const Key* row, int32_t* at) const {
+        void walk_trees(const Tree* group, const Key* row, int32_t* places) const {
             const Node<Key>* first[LANES];
+            int32_t at[LANES] = {};
             int32_t depth = 0;
             for (int lane = 0; lane < LANES; ++lane) {
                 first[lane] = &nodes[group[lane].first];
-                at[lane] = 0;
                 depth = std::max(depth, group[lane].depth);
             }
             for (int32_t level = 0; level < depth; ++level) {
                 int32_t moved = 0;
                 for (int lane = 0; lane < LANES; ++lane) {
-                    const int32_t next = step(first[lane], at[lane], row);
+                    const Node<Key>& node = first[lane][at[lane]];
+                    const int32_t next = node.left + (row[node.column] > node.key);
                     moved |= next ^ at[lane];
                     at[lane] = next;
                 }
                 if (!moved)
                     break;
             }
+            std::memcpy(places, at, sizeof at);
         }
 
         void take(const Tree& tree, int32_t at, Sum* sums) const {
@@ -334,34 +397,112 @@ cdef extern from *:
                 take(trees[t], walk(trees[t], row), sums);
         }
 
-        void add_rows(const Key* keys, int64_t count, Sum* sums) const {
-            const Key* rows[LANES];
+        void add_walked(const Tree& tree, const Key* keys, int64_t count, Sum* sums) const {
             int32_t at[LANES];
-            const int64_t whole = count % LANES < FEW_ROWS ? count - count % LANES : count;
-            for (const Tree& tree : trees) {
+            for (int64_t r = 0; r < count; r += LANES) {
+                const Key* rows = keys + (r / GROUP * columns * GROUP) + r % GROUP;
+                const int lanes = static_cast<int>(std::min<int64_t>(LANES, count - r));
                 if (tree.categorical) {
-                    for (int64_t r = 0; r < whole; ++r)
-                        take(tree, walk(tree, keys + r * columns), sums + r * outputs);
-                    continue;
-                }
-                for (int64_t r = 0; r < whole; r += LANES) {
-                    const int lanes = static_cast<int>(std::min<int64_t>(LANES, whole - r));
-                    for (int lane = 0; lane < LANES; ++lane)
-                        rows[lane] = keys + (r + std::min(lane, lanes - 1)) * columns;
-                    walk_rows(tree, rows, at);
                     for (int lane = 0; lane < lanes; ++lane)
-                        take(tree, at[lane], sums + (r + lane) * outputs);
+                        at[lane] = walk(tree, rows + lane);
+                } else {
+                    walk_rows(tree, rows, at);
                 }
+                for (int lane = 0; lane < lanes; ++lane)
+                    take(tree, at[lane], sums + (r + lane) * outputs);
             }
-            for (int64_t r = whole; r < count; ++r)
-                add_row(keys + r * columns, sums + r * outputs);
         }
 
+        static inline __attribute__((always_inline)) int leaf_of_bits(Key passed) {
+            return __builtin_ctzll(~static_cast<uint64_t>(passed));     // a leaf is never passed by all
+        }
+
+        // ---- marks ------------------------------------------------------------------------------------------------
+        // U groups through one tree, all its nodes: of each row the leaf that nothing has passed.
+        template <int BYTES, int U> static inline __attribute__((always_inline))
+        void mark_passed(const Split<Key>* split, int32_t count, const Key* keys, size_t stride, Key* passed) {
+            typedef Key Vector __attribute__((vector_size(BYTES)));
+            constexpr int PARTS = GROUP * sizeof(Key) / BYTES, LENGTH = BYTES / sizeof(Key);
+            Vector marks[U * PARTS];
+            for (Vector& part : marks)
+                part = Vector{};
+            for (int32_t i = 0; i < count; ++i) {
+                const Vector key = split[i].key - Vector{}, bits = split[i].passed - Vector{};
+                const Key* column = keys + split[i].column;
+                for (int u = 0; u < U; ++u)
+                    for (int part = 0; part < PARTS; ++part) {
+                        const Key* some = column + u * stride + part * LENGTH;
+                        marks[u * PARTS + part] |= (*reinterpret_cast<const Vector*>(some) > key) & bits;
+                    }
+            }
+            for (int part = 0; part < U * PARTS; ++part)
+                *reinterpret_cast<Vector*>(passed + part * LENGTH) = marks[part];
+        }
+
+        template <int BYTES> inline __attribute__((always_inline))
+        void add_marked(const Tree& tree, const Key* keys, int64_t count, Sum* sums) const {
+            alignas(GROUP_BYTES) Key passed[4 * GROUP];
+            const Split<Key>* split = splits.data() + tree.first_split;
+            const Sum* exit = exits.data() + tree.first_exit;
+            const size_t stride = columns * GROUP;
+            for (int64_t r = 0; r < count;) {
+                const int64_t left = count - r;
+                const Key* rows = keys + r * columns;
+                int64_t size = 4 * GROUP;
+                if (left > 2 * GROUP)
+                    mark_passed<BYTES, 4>(split, tree.n_splits, rows, stride, passed);
+                else if (left > GROUP)
+                    mark_passed<BYTES, 2>(split, tree.n_splits, rows, stride, passed);
+                else
+                    mark_passed<BYTES, 1>(split, tree.n_splits, rows, stride, passed);
+                size = std::min(left, size);
+                Sum* to = sums + r * outputs + tree.target;
+                if (leaf_width > 1) {
+                    for (int64_t lane = 0; lane < size; ++lane, to += outputs) {
+                        const Sum* leaf = exit + leaf_of_bits(passed[lane]) * leaf_width;
+                        for (int64_t k = 0; k < leaf_width; ++k)
+                            to[k] += leaf[k];
+                    }
+                } else if (outputs > 1) {
+                    for (int64_t lane = 0; lane < size; ++lane, to += outputs)
+                        *to += exit[leaf_of_bits(passed[lane])];
+                } else {
+                    for (int64_t lane = 0; lane < size; ++lane)
+                        to[lane] += exit[leaf_of_bits(passed[lane])];
+                }
+                r += size;
+            }
+        }
+
+        template <int BYTES> inline __attribute__((always_inline))
+        void add_rows(const Key* keys, int64_t count, Sum* sums) const {
+            for (const Tree& tree : trees) {
+                if (tree.marked)
+                    add_marked<BYTES>(tree, keys, count, sums);
+                else
+                    add_walked(tree, keys, count, sums);
+            }
+        }
+
+        void add_rows_plain(const Key* keys, int64_t count, Sum* sums) const { add_rows<16>(keys, count, sums); }
+        FASTINFER_WIDE
+        void add_rows_wide(const Key* keys, int64_t count, Sum* sums) const { add_rows<32>(keys, count, sums); }
+
         void add(const void* rows, size_t width, int64_t count, const Reader* readers, const double* tables,
-                 double sentinel, void* keys, void* sums) const override {
-            read_rows(static_cast<const Value*>(rows), width, count, readers, tables, static_cast<Value>(sentinel),
-                      static_cast<Key*>(keys));
-            add_rows(static_cast<const Key*>(keys), count, static_cast<Sum*>(sums));
+                 double sentinel, void* scratch, void* to) const override {
+            Key* keys = static_cast<Key*>(scratch);
+            Sum* sums = static_cast<Sum*>(to);
+            for (int64_t r = 0; r < count; r += GROUP)
+                read_group(static_cast<const Value*>(rows) + r * width, width,
+                           static_cast<int>(std::min<int64_t>(GROUP, count - r)), readers, tables,
+                           static_cast<Value>(sentinel), keys + r * columns);
+            if (count <= FEW_ROWS)
+                for (int64_t r = 0; r < count; ++r)
+                    add_row(keys + r, sums + r * outputs);
+            else if (wide)
+                add_rows_wide(keys, count, sums);
+            else
+                add_rows_plain(keys, count, sums);
         }
     };
 
@@ -386,4 +527,11 @@ cdef extern from *:
 
     }
     """
+    bint narrow "fastinfer::narrow"
     Ensemble* plant_forest "fastinfer::plant_forest"(const Natural&, bint, bint, int*, int64_t*) except + nogil
+
+
+def narrow_vectors(bint yes):
+    """For tests: forests that are made from now on are run as on a processor without wide vectors."""
+    global narrow
+    narrow = yes

@@ -1,4 +1,6 @@
-"""Imports a fitted pipeline: features.json and model.onnx that answer as scikit-learn does, proven on rows.
+"""Imports a fitted pipeline: features.json and a model that answer as scikit-learn does, proven on rows.
+
+The model is model.npz, trees for the core, where the estimator is one forest, else model.onnx.
 
 scikit-learn, onnx and pandas are loaded when an import runs, never with the package.
 """
@@ -16,6 +18,7 @@ class ImportReport:
 
     Attributes:
         out: the version folder.
+        file: name of the model's file in it.
         estimator: name of the fitted estimator's class.
         columns: raw columns that the model takes.
         features: width of the estimator's matrix.
@@ -27,6 +30,7 @@ class ImportReport:
     """
 
     out: Path
+    file: str
     estimator: str
     columns: int
     features: int
@@ -44,7 +48,7 @@ class ImportReport:
             f"imported {self.estimator} ({self.task}): {self.columns} columns, {self.features} features, {self.dtype}",
             f"proven on {self.rows:,} rows against scikit-learn: {proof}",
             *self.notes,
-            f"wrote {self.out / 'features.json'} and {self.out / 'model.onnx'}",
+            f"wrote {self.out / 'features.json'} and {self.out / self.file}",
         ]
         return "\n".join(lines)
 

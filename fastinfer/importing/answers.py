@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastinfer.errors import ImportRefusedError
+from fastinfer.importing.groves import Grown
 
 
 class Classifier(NamedTuple):
@@ -16,18 +17,21 @@ class Classifier(NamedTuple):
         place: [rows] of int64, the place of the predicted label in ``classes``.
         probabilities: [rows, classes] of float64, or None where the estimator has no ``predict_proba``.
         decision: ``decision_function``: [rows, 1] for two classes, else [rows, classes]; None where it has none.
+        forest: all of it as trees for the core, where the estimator is one forest.
     """
 
     classes: NDArray[Any]
     place: str
     probabilities: str | None = None
     decision: str | None = None
+    forest: Grown | None = None
 
 
 class Regressor(NamedTuple):
-    """A regressor's answer: ``value`` is [rows, 1] of float64."""
+    """A regressor's answer: ``value`` is [rows, 1] of float64; ``forest`` as a classifier's."""
 
     value: str
+    forest: Grown | None = None
 
 
 Answer = Classifier | Regressor

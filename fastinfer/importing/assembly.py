@@ -1,4 +1,7 @@
-"""A fitted estimator becomes one ONNX model: its matrix in; label and probabilities, or value, out."""
+"""A fitted estimator becomes one model: its matrix in; label and probabilities, or value, out.
+
+An estimator that is one forest becomes trees for the core, any other an ONNX graph.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,17 +11,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from fastinfer._core import Task
-from fastinfer.importing.answers import Classifier, Regressor, refuse
+from fastinfer.importing.answers import Answer, Classifier, Regressor, refuse
 from fastinfer.importing.estimators import write
 from fastinfer.importing.graph import MOST_FEATURES, Floats, Front, Graph, ProgramShape
+from fastinfer.runtimes.forest import Planted
 
 
 class EstimatorModel(NamedTuple):
-    """The ONNX side of an import.
+    """The model of an import.
+
+    Input ``features`` [rows, width]; outputs ``label`` [rows] and ``probabilities`` [rows, classes] of FP32, or
+    ``value`` [rows, 1] of FP64.
 
     Attributes:
-        proto: the model. Input ``features`` [rows, width]; outputs ``label`` [rows] and ``probabilities``
-            [rows, classes] of FP32, or ``value`` [rows, 1] of FP64.
+        forest: the model as trees for the core, where it is one forest; else None.
+        proto: else the model as an ONNX graph.
         dtype: the input's, "float32" or "float64".
         task: as features.json holds it.
         labels: the classes as fitted, or None for a regressor.
@@ -27,7 +34,8 @@ class EstimatorModel(NamedTuple):
         fronts: what the feature program must do to make the matrix; none where the matrix is the raw columns.
     """
 
-    proto: onnx.ModelProto
+    forest: Planted | None
+    proto: onnx.ModelProto | None
     dtype: str
     task: Task
     labels: NDArray[Any] | None
@@ -35,6 +43,13 @@ class EstimatorModel(NamedTuple):
     thresholds: Floats
     foreign: bool
     fronts: list[Front]
+
+    def file(self) -> tuple[str, bytes]:
+        """Its file's name and bytes."""
+        if self.forest is not None:
+            return "model.npz", self.forest.file()
+        assert self.proto is not None
+        return "model.onnx", self.proto.SerializeToString()
 
 
 def estimator_model(
@@ -66,13 +81,31 @@ def estimator_model(
                                    "that is linear in them can be served")
     if (graph.fronts or graph.wides) and graph.reads_raw([tensor for _, tensor, *_ in outputs]):
         raise refuse(path, "one part of the estimator takes the raw columns and another takes them preprocessed")
-    proto, dtype = graph.model(outputs, f"{type(estimator).__module__}.{type(estimator).__name__}")
-    onnx.checker.check_model(proto)
+    forest = _forest(graph, answer, path)
+    proto = None
+    if forest is not None:
+        dtype = forest.arrays["threshold"].dtype.name
+    else:
+        proto, dtype = graph.model(outputs, f"{type(estimator).__module__}.{type(estimator).__name__}")
+        onnx.checker.check_model(proto)
     turns = graph.thresholds
     features = np.concatenate([f for f, _ in turns]) if turns else np.empty(0, np.int64)
     thresholds = np.concatenate([t for _, t in turns]) if turns else np.empty(0)
     fronts = [*graph.fronts, *scored_fronts(graph)]
-    return EstimatorModel(proto, dtype, task, labels, features, thresholds, graph.foreign, fronts)
+    return EstimatorModel(forest, proto, dtype, task, labels, features, thresholds, graph.foreign, fronts)
+
+
+def _forest(graph: Graph, answer: Answer, path: str) -> Planted | None:
+    """The answer as trees for the core, where it is one forest on all that the program makes."""
+    width = None if answer.forest is None else graph.width_of(answer.forest.x)
+    if answer.forest is None or width is None:
+        return None
+    labels = None
+    if isinstance(answer, Classifier):
+        labels, _, names = _labels(answer.classes, path)
+        if len(names) != max(2, len(answer.forest.arrays["start"])) or answer.probabilities is None:
+            return None
+    return answer.forest.planted(width, labels)
 
 
 def scored_fronts(graph: Graph) -> list[Front]:

@@ -4,11 +4,14 @@ import copy
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fastinfer._core import SPLITS
 from fastinfer.importing.answers import Classifier, Regressor, refuse
 from fastinfer.importing.graph import Floats, Graph
+from fastinfer.importing.groves import Grove, Grown, sides_of
 from fastinfer.importing.links import boosted_classes, value
-from fastinfer.importing.trees import Forest, Tree, constant_tree, tree_arrays
+from fastinfer.importing.trees import Forest, Tree, constant_tree, plant, tree_arrays
 
 
 def start(forest: Forest, scores: Floats) -> None:
@@ -18,47 +21,55 @@ def start(forest: Forest, scores: Floats) -> None:
 
 
 # ---- GradientBoostingClassifier, GradientBoostingRegressor --------------------------------------------------------
-def gradient_scores(graph: Graph, estimator: Any, x: str, path: str) -> str:
+def gradient_scores(graph: Graph, estimator: Any, x: str, path: str) -> tuple[str, Grown]:
     initial = estimator.init_
     if not (isinstance(initial, str) or type(initial).__name__ in ("DummyClassifier", "DummyRegressor")):
         raise refuse(f"{path}.init", f"a {type(initial).__name__} as the start of boosting is not supported")
-    forest = Forest()
-    start(forest, estimator._raw_predict_init(np.zeros((1, estimator.n_features_in_), np.float32)))
+    scores = estimator._raw_predict_init(np.zeros((1, estimator.n_features_in_), np.float32))
+    columns = estimator.estimators_.shape[1]
+    forest, grove = Forest(), Grove(np.float32, columns, scores)
+    start(forest, scores)
     for stage in estimator.estimators_:
         for column, tree in enumerate(stage):
             leaves = estimator.learning_rate * tree.tree_.value[:, 0, 0].astype(np.float64)
             forest.add(tree_arrays(tree), leaves, np.full(len(leaves), column, np.int64))
-    return forest.write(graph, graph.round32(x), estimator.estimators_.shape[1])
+            everywhere = tree_arrays(tree)._replace(missing_left=np.ones(len(leaves), np.bool_))  # it takes none
+            plant(grove, everywhere, leaves[:, None], column)
+    return forest.write(graph, graph.round32(x), columns), grove.grown(x)
 
 
 def gradient_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
-    raw = gradient_scores(graph, estimator, x, path)
-    return boosted_classes(graph, raw, estimator, type(estimator._loss.link).__name__, tie=True, path=path)
+    raw, grown = gradient_scores(graph, estimator, x, path)
+    return boosted_classes(graph, raw, estimator, grown, tie=True, path=path)
 
 
 def gradient_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
-    return value(graph, gradient_scores(graph, estimator, x, path), type(estimator._loss.link).__name__, path)
+    raw, grown = gradient_scores(graph, estimator, x, path)
+    return value(graph, raw, type(estimator._loss.link).__name__, path, grown)
 
 
 # ---- HistGradientBoostingClassifier, HistGradientBoostingRegressor ------------------------------------------------
-def histogram_scores(graph: Graph, estimator: Any, x: str, path: str) -> str:
+def histogram_scores(graph: Graph, estimator: Any, x: str, path: str) -> tuple[str, Grown]:
     codes = _Categories(graph, estimator, x, path)
-    forest = Forest()
-    start(forest, np.asarray(estimator._baseline_prediction, np.float64))
+    columns, scores = int(estimator.n_trees_per_iteration_), np.asarray(estimator._baseline_prediction, np.float64)
+    forest, grove = Forest(), Grove(np.float64, columns, scores)
+    start(forest, scores)
     for stage in estimator._predictors:
         for column, predictor in enumerate(stage):
             tree, leaves = _histogram_tree(predictor, codes)
             forest.add(tree, leaves, np.full(len(leaves), column, np.int64))
-    return forest.write(graph, codes.write(), int(estimator.n_trees_per_iteration_))
+            _plant(grove, predictor, codes, column)
+    return forest.write(graph, codes.write(), columns), grove.grown(codes.x, codes.tables())
 
 
 def histogram_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
-    raw = histogram_scores(graph, estimator, x, path)
-    return boosted_classes(graph, raw, estimator, type(estimator._loss.link).__name__, tie=False, path=path)
+    raw, grown = histogram_scores(graph, estimator, x, path)
+    return boosted_classes(graph, raw, estimator, grown, tie=False, path=path)
 
 
 def histogram_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
-    return value(graph, histogram_scores(graph, estimator, x, path), type(estimator._loss.link).__name__, path)
+    raw, grown = histogram_scores(graph, estimator, x, path)
+    return value(graph, raw, type(estimator._loss.link).__name__, path, grown)
 
 
 def _histogram_tree(predictor: Any, codes: "_Categories") -> tuple[Tree, Floats]:
@@ -73,6 +84,24 @@ def _histogram_tree(predictor: Any, codes: "_Categories") -> tuple[Tree, Floats]
         threshold[node], missing[node] = 0.5, False
     left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
     return Tree(left, right, feature, threshold, missing), nodes["value"].astype(np.float64)
+
+
+def _plant(grove: Grove, predictor: Any, codes: "_Categories", column: int) -> None:
+    """Add a tree to the core's forest, its splits on categories as they are."""
+    nodes = predictor.nodes
+    leaf = nodes["is_leaf"].astype(np.bool_)
+    left, right = (np.where(leaf, -1, nodes[side].astype(np.int64)) for side in ("left", "right"))
+    categorical = nodes["is_categorical"].astype(np.bool_) & ~leaf
+    missing = nodes["missing_go_to_left"].astype(np.bool_)
+    sides = [
+        codes.sides(int(nodes["feature_idx"][node]), predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]],
+                    bool(missing[node]))
+        for node in np.flatnonzero(categorical).tolist()
+    ]
+    feature = codes.numeric(nodes["feature_idx"].astype(np.int64))
+    threshold = np.where(categorical, 0.0, nodes["num_threshold"].astype(np.float64))
+    kind = np.where(categorical, SPLITS["table"], sides_of(missing))
+    grove.add(left, right, feature, threshold, kind, nodes["value"].astype(np.float64)[leaf][:, None], column, sides)
 
 
 def _encoding(preprocessor: Any) -> Any:
@@ -125,6 +154,23 @@ class _Categories:
     def numeric(self, feature: Any) -> Any:
         """Columns of the input for the estimator's own numbering."""
         return self._places[feature]
+
+    @property
+    def x(self) -> str:
+        """The matrix that the trees read."""
+        return self._x
+
+    def tables(self) -> dict[int, Floats]:
+        """The known values of each feature of categories, by column; a missing one is none of them."""
+        known = {int(self._places[i]): values[~np.isnan(values)] for i, values in enumerate(self._values)}
+        return {feature: values for feature, values in known.items() if len(values)}
+
+    def sides(self, feature: int, bits: Any, missing_left: bool) -> NDArray[np.bool_]:
+        """Of (missing, unknown, category 0, 1, …), whether it goes right: the codes in ``bits`` go left."""
+        known = self._values[feature]
+        words = np.asarray(bits, np.uint32)
+        rights = [not int(words[code // 32]) >> (code % 32) & 1 for code in range(int((~np.isnan(known)).sum()))]
+        return np.array([not missing_left, not missing_left, *rights], np.bool_)
 
     def split(self, feature: int, bits: Any, missing_left: bool) -> int:
         """The column for a split that sends the codes in ``bits`` left."""

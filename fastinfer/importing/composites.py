@@ -91,7 +91,7 @@ def thresholded(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
         score = part.decision if positive == 1 else str(graph.op("Neg", part.decision))
     above = graph.index_where(str(graph.op("GreaterOrEqual", score, graph.constant([[float(threshold)]]))))
     order = graph.constant([1 - positive, positive], np.int64)
-    return part._replace(place=str(graph.op("Gather", order, above)))
+    return part._replace(place=str(graph.op("Gather", order, above)), forest=None)
 
 
 def transformed_target(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:

@@ -203,6 +203,12 @@ class Graph:
             known = features < len(origin)  # the rest are columns that the writer derived
             self.thresholds.append((origin[features[known]], thresholds[known]))
 
+    def width_of(self, x: str) -> int | None:
+        """Columns of ``x`` where it is all of the graph's input, as the program makes it; else None."""
+        if self.wides or len(self.fronts) > 1 or x != ("front0" if self.fronts else self.features):
+            return None
+        return self.fronts[0].width if self.fronts else self.width
+
     def front(self, transformer: Any, made: Made, path: str) -> str:
         """The matrix of a transformer of raw columns, which the program will run."""
         for i, known in enumerate(self.fronts):

@@ -4,14 +4,31 @@ from typing import Any
 
 import numpy as np
 
+from fastinfer._core import SPLITS
+from fastinfer.errors import ModelLoadError
 from fastinfer.importing.answers import Classifier, Regressor, refuse
 from fastinfer.importing.graph import Floats, Graph
+from fastinfer.importing.groves import Grown
 from fastinfer.importing.links import softmax
 from fastinfer.importing.trees import Forest, Tree
+from fastinfer.runtimes import lightgbm
 
 ZERO = float(np.float32(1e-35))  # LightGBM's kZeroThreshold: a value this small is zero
 _EXPONENTIAL = {"poisson", "gamma", "tweedie"}
 _IDENTITY = {"regression", "regression_l1", "huber", "fair", "quantile", "mape"}
+
+
+def _grown(graph: Graph, estimator: Any, x: str) -> Grown | None:
+    """The forest of the booster's own file, where it holds one. Of a sparse matrix, tiny values are what they are."""
+    try:
+        planted = lightgbm.planted(estimator.booster_.model_to_string().encode())
+    except ModelLoadError:  # the graph may still do it, or says why not
+        return None
+    kind = planted.arrays["kind"]
+    if x in graph.sparse:
+        kind = kind & ~np.uint8(SPLITS["flushed"])
+    options = {name: planted.options[name] for name in ("divisor", "link", "slope")}
+    return Grown(x, {**planted.arrays, "kind": kind}, options)
 
 
 def _raw(graph: Graph, estimator: Any, x: str, path: str) -> tuple[str, list[str]]:
@@ -48,19 +65,20 @@ def lightgbm_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Clas
         probabilities = graph.complement(str(graph.op("Sigmoid", raw)))
     else:
         raise refuse(path, f"the objective {kind!r} is not supported")
-    return Classifier(estimator.classes_, graph.argmax(probabilities), probabilities)
+    grown = _grown(graph, estimator, x)
+    return Classifier(estimator.classes_, graph.argmax(probabilities), probabilities, forest=grown)
 
 
 def lightgbm_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
     raw, objective = _raw(graph, estimator, x, path)
     kind = objective[0]
     if kind in _EXPONENTIAL:
-        return Regressor(str(graph.op("Exp", raw)))
+        return Regressor(str(graph.op("Exp", raw)), _grown(graph, estimator, x))
     if kind not in _IDENTITY:
         raise refuse(path, f"the objective {kind!r} is not supported")
     if "sqrt" in objective[1:]:
         raw = str(graph.op("Mul", graph.op("Sign", raw), graph.op("Mul", raw, raw)))
-    return Regressor(raw)
+    return Regressor(raw, _grown(graph, estimator, x))
 
 
 def _parameter(objective: list[str], name: str, default: float) -> float:

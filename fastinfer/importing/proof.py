@@ -2,6 +2,8 @@
 
 import json
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +31,20 @@ class Difference(NamedTuple):
     got: Any
 
 
+Answers = Callable[[NDArray[Any]], Arrays]
+
+
+def opened(model: EstimatorModel) -> Answers:
+    """The model as the server would open it: a function from the matrix to the answers."""
+    if model.forest is None:
+        return partial(run, session(model), dtype=model.dtype)
+    forest = model.forest.forest()
+    return lambda matrix: forest.run({"features": np.ascontiguousarray(matrix, model.dtype)})
+
+
 def session(model: EstimatorModel) -> onnxruntime.InferenceSession:
-    """A session as the server would open it."""
+    """onnxruntime's session of the written graph."""
+    assert model.proto is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -113,7 +127,7 @@ class Proof:
     """Keeps the worst difference of each output, and refuses the first one past the tolerance."""
 
     def __init__(self, model: EstimatorModel, tolerance: float) -> None:
-        self.session = session(model)
+        self.answers = opened(model)
         self.model = model
         self.tolerance = tolerance
         self.worst: dict[str, float] = {}
@@ -130,7 +144,7 @@ class Proof:
         for start in range(0, len(matrix), CHUNK):
             end = min(start + CHUNK, len(matrix))
             part = rows.iloc[start:end] if hasattr(rows, "iloc") else rows[start:end]
-            got = run(self.session, matrix[start:end], self.model.dtype)
+            got = self.answers(matrix[start:end])
             wanted = expected(estimator, part, self.model.task)
             if "label" in wanted:
                 ties = tied(wanted, got, estimator.classes_)
@@ -142,9 +156,9 @@ class Proof:
 
     def _alone(self, matrix: NDArray[Any], shown: Any) -> None:
         """A row's answer must not depend on the rows beside it."""
-        together = run(self.session, matrix[:ALONE], self.model.dtype)
+        together = self.answers(matrix[:ALONE])
         for row in range(min(ALONE, len(matrix))):
-            alone = run(self.session, matrix[row : row + 1], self.model.dtype)
+            alone = self.answers(matrix[row : row + 1])
             beside = {name: values[row : row + 1] for name, values in together.items()}
             for name, size, _, wanted, got in differences(alone, beside):
                 if size > self.tolerance:

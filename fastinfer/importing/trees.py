@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastinfer.importing.answers import Classifier, Regressor
 from fastinfer.importing.graph import Floats, Graph
+from fastinfer.importing.groves import Grove, Grown, sides_of
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -141,40 +142,52 @@ def tree_arrays(estimator: Any) -> Tree:
     )
 
 
-def _class_sums(graph: Graph, trees: list[Any], x: str, classes: int) -> str:
-    forest = Forest()
+def plant(grove: Grove, tree: Tree, values: Floats, target: int = 0) -> None:
+    """Add a tree to the core's forest; ``values`` [nodes, 1 or outputs] are read at its leaves."""
+    kind = sides_of(tree.missing_left)
+    grove.add(tree.left, tree.right, tree.feature, tree.threshold, kind, values[tree.left < 0], target)
+
+
+def _class_sums(graph: Graph, trees: list[Any], x: str, classes: int) -> tuple[str, Grown]:
+    """The sums in the graph, and the forest whose answer is their mean."""
+    forest, grove = Forest(), Grove(np.float32, classes)
     for tree in trees:
-        forest.add_rows(tree_arrays(tree), tree.tree_.value[:, 0, :classes].astype(np.float64))
-    return forest.write(graph, graph.round32(x), classes)
+        values = tree.tree_.value[:, 0, :classes].astype(np.float64)
+        forest.add_rows(tree_arrays(tree), values)
+        plant(grove, tree_arrays(tree), values)
+    divisor = float(len(trees)) if len(trees) > 1 else 0.0
+    return forest.write(graph, graph.round32(x), classes), grove.grown(x, divisor=divisor)
 
 
-def _value_sums(graph: Graph, trees: list[Any], x: str) -> str:
-    forest = Forest()
+def _value_sums(graph: Graph, trees: list[Any], x: str) -> tuple[str, Grown]:
+    forest, grove = Forest(), Grove(np.float32, 1)
     for tree in trees:
         values = tree.tree_.value[:, 0, 0].astype(np.float64)
         forest.add(tree_arrays(tree), values, np.zeros(len(values), np.int64))
-    return forest.write(graph, graph.round32(x), 1)
+        plant(grove, tree_arrays(tree), values[:, None])
+    divisor = float(len(trees)) if len(trees) > 1 else 0.0
+    return forest.write(graph, graph.round32(x), 1), grove.grown(x, divisor=divisor)
 
 
 def tree_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
     """DecisionTreeClassifier, ExtraTreeClassifier."""
-    probabilities = _class_sums(graph, [estimator], x, int(estimator.n_classes_))
-    return Classifier(estimator.classes_, graph.argmax(probabilities), probabilities)
+    probabilities, grown = _class_sums(graph, [estimator], x, int(estimator.n_classes_))
+    return Classifier(estimator.classes_, graph.argmax(probabilities), probabilities, forest=grown)
 
 
 def tree_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
     """DecisionTreeRegressor, ExtraTreeRegressor."""
-    return Regressor(_value_sums(graph, [estimator], x))
+    return Regressor(*_value_sums(graph, [estimator], x))
 
 
 def forest_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
     """RandomForestClassifier, ExtraTreesClassifier: the mean of the trees' probabilities."""
-    sums = _class_sums(graph, estimator.estimators_, x, int(estimator.n_classes_))
+    sums, grown = _class_sums(graph, estimator.estimators_, x, int(estimator.n_classes_))
     probabilities = graph.arithmetic("Div", sums, float(len(estimator.estimators_)))
-    return Classifier(estimator.classes_, graph.argmax(probabilities), probabilities)
+    return Classifier(estimator.classes_, graph.argmax(probabilities), probabilities, forest=grown)
 
 
 def forest_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
     """RandomForestRegressor, ExtraTreesRegressor: the mean of the trees' values."""
-    sums = _value_sums(graph, estimator.estimators_, x)
-    return Regressor(graph.arithmetic("Div", sums, float(len(estimator.estimators_))))
+    sums, grown = _value_sums(graph, estimator.estimators_, x)
+    return Regressor(graph.arithmetic("Div", sums, float(len(estimator.estimators_))), grown)

@@ -31,9 +31,11 @@ def import_version(
     trial.prove()
     with placed(out) as folder:
         imported.program.save(folder / "features.json")
-        (folder / "model.onnx").write_bytes(imported.model.proto.SerializeToString())
+        name, data = imported.model.file()
+        (folder / name).write_bytes(data)
     return ImportReport(
         out=out,
+        file=name,
         estimator=imported.estimator,
         columns=len(imported.program.columns),
         features=imported.width,

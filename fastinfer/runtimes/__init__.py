@@ -20,6 +20,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 RUNTIMES: Mapping[str, str] = {
     "onnx": "fastinfer.runtimes.onnx",
+    "forest": "fastinfer.runtimes.forest",
     "lightgbm": "fastinfer.runtimes.lightgbm",
     "python": "fastinfer.runtimes.python",
     "sklearn": "fastinfer.runtimes.sklearn",

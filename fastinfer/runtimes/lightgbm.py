@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer._core import SPLITS, Forest
+from fastinfer._core import SPLITS
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays, Runtime
-from fastinfer.runtimes.forest import ForestRuntime, Sets, no_tables
+from fastinfer.runtimes.forest import ForestRuntime, Planted, Sets, tables
 from fastinfer.settings import ModelConfig, Settings
 
 VERSIONS = ("v2", "v3", "v4")
@@ -61,15 +61,15 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
         ModelLoadError: it is damaged, or holds what is not supported; the message names it.
     """
     try:
-        return ForestRuntime(forest(path.read_bytes()), "lightgbm_txt")
+        return ForestRuntime(planted(path.read_bytes()).forest(), "lightgbm_txt")
     except OSError as error:
         raise ModelLoadError(f"{path}: {error.strerror or error}") from None
     except ModelLoadError as error:
         raise ModelLoadError(f"{path}: the LightGBM model cannot be read: {error}") from None
 
 
-def forest(data: bytes) -> Forest:
-    """The forest of a file's bytes.
+def planted(data: bytes) -> Planted:
+    """The forest of a file's bytes, its classes numbered.
 
     Raises:
         ModelLoadError: why it is none.
@@ -86,14 +86,14 @@ def forest(data: bytes) -> Forest:
     trees = trees[: len(trees) // outputs * outputs]
     answer = answered(header.get("objective"), outputs)
     rounds = max(1, len(trees) // outputs)
-    return Forest(
-        arrays_of(trees, outputs),
-        width=width,
-        divisor=float(rounds) if "average_output" in header else 0.0,
-        link=answer.link,
-        slope=answer.slope,
-        labels=np.arange(max(2, outputs)) if answer.classes else None,
-    )
+    options = {
+        "width": width,
+        "divisor": float(rounds) if "average_output" in header else 0.0,
+        "link": answer.link,
+        "slope": float(answer.slope),
+        "labels": np.arange(max(2, outputs)) if answer.classes else None,
+    }
+    return Planted(arrays_of(trees, outputs), options)
 
 
 # ---- the text -----------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def arrays_of(trees: list[Tree], outputs: int) -> Arrays:
         "leaves": joined([each.values for each in trees]).astype(np.float64).reshape(-1, 1),
         "target": (np.arange(len(trees)) % outputs).astype(np.int32),
         "start": np.zeros(outputs),
-        **no_tables(),
+        **tables({}),
     }
     for name in ("left", "right", "feature"):
         arrays[name][inner] = joined([getattr(each, name) for each in trees])
