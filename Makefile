@@ -16,11 +16,15 @@ export PYTHONDONTWRITEBYTECODE =
 extra = $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
 CORE_TESTS = tests/test_core_*.py tests/test_batcher.py tests/test_batcher_histories.py tests/test_heads.py
 
-.PHONY: serve wheel test real-triton test-debug test-sanitize test-wheel fuzz lint loadtest bench clean prerequisites ready
+.PHONY: serve triton wheel test real-triton test-debug test-sanitize test-wheel fuzz lint loadtest bench clean prerequisites ready
 .DELETE_ON_ERROR:
 
 serve: .venv/ready .demo/models/credit/1/model.onnx  ## serve the demo model
 	.venv/bin/fastinfer serve .demo/models --port $(PORT)
+
+triton: .venv/ready .demo/pipeline.joblib real-triton  ## the credit model's features here, its network in Triton
+	.venv/bin/python $(PIP) $(call extra,triton)
+	.venv/bin/python examples/triton/serve.py --port $(PORT)
 
 wheel: dist/ready  ## the sdist and the repaired wheel, in dist/
 
@@ -47,8 +51,8 @@ fuzz: .venv-test/ready build/fuzz/ready  ## what clients send, under libFuzzer a
 ready: .venv-test/ready .venv-load/ready .demo/models/credit/1/model.onnx real-triton
 
 # The tests that need it skip, and say so, where it cannot be had.
-real-triton: .venv-test/ready  ## the real Triton, for tests, in an environment of its own
-	-.venv-test/bin/python bench/triton_server.py
+real-triton: .venv/ready  ## the real Triton, for tests and the example, in an environment of its own
+	-.venv/bin/python bench/triton_server.py
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .

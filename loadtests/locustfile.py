@@ -11,6 +11,7 @@ scenarios/. ``--targets`` judges the run at its end (exit code 0 met, 1 missed, 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -233,6 +234,7 @@ class Test:
         return {"": [*warmup, Phase("steady" if rate else "closed", window, rate)]}
 
     def spawned(self, **_: Any) -> None:
+        rest_from_collecting()
         if self.options.window and not isinstance(self.runner, WorkerRunner):
             end = self.runner.stop if self.environment.web_ui is not None else self.runner.quit
             gevent.spawn_later(self.options.warmup + self.options.window, end)
@@ -265,6 +267,17 @@ def arrange(environment: Any, runner: Any, **_: Any) -> None:
     environment.events.test_start.add_listener(test.begin)
     environment.events.spawning_complete.add_listener(test.spawned)
     environment.events.quitting.add_listener(test.finish)
+
+
+def rest_from_collecting() -> None:
+    """Let the collector leave alone what is there to stay, and look through the rest seldom.
+
+    A full pass over what Locust and its users hold took 50 to 140 ms, about once a second at 2,000 requests a second,
+    and each was a burst of requests that went out late.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 1000)
 
 
 def abandon(environment: Any, reason: str) -> None:

@@ -16,9 +16,10 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from schedule import Phase, Timetable
+from usage import Usage, usage
 
 RESOLUTION_MS = 0.01
 LINEAR_BITS = 10  # 1,024 steps of 10 µs, then 512 steps an octave: at most 1/512 too high
@@ -264,22 +265,6 @@ class Recording:
         return cls.from_dict(json.loads(path.read_text()))
 
 
-class Usage(NamedTuple):
-    """Seconds that a process's main thread ran, and that it was ready to run while others had its core."""
-
-    ran: float
-    waited: float
-
-    def share(self, since: Usage, seconds: float) -> Usage:
-        return Usage((self.ran - since.ran) / seconds, (self.waited - since.waited) / seconds)
-
-
-def usage(pid: int | str = "self") -> Usage:
-    """Of a process so far (Linux, docs: scheduler/sched-stats). gevent and uvloop each live on the main thread."""
-    ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-    return Usage(int(ran) / 1e9, int(waited) / 1e9)
-
-
 class Recorder:
     """Listens to a Locust environment and keeps a :class:`Recording` of what was due in the measured phases.
 
@@ -308,7 +293,7 @@ class Recorder:
         self._closed = False
         self._phase = -1
         self._entered = 0.0
-        self._usage = Usage(0.0, 0.0)
+        self._usage = Usage(0.0, {}, 0.0)
 
     def _on_start(self, **_: Any) -> None:
         self.recording = Recording()
@@ -385,7 +370,7 @@ class Recorder:
         phases = self.timetables[""].phases
         if not 0 <= self._phase < len(phases) or not phases[self._phase].measured or seconds < SHORTEST_CPU_WINDOW:
             return
-        share = usage().share(self._usage, seconds)
+        share = usage().since(self._usage, seconds)
         self.recording.generator_cpu = max(self.recording.generator_cpu, share.ran)
         self.recording.generator_waited = max(self.recording.generator_waited, share.waited)
 

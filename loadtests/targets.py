@@ -72,7 +72,7 @@ class Capacity:
         users: of the closed loop; each sends its next request when the last one was answered.
         warmup, seconds: left out of the measurement, and its length.
         slo_ms: the bound on the latency; 0 leaves the staircase out.
-        staircase: seconds for all of its steps: eight wide ones, then eight fine ones.
+        staircase: seconds for all of its steps: eight wide ones, then eight fine ones that are twice as long.
     """
 
     users: int = 16

@@ -27,8 +27,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import report
-from recorder import Recording, Usage, usage
+import reports
+from recorder import Recording
 from targets import (
     SAMPLES_BEYOND,
     Capacity,
@@ -41,6 +41,7 @@ from targets import (
     load,
     table,
 )
+from usage import Share, Usage, usage
 
 HERE = Path(__file__).resolve().parent
 START_TIMEOUT = 60.0
@@ -106,7 +107,12 @@ class Server:
 
     def usage(self) -> Usage | None:
         """Of the process that we started, if we did."""
-        return usage(self._process.pid) if self._process is not None and self._process.poll() is None else None
+        if self._process is None or self._process.poll() is not None:
+            return None
+        try:
+            return usage(self._process.pid)
+        except OSError:  # it ended meanwhile
+            return None
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -212,24 +218,24 @@ def measure_capacity(generator: Generator, server: Server, loop: Capacity, label
     if not loop.slo_ms:
         return recording.throughput
     top = recording.throughput
-    share = climb(generator, server, loop, f"{label}-steps", top, WIDE_STEPS)
+    share = climb(generator, server, loop, f"{label}-steps", top, WIDE_STEPS, loop.staircase / 3)
     if not share:
         raise InvalidRunError(f"no rate keeps {loop.slo_ms:g} ms at p99, from {WIDE_STEPS[0] * top:.0f} a second on")
     fine = tuple(share + rise for rise in FINE_RISES)
-    found = (climb(generator, server, loop, f"{label}-fine", top, fine) or share) * top
+    found = (climb(generator, server, loop, f"{label}-fine", top, fine, loop.staircase * 2 / 3) or share) * top
     print(f"{label}: C = {found:.0f} requests/s, the highest open-loop rate with p99 within {loop.slo_ms:g} ms",
           flush=True)
     return found
 
 
 def climb(generator: Generator, server: Server, loop: Capacity, label: str, top: float,
-          steps: tuple[float, float]) -> float:
+          steps: tuple[float, float], seconds: float) -> float:
     """The highest step of a staircase, as a share of ``top``, that keeps the bound as all but one below it do; else 0.
 
     One is let pass because a step is short, and what a machine does beside can spoil any.
     """
     recording = generator.run(label, server, "staircase", users=max(256, loop.users), warmup=loop.warmup,
-                              load=f"{steps[0]:.4f}", peak=f"{steps[1]:.4f}", seconds=loop.staircase / 2,
+                              load=f"{steps[0]:.4f}", peak=f"{steps[1]:.4f}", seconds=seconds,
                               capacity=f"{top:.3f}")
     return highest([(float(step), keeps(recording, step, loop.slo_ms)) for step in recording.phases])
 
@@ -253,7 +259,7 @@ def keeps(recording: Recording, step: str, slo_ms: float) -> bool:
             and series.latency.count >= STEP_ANSWERED * series.requests)
 
 
-def run_course(generator: Generator, server: Server, targets: Targets, name: str, capacity: float) -> report.Result:
+def run_course(generator: Generator, server: Server, targets: Targets, name: str, capacity: float) -> reports.Result:
     course = targets.courses[name]
     before, began = server.usage(), time.perf_counter()
     try:
@@ -262,19 +268,19 @@ def run_course(generator: Generator, server: Server, targets: Targets, name: str
     except InvalidRunError as error:
         server.check()
         print(f"\n{name}: invalid run: {error}", flush=True)
-        return report.Result(name, course, capacity, Recording(), None, str(error))
+        return reports.Result(name, course, capacity, Recording(), None, str(error))
     print(f"\n{name}: {recording.all().requests} requests in {recording.seconds:.1f} s, "
           f"{recording.throughput:.0f} answered a second")
-    cores = {"generator": Usage(recording.generator_cpu, recording.generator_waited)}
+    cores = {"generator": Share(recording.generator_cpu, recording.generator_waited)}
     if before and (after := server.usage()):
-        cores["server"] = after.share(before, time.perf_counter() - began)
+        cores["server"] = after.since(before, time.perf_counter() - began)
     for side, share in cores.items():
         print(f"{side}: used {share.ran:.0%} of its core, waited for it {share.waited:.0%} of the time")
     if recording.lag.count:
         print(f"schedule: the generator sent {recording.lag.percentile(99):.2f} ms late at p99")
     waited = cores["server"].waited if "server" in cores else 0.0
     judgement = judge(targets.validity, course, recording, capacity, server_waited=waited)
-    result = report.Result(name, course, capacity, recording, judgement)
+    result = reports.Result(name, course, capacity, recording, judgement)
     print("\n" + table(judgement) + reasons(recording) + f"\n{result.conclusion}", flush=True)
     return result
 
@@ -299,7 +305,7 @@ def chosen(targets: Targets, names: str, *, paced: bool | None = None) -> dict[s
 
 
 def run_all(generator: Generator, server: Server, targets: Targets, courses: Mapping[str, Course], loop: Capacity,
-            label: str = "capacity") -> list[report.Result]:
+            label: str = "capacity") -> list[reports.Result]:
     capacity = measure_capacity(generator, server, loop, label)
     return [run_course(generator, server, targets, name, capacity) for name in courses]
 
@@ -317,7 +323,7 @@ def make_paced(options: argparse.Namespace, paced: Paced, results: Path, core: i
     return repository
 
 
-def verify(options: argparse.Namespace) -> list[report.Result]:
+def verify(options: argparse.Namespace) -> list[reports.Result]:
     """The whole run.
 
     Raises:
@@ -334,7 +340,7 @@ def verify(options: argparse.Namespace) -> list[report.Result]:
         generator = Generator(options.locust_python, results, cores.generator, model=options.model,
                               payload=options.payload)
         return run_all(generator, server, targets, chosen(targets, options.scenarios), targets.capacity)
-    found: list[report.Result] = []
+    found: list[reports.Result] = []
     if plain := chosen(targets, options.scenarios, paced=False):
         generator = Generator(options.locust_python, results, cores.generator, model=options.model,
                               payload=options.payload)
@@ -387,11 +393,11 @@ def main() -> int:
     except (TargetsError, InvalidRunError, OSError) as error:
         print(f"invalid run: {error}", file=sys.stderr)
         return Verdict.INVALID
-    report.write(results, Path(options.results), "Load test")
+    reports.write(results, Path(options.results), "Load test")
     print(f"\nreports: {options.results}/report.html, report.md, junit.xml")
     for result in results:
         print(f"{result.name}: {result.conclusion}")
-    return report.overall(results)
+    return reports.overall(results)
 
 
 if __name__ == "__main__":

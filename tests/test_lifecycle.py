@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ from typing import Any
 
 import onnx_models
 import pytest
-from conftest import Answer, ServerProcess, Start, post, read_answer
+from conftest import PACKAGE, Answer, ServerProcess, Start, post, read_answer
 
 SWAPS = int(os.environ.get("FASTINFER_SWAPS", "100"))  # of a model under load
 RELOADS = int(os.environ.get("FASTINFER_RELOADS", "150"))  # after which the memory is looked at
@@ -601,3 +604,57 @@ def test_a_request_waits_for_its_model_for_as_long_as_it_may(tmp_path: Path, sta
         answer = read_answer(connection)
     assert (answer.status, answer.json()["code"]) == (503, "not_ready")
     wait_for(lambda: infer(server, away) == 1)
+
+
+# ---- the command line ---------------------------------------------------------------------------------------------
+def models(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of `fastinfer models`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fastinfer", "models", *arguments], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_lists_loads_and_unloads(tmp_path: Path, start_server: Start) -> None:
+    put(tmp_path / "credit" / "1" / "model.onnx", 1)
+    put(tmp_path / "n" / "12" / "model.onnx", 1)
+    server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "n")
+    address = f"127.0.0.1:{server.port}"
+    code, out, err = models(server.url)
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["MODEL", "VERSION", "STATE", "REASON"],
+        ["credit", "1", "UNAVAILABLE", "unloaded"],
+        ["n", "12", "READY"],
+    ]
+    code, out, err = models(f"{server.url}/", "load", "credit", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == [{"name": "credit", "version": "1", "state": "READY", "reason": ""}]
+    code, out, _ = models(address, "unload", "n")
+    assert (code, out.splitlines()[1].split()[0]) == (0, "n")
+    assert ask(server, "POST", "/v2/models/n/infer", json.loads(BODY)).status == 404
+    code, out, err = models(address, "load", "nobody")
+    assert (code, out) == (1, "")
+    assert err == f"fastinfer: {address}: failed to load 'nobody', failed to poll from model repository\n"
+    (tmp_path / "credit" / "1" / "model.onnx").write_bytes(b"damaged")
+    code, out, err = models(address, "load", "credit")
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert "version 1: " in err
+
+
+def test_the_command_says_what_is_wrong_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    for arguments, message in (
+        ((f"http://127.0.0.1:{port}",), "Connection refused; is the server running there?"),
+        (("ftp://127.0.0.1",), "is not the URL of a server"),
+        (("http://127.0.0.1:99999",), "is not the URL of a server"),
+        ((f"127.0.0.1:{port}", "drop", "m"), "'drop' is not something to do with a model: load or unload."),
+        ((f"127.0.0.1:{port}", "load"), "load needs the NAME of a model."),
+        ((), "missing argument 'URL'"),
+    ):
+        code, out, err = models(*arguments)
+        assert (code, out) == (2, "")
+        assert message in err.splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +13,16 @@ import httpx
 import numpy as np
 import onnx_models
 import pytest
-import real_triton
+import triton_models
 from conftest import Start
-from real_triton import RealTriton
 
 import fastinfer
 from fastinfer._core import DATATYPES, DTYPES
 from fastinfer.errors import BackendRefusedError, ConfigurationError, FastinferError, ModelLoadError
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import real_triton
+from real_triton import RealTriton
 
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32)
 
@@ -28,7 +32,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
     if absent := real_triton.why_absent():
         pytest.skip(absent)
     folder = tmp_path_factory.mktemp("triton")
-    server = RealTriton(folder, real_triton.repository(folder / "models"))
+    server = RealTriton(folder, triton_models.repository(folder / "models"))
     try:
         yield server.start()
     finally:
@@ -85,7 +89,7 @@ def test_a_model_answers_and_is_described_as_triton_has_it(client: httpx.Client)
 
 def test_every_datatype_comes_back_as_it_went(client: httpx.Client) -> None:
     inputs, values = [], {"BOOL": [True, False], "BYTES": ["a", "\u00e9\u4e2d"]}
-    kinds = ["BYTES" if each == "STRING" else each for each in real_triton.TYPES if each != "FP16"]
+    kinds = ["BYTES" if each == "STRING" else each for each in triton_models.TYPES if each != "FP16"]
     for kind in kinds:
         given: Any = values.get(kind)
         if given is None:

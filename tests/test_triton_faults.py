@@ -10,12 +10,13 @@ from pathlib import Path
 import httpx
 import onnx_models
 import pytest
-import real_triton
+import triton_models
 from conftest import ServerProcess, starting
-from real_triton import RealTriton
 
-sys.path.insert(0, str(real_triton.ROOT / "bench"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import real_triton
 from faulty_proxy import BROKEN, FAULTS, BrokenWire, FaultyProxy
+from real_triton import RealTriton
 
 LIMIT = 0.4  # seconds that a request has
 SLACK = 0.6  # seconds by which a loaded machine may be late
@@ -26,7 +27,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
     if absent := real_triton.why_absent():
         pytest.skip(absent)
     folder = tmp_path_factory.mktemp("triton")
-    server = RealTriton(folder, real_triton.repository(folder / "models"))
+    server = RealTriton(folder, triton_models.repository(folder / "models"))
     try:
         yield server.start("linear")
     finally:

@@ -1,4 +1,5 @@
-"""BentoML as its documentation has it for adaptive batching: a batchable method with a bound on the latency.
+"""BentoML as its documentation has it for adaptive batching: a batchable method with a bound on the latency, and one on
+the requests that are let in at all.
 
 The tensors of an Open Inference request are the list that BentoML joins to batches; a request has one, of one row.
 The model's metadata, which clients ask for first, are answered by a middleware.
@@ -43,10 +44,11 @@ class Metadata:
         return None
 
 
-@bentoml.service(workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}}, metrics={"enabled": False})
+@bentoml.service(workers=1, traffic={"timeout": 60, "max_concurrency": int(os.environ["BENCH_MAX_CONCURRENCY"])},
+                 logging={"access": {"enabled": False}}, metrics={"enabled": False})
 class Infer:
     @bentoml.api(route=f"{PATH}/infer", batchable=True, max_batch_size=int(os.environ["BENCH_MAX_BATCH_SIZE"]),
-                 max_latency_ms=int(os.environ["BENCH_SLO_MS"]))
+                 max_latency_ms=int(os.environ["BENCH_MAX_LATENCY_MS"]))
     def infer(self, inputs: list[Tensor]) -> list[dict]:
         rows = np.array([tensor.data for tensor in inputs], np.float32)
         arrays = onnx_model.run(rows)

@@ -1,7 +1,7 @@
-"""The command line: `fastinfer serve`, `check`, `import` and `score`.
+"""The command line: `fastinfer serve`, `check`, `import`, `score` and `models`.
 
-Exit codes: 0 done, 1 `check` found something wrong or `score` rejected rows, 2 usage or configuration, in one or two
-lines on stderr, 130 interrupted.
+Exit codes: 0 done, 1 `check` found something wrong, `score` rejected rows or `models` was refused, 2 usage or
+configuration, in one or two lines on stderr, 130 interrupted.
 """
 
 import os

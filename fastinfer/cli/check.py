@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from fastinfer.model import Model
 
 KIND_RECORDS = 1
+MOST_RUNS = 20  # lines of a parity report
+
+
+class Run(NamedTuple):
+    """Features from ``begin`` to before ``end`` of a program, whose worst golden row is so many ulps away."""
+
+    begin: int
+    end: int
+    ulps: int
 
 
 class Verdict(NamedTuple):
@@ -27,6 +36,7 @@ class Verdict(NamedTuple):
     version: str
     good: bool
     sentence: str
+    parity: tuple[str, ...] = ()
 
 
 def run_check(flags: Mapping[str, Any], config: Path | None) -> int:
@@ -56,7 +66,8 @@ async def judge(registry: "Registry") -> list[Verdict]:
     verdicts = [Verdict(*key, False, str(reason)) for key, reason in registry.failures.items()]
     for model in registry.models():
         try:
-            verdicts.append(Verdict(model.name, model.version, True, f"{summary(model)}, {await run_once(model)}"))
+            says = f"{summary(model)}, {await run_once(model)}"
+            verdicts.append(Verdict(model.name, model.version, True, says, tuple(parity(model))))
         except FastinferError as error:
             verdicts.append(Verdict(model.name, model.version, False, f"{error} (answering its example record)"))
     return verdicts
@@ -106,6 +117,37 @@ def certificate(model: "Model") -> str:
     return f", {rows} golden rows equal" if rows else ", no certificate"
 
 
+def parity(model: "Model") -> Iterator[str]:
+    """The parity report of a feature program: how many ulps the worst golden row is away, by feature."""
+    found = None if model.program is None else model.program.parity()
+    if model.program is None or found is None:
+        return
+    output = model.program.spec.output
+    made_by = ", ".join([f"{name} {version}" for name, version in found.made_by.items()])
+    yield (f"parity of {model.name} {model.version} with {made_by or 'what made it'}: {found.rows} golden rows, "
+           f"largest difference in ulps of {output.dtype}")
+    runs = runs_of(found.ulps.tolist())
+    shown = sorted(sorted(runs, key=lambda run: -run.ulps)[:MOST_RUNS])
+    names = [called(output.features, run) for run in shown]
+    width = max(map(len, names))
+    yield from (f"  {name:<{width}}  {run.ulps}" for name, run in zip(names, shown, strict=True))
+    if len(runs) > len(shown):
+        left = sorted(set(runs) - set(shown))
+        count = sum(run.end - run.begin for run in left)
+        yield f"  {f'{count:,} other features':<{width}}  {max(run.ulps for run in left)}"
+
+
+def runs_of(ulps: list[int]) -> list[Run]:
+    """Features beside one another that are equally far away."""
+    begins = [0, *[i for i in range(1, len(ulps)) if ulps[i] != ulps[i - 1]]]
+    return [Run(begin, end, ulps[begin]) for begin, end in zip(begins, [*begins[1:], len(ulps)], strict=True)]
+
+
+def called(features: Any, run: Run) -> str:
+    first, last = (features[i][0] for i in (run.begin, run.end - 1))
+    return first if run.end - run.begin == 1 else f"{first} … {last} ({run.end - run.begin:,} features)"
+
+
 def table(verdicts: list[Verdict]) -> Iterator[str]:
     rows = [("MODEL", "VERSION", "RESULT")]
     for verdict in verdicts:
@@ -114,4 +156,5 @@ def table(verdicts: list[Verdict]) -> Iterator[str]:
     name, version = (max(len(row[column]) for row in rows) for column in (0, 1))
     yield from (f"{row[0]:<{name}}  {row[1]:<{version}}  {row[2]}".rstrip() for row in rows)
     failed = sum(not verdict.good for verdict in verdicts)
+    yield from (line for verdict in verdicts for line in verdict.parity)
     yield f"{failed} of {len(verdicts)} failed." if failed else f"{len(verdicts)} checked, nothing wrong."

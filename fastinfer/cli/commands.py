@@ -99,6 +99,12 @@ def conformance(url: str, grpc: str | None, model: str | None, as_json: bool, di
     return run_conformance(url, grpc=grpc, model=model, as_json=as_json, differences=differences)
 
 
+def models(url: str, action: str | None, name: str | None, as_json: bool) -> int:
+    from fastinfer.cli.models import run_models
+
+    return run_models(url, action, name, as_json=as_json)
+
+
 PATH_OPTION = Option(kind=PATH, text="")
 NAMES_OPTION = Option(kind=NAMES, text="")
 
@@ -179,4 +185,15 @@ fastinfer.add_command(click.Command(
         click.Option(["--json", "as_json"], is_flag=True, help="Print the report as JSON."),
         click.Option(["--differences"], is_flag=True, help="List where fastinfer answers otherwise than Triton, on "
                      "purpose."),
+    ]))
+fastinfer.add_command(click.Command(
+    "models", callback=models, short_help="List what a running server serves, load or unload a model.",
+    epilog="Exits with 0 if it was done, 1 if the server refused or failed, 2 if it could not be asked.",
+    help="List the models of the server at URL, such as http://127.0.0.1:8000. With ACTION, which is load or unload, "
+         "have it load or unload the model NAME first: that takes a server with --model-control explicit.",
+    params=[
+        click.Argument(["url"], metavar="URL"),
+        click.Argument(["action"], metavar="[ACTION]", required=False),
+        click.Argument(["name"], metavar="[NAME]", required=False),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the entries of the repository index as JSON."),
     ]))

@@ -8,7 +8,7 @@ cdef extern from *:
     int __builtin_clzll(unsigned long long) nogil
 
 
-cdef double MOST_OVER_MEAN = 1.25           # that a batch is cut for
+cdef double MOST_OVER_MEAN = 1.15           # that a batch is cut for
 
 
 @cython.final

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,10 +91,8 @@ def difference(expected: npt.NDArray[Any], got: npt.NDArray[Any],
     """
     if hasattr(expected, "indptr"):
         return sparse_difference(expected, got, precision)
-    ordered = [ordinals(array) for array in (expected, got)]
-    distance = np.maximum(*ordered) - np.minimum(*ordered)
     allowed = np.array([0 if feature == "exact" else 1 for feature in precision], dtype=np.uint64)
-    same = (distance <= allowed) | (np.isnan(expected) & np.isnan(got))
+    same = distances(expected, got) <= allowed
     if expected.dtype == np.float64:
         with np.errstate(invalid="ignore", over="ignore"):
             near = np.abs(expected - got) <= SINGLE_ULP * np.maximum(np.abs(expected), np.abs(got))
@@ -186,6 +184,43 @@ def check(compiled: CompiledProgram, spec: Spec, precision: Sequence[Precision])
     if members["spec"].text() != spec_hash(spec):
         raise ModelLoadError("the program was changed after its certificate was made; import it again, or remove the "
                              "certificate to vouch for the change yourself", "$.certificate.spec")
+
+
+class Parity(NamedTuple):
+    """How near a program comes to its certificate on this machine.
+
+    Attributes:
+        rows: how many golden rows there are.
+        made_by: the versions of what made them.
+        ulps: array [features]: by how many floats of the output's dtype the worst row is away; NaN is no distance.
+    """
+
+    rows: int
+    made_by: Mapping[str, str]
+    ulps: npt.NDArray[np.uint64]
+
+
+def parity(compiled: CompiledProgram, spec: Spec) -> Parity | None:
+    """The parity of a program that was loaded; None: it has no certificate."""
+    if spec.certificate is None:
+        return None
+    columns = golden_columns(Place(spec.certificate["rows"], "$.certificate.rows"), spec.columns)
+    rows = len(next(iter(columns.values())))
+    expected = unpacked(Place(spec.certificate["expected"], "$.certificate.expected"), rows, spec)
+    got = run(compiled, spec, columns)
+    ulps = np.zeros(len(spec.output.features), dtype=np.uint64)
+    if is_wide(spec):  # what is stored is stored alike
+        np.maximum.at(ulps, expected.indices, distances(expected.data, got.data))
+    else:
+        ulps = distances(expected, got).max(axis=0)
+    return Parity(rows, spec.certificate.get("made_by", {}), ulps)
+
+
+def distances(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """How many floats lie between two of the same place."""
+    ordered = [ordinals(array) for array in (expected, got)]
+    apart: npt.NDArray[np.uint64] = np.maximum(*ordered) - np.minimum(*ordered)
+    return np.where(np.isnan(expected) & np.isnan(got), np.uint64(0), apart)
 
 
 def shown_row(columns: Mapping[str, Any], row: int) -> str:

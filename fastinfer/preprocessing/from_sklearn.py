@@ -346,8 +346,9 @@ def trace_sklearn(
     if len(ignored) == len(columns):
         raise refuse(path, "it reads no column")
     for column in columns:
-        if column.datatype == "BOOL" and samples and samples[column.name].missing and column.name in read:
-            raise refuse(path, f"the column {column.name!r} holds booleans and missing values; make it text or a number")
+        name = column.name
+        if column.datatype == "BOOL" and samples and samples[name].missing and name in read:
+            raise refuse(path, f"the column {name!r} holds booleans and missing values; make it text or a number")
     return Spec(tuple([column for column in columns if column.name in read]), tuple(trace.steps),
                 Output(dtype, allow, features, sparse), ignored)
 

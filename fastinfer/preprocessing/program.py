@@ -163,6 +163,10 @@ class Program:
             checked = parse_task(Place({**task._asdict(), "classes": list(task.classes)}, "$.task"))
         return type(self)(replace(self.spec, task=checked))
 
+    def parity(self) -> certificate.Parity | None:
+        """How near the golden rows come on this machine to what made them; None: there is no certificate."""
+        return certificate.parity(self.compiled, self.spec)
+
     def get_feature_names_out(self) -> npt.NDArray[np.object_]:
         """The features' names, as scikit-learn gives them."""
         return np.array([name for name, _ in self.spec.output.features], dtype=object)
