@@ -433,6 +433,7 @@ cdef extern from *:
 
 cdef class Engine:
     cdef Outputs run_rows(self, Signature signature, Rows rows)
+    cdef Outputs run_stoppable(self, Signature signature, Rows rows, Batch batch)
 
 cdef class Forest(Engine):
     cdef Ensemble* ensemble
@@ -469,14 +470,17 @@ cdef class Session(Engine):
     cdef const char** names                 # of the inputs, then of the outputs
     cdef int* types                         # ONNX's element types, likewise
     cdef int describe(self) except -1
+    cdef Call call(self, Rows rows, int first)
 
 cdef class Call:
     cdef Session session
+    cdef void* options                      # of a run that may be stopped, else NULL
     cdef int count
     cdef void** values                      # of the inputs, then of the outputs
     cdef list blocks                        # texts of the outputs, and where each lies
     cdef int put(self, int k, void* data, size_t size, const int64_t* shape, int rank) except -1
-    cdef Outputs run(self, Signature signature)
+    cdef int stop(self) except -1
+    cdef Outputs run(self, Signature signature, const void* options)
     cdef int look(self, Outputs outputs, int k) except -1
     cdef int read_texts(self, Result* result, void* value) except -1
 
@@ -585,7 +589,7 @@ cdef enum:
     LANE_CELLS
 
 cdef enum:                              # of a worker; from GAUGE_READY on they die with it
-    GAUGE_PID, GAUGE_RESTARTS, GAUGE_READY, GAUGE_BODY_BYTES, GAUGE_CONNECTIONS
+    GAUGE_PID, GAUGE_RESTARTS, GAUGE_SPARE, GAUGE_READY, GAUGE_BODY_BYTES, GAUGE_CONNECTIONS, GAUGE_HEARTBEAT
 
 cdef struct Durations:                  # a histogram over BOUNDS
     uint64_t counts[HISTOGRAM_BOUNDS + 1]
@@ -710,6 +714,10 @@ cdef class Batch:
     cdef bint bisected
     cdef bint timed_out                 # its run was given up and may still write
     cdef object task                    # that runs it elsewhere
+    cdef bint lost                      # and has not come back since, though it was told to end
+    cdef bint threaded                  # it runs on a worker thread
+    cdef unsigned long thread           # on this one; 0 before
+    cdef Call call                      # of its run there, where that is onnxruntime's
     cdef double answer_bytes            # of the outputs, a row
     cdef Py_ssize_t live                # rows of those that wait in it
     cdef Py_ssize_t limit               # rows that it may have
@@ -745,6 +753,8 @@ cdef class Batcher:
     cdef list spare                     # Rows to use again
     cdef set running                    # on worker threads
     cdef int given_up                   # of which so many are past their time
+    cdef readonly int lost              # and so many do not end
+    cdef object stop                    # called with the thread of a run that is past its time, or None
     cdef Py_ssize_t waiting_rows
     cdef size_t waiting_bytes
     cdef object expiry                  # a timer that runs out when the next deadline passes
@@ -797,8 +807,8 @@ cdef class Batcher:
     cdef void give_rows(self, Rows rows)
     cdef void give_slot(self, Slot slot)
     cdef int start_thread(self, Batch batch, work) except -1
-    cdef Outputs run_rows(self, Rows rows)
-    cdef Outputs run_exactly(self, Rows rows)
+    cdef Outputs run_rows(self, Rows rows, Batch batch)
+    cdef Outputs run_exactly(self, Rows rows, Batch batch)
     cdef int run_batch(self, Batch batch) except -1
     cdef Outputs outputs_in(self, dict arrays)
     cdef Outputs judged(self, Outputs outputs, Py_ssize_t rows)
@@ -850,6 +860,7 @@ cdef class Ticket:
     cdef Reason refusal                 # ADMITTED, or what the answer says
     cdef int64_t retry_ns               # from when on there may be room
     cdef int piece_done(self, Slot slot, int64_t now) except -1
+    cdef void mark_expired(self) noexcept
     cdef int finish(self, int64_t now) except -1
     cdef bint is_large(self)
     cdef Py_ssize_t encode_into(self, Writer* writer) except -2

@@ -206,6 +206,7 @@ class Session(Engine):
 @final
 class Batcher:
     signature: Signature
+    lost: int
     max_batch_size: int
     def __init__(
         self,
@@ -225,6 +226,7 @@ class Batcher:
         policy: Policy | None = None,
         run_async: Callable[..., Awaitable[dict[str, np.ndarray[Any, Any]]]] | None = None,
         pace: Callable[[int, bool, float], int] | None = None,
+        stop: Callable[[int], None] | None = None,
     ) -> None: ...
     def attach(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,10 @@ class Counters:
         self._connections = count
         self.board.set_gauge(self.worker, "connections", count)
 
+    def beat(self) -> None:
+        """The event loop turns: what a supervisor looks for."""
+        self.board.set_gauge(self.worker, "heartbeat", time.monotonic_ns())
+
     def tell_ready(self, ready: bool) -> None:
         """Whether this worker's /v2/health/ready answers 200."""
         self.board.set_gauge(self.worker, "ready", ready)
@@ -160,13 +165,14 @@ class Snapshot:
     def _gauges(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        ready, restarts = self._gauge("ready"), self._gauge("restarts")
+        places = [worker for worker in range(self.board.workers) if not self.board.gauge(worker, "spare")]
+        ready, restarts = [self.board.gauge(worker, "ready") for worker in places], self._gauge("restarts")
         in_flight = sum(counted["in_flight"] for _, _, counted in self.rows)
         yield GaugeMetricFamily(
             "fastinfer_ready", "1 when /v2/health/ready of every worker answers 200.", float(all(ready))
         )
         yield GaugeMetricFamily("fastinfer_workers_ready", "Workers whose /v2/health/ready answers 200.", sum(ready))
-        yield CounterMetricFamily("fastinfer_worker_restarts", "Workers that died and were replaced.", sum(restarts))
+        yield CounterMetricFamily("fastinfer_worker_restarts", "Workers that were replaced.", sum(restarts))
         yield GaugeMetricFamily("fastinfer_connections", "Connections that are open.", sum(self._gauge("connections")))
         yield GaugeMetricFamily("fastinfer_requests_in_flight", "Infer requests not yet answered.", in_flight)
         yield GaugeMetricFamily(

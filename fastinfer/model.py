@@ -333,6 +333,7 @@ class Model:
             policy=self.policy,
             run_async=None if remote is None else remote.run_async,
             pace=None if remote is None else remote.pace,
+            stop=getattr(self.runtime, "stop", None),
         )
 
     def _warm_up(self) -> None:

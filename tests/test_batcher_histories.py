@@ -32,7 +32,6 @@ from fastinfer.errors import (
     FastinferError,
     NotReadyError,
     OverloadedError,
-    QueueFullError,
     RuntimeFailedError,
     RunTimeoutError,
     ShuttingDownError,
@@ -119,7 +118,7 @@ class Histories(RuleBasedStateMachine):
 
         try:
             self.tickets[tag] = world.endpoint.submit(0, content, -1, done, _core.Arrival(world.now))
-        except (QueueFullError, NotReadyError, ShuttingDownError):
+        except (OverloadedError, NotReadyError, ShuttingDownError):
             self.refused.add(tag)
         return tag
 

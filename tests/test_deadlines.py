@@ -338,3 +338,16 @@ def test_a_long_random_history() -> None:
         world.drain()
         assert sorted(world.answered) == [float(tag) for tag in range(1, sent + 1)]
         assert world.batcher.idle
+
+
+def test_a_failed_batch_is_not_run_again_for_who_is_past_its_deadline() -> None:
+    world = World()
+    world.fails = {2.0}
+    for tag, timeout in ((1, 0), (2, 0), (3, 5_000), (4, 0)):
+        world.send(tag, timeout=timeout)
+    world.turn()
+    world.finish_run(6 * MS)  # it fails, and the third has no time left
+    world.drain()
+    assert world.failures() == {2: RuntimeFailedError, 3: ExpiredError}
+    assert sorted(tag for batch in world.batches for tag in batch) == [1, 4]
+    assert world.counted("expired") == 1

@@ -3,18 +3,18 @@ cimport cython
 from libc.stdint cimport int64_t
 from libc.string cimport memmove
 
+import logging
+
+from fastinfer.errors import ExpiredError, FastinferError, InvalidValueError, RuntimeFailedError
+
+logger = logging.getLogger("fastinfer.batch")
+
 cdef extern from "<time.h>" nogil:
     enum: CLOCK_MONOTONIC
     struct timespec:
         int64_t tv_sec
         int64_t tv_nsec
     int clock_gettime(int clock, timespec* out)
-
-import logging
-
-from fastinfer.errors import FastinferError, InvalidValueError, RuntimeFailedError
-
-logger = logging.getLogger("fastinfer.batch")
 
 cdef int64_t SECOND_NS = 1_000_000_000
 cdef int64_t held_ns = 0                    # what every clock says, where a test holds them
@@ -81,6 +81,56 @@ cdef class Batch:
             alive.append(slot)
         self.slots = alive
         self.rows.rows = kept
+
+cdef int run_by_halves(Batcher batcher, Batch batch) except -1:
+    """Run a failed batch's requests again by halves, until each failure has one culprit."""
+    cdef Slot slot
+    cdef list pending = [batch.slots[len(batch.slots) // 2:], batch.slots[:len(batch.slots) // 2]]
+    cdef list part
+    cdef Rows rows
+    cdef Py_ssize_t start
+    while pending and not batch.timed_out:
+        part = still_wanted(pending.pop())
+        if not part:
+            continue
+        rows = Rows(batcher.signature)
+        for i in range(rows.count):
+            rows.set_dims(i, batch.rows.ranks[i], &batch.rows.dims[i * MAX_RANK])
+        try:
+            for slot in part:
+                if not rows.append(batch.rows, slot.start, slot.rows):
+                    raise MemoryError
+            outputs = batcher.run_rows(rows, batch)
+        except Exception as error:
+            if len(part) == 1:
+                slot = part[0]
+                slot.error = as_runtime_error(error)
+            else:
+                pending.append(part[len(part) // 2:])
+                pending.append(part[:len(part) // 2])
+            continue
+        start = 0
+        for slot in part:
+            slot.own_outputs = outputs
+            slot.start = start
+            start += slot.rows
+    batch.finished_ns = monotonic_ns()
+    return 0
+
+
+cdef list still_wanted(list slots):
+    """Those of a batch that failed for whom another run may begin: whose client and whose time are still there."""
+    cdef int64_t now = monotonic_ns()
+    cdef Slot slot
+    cdef list wanted = []
+    for slot in slots:
+        if slot.ticket.finished:
+            continue
+        if slot.ticket.deadline <= now:
+            slot.error = ExpiredError()
+        else:
+            wanted.append(slot)
+    return wanted
 
 
 cdef object as_runtime_error(error):

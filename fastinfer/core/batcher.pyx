@@ -17,6 +17,7 @@ cdef int64_t SWEEP_NS = 5_000_000           # between two looks for who has wait
 cdef double RUN_SHARE = 0.4                 # of the time that a request has, for the run of its batch
 cdef double LONE_SHARE = 1.25               # of a single row's run, by which a batch may be longer all the same
 cdef double TRIED_SHARE = 0.7               # of what a run seemed to take, under which it seemed wrong
+cdef double GRACE_S = 5.0                   # in which a run that was told to end may come back
 cdef int64_t TURN_BUDGET_NS = 2_000_000     # inline runs a turn of the loop may add up to before sockets are read again
 
 
@@ -45,18 +46,25 @@ cdef class Batcher:
         run_timeout_ms: after this a run on a worker thread is given up and its requests get RunTimeoutError.
         fixed_size: every run has max_batch_size rows, the last one repeated where there are fewer.
         slo_ms: time from a request's arrival to its answer; 0 leaves it to the clients.
+        stop: called on the loop with the identifier of the thread on which ``run`` is past run_timeout_ms, to have it
+            raise; it must not wait.
+
+    Attributes:
+        lost: runs that were given up and have not come back 5 s later.
     """
 
     def __init__(self, Signature signature not None, run, *, Py_ssize_t max_batch_size=64, int64_t max_delay_us=0,
                  int instances=1, Py_ssize_t queue_rows=4096, Py_ssize_t queue_bytes=64 << 20,
                  int64_t inline_budget_us=500, int64_t run_timeout_ms=30_000, int64_t slo_ms=0, bint fixed_size=False,
-                 Engine engine=None, Policy policy=None, run_async=None, pace=None):
+                 Engine engine=None, Policy policy=None, run_async=None, pace=None,
+                 stop=None):
         self.signature = signature
         self.run = run
         self.run_async = run_async
         self.pace = pace
         self.engine = engine
         self.policy = policy
+        self.stop = stop
         self.max_batch_size = max_batch_size if signature.batched else 1
         self.max_delay_ns = max_delay_us * 1000
         self.slo_ns = slo_ms * 1_000_000
@@ -136,8 +144,8 @@ cdef class Batcher:
 
     @property
     def stuck(self):
-        """Whether a run was given up and has not come back."""
-        return self.given_up > 0
+        """Whether as many runs as may be made at a time are given up, or one does not end."""
+        return self.given_up >= self.instances or self.lost > 0
 
     @property
     def pending_rows(self):
@@ -311,9 +319,7 @@ cdef class Batcher:
         return ticket.finish(monotonic_ns())
 
     cdef int expire(self, Ticket ticket) except -1:
-        self.counts.expired += 1
-        ticket.refusal = EXPIRED
-        ticket.retry_ns = SECOND_NS
+        ticket.mark_expired()
         return self.end(ticket, ExpiredError())
 
     cdef int look_out(self, int64_t deadline, int64_t now) except -1:
@@ -534,13 +540,16 @@ cdef class Batcher:
 
     cdef int start_thread(self, Batch batch, work) except -1:
         self.running.add(batch)
+        batch.threaded = True
         batch.guess = self.cost.guess(batch.rows.rows)
         batch.timer = self.call_later(self.run_timeout_s, self.give_up, batch)
         self.submit_thread(self.work_on_thread, work, batch)
         return 0
 
     def work_on_thread(self, work, Batch batch):
+        batch.thread = PyThread_get_thread_ident()
         work(batch)
+        batch.thread = 0
         self.call_soon_threadsafe(self.complete, batch)
 
     def run_whole(self, Batch batch):
@@ -551,60 +560,35 @@ cdef class Batcher:
         """Run a batch as it is; any failure is left in it."""
         batch.began_ns = monotonic_ns()
         try:
-            batch.outputs = self.run_rows(batch.rows)
+            batch.outputs = self.run_rows(batch.rows, batch)
         except Exception as error:
-            batch.error = as_runtime_error(error)
+            if not batch.timed_out:
+                batch.error = as_runtime_error(error)
         batch.finished_ns = monotonic_ns()
         return 0
 
     def run_parts(self, Batch batch):
-        """Run a failed batch's requests again by halves, until each failure has one culprit."""
-        cdef Slot slot
-        cdef list pending = [batch.slots[len(batch.slots) // 2:], batch.slots[:len(batch.slots) // 2]]
-        cdef list part
-        cdef Rows rows
-        cdef Py_ssize_t start
-        while pending:
-            part = pending.pop()
-            rows = Rows(self.signature)
-            for i in range(rows.count):
-                rows.set_dims(i, batch.rows.ranks[i], &batch.rows.dims[i * MAX_RANK])
-            try:
-                for slot in part:
-                    if not rows.append(batch.rows, slot.start, slot.rows):
-                        raise MemoryError
-                outputs = self.run_rows(rows)
-            except Exception as error:
-                if len(part) == 1:
-                    slot = part[0]
-                    slot.error = as_runtime_error(error)
-                else:
-                    pending.append(part[len(part) // 2:])
-                    pending.append(part[:len(part) // 2])
-                continue
-            start = 0
-            for slot in part:
-                slot.own_outputs = outputs
-                slot.start = start
-                start += slot.rows
-        batch.finished_ns = monotonic_ns()
+        """As ``run_whole``, where that has failed."""
+        run_by_halves(self, batch)
 
-    cdef Outputs run_rows(self, Rows rows):
+    cdef Outputs run_rows(self, Rows rows, Batch batch):
         """One call of the runtime, what it gave checked so that none of it is ever mis-sliced.
 
         Where runs are of a fixed size, outputs have so many rows; nobody reads those of the rows that were put in.
         """
         cdef Py_ssize_t asked = rows.rows
         if not 0 < asked < self.fixed_rows:
-            return self.run_exactly(rows)
+            return self.run_exactly(rows, batch)
         if not rows.fill_up(self.fixed_rows):
             raise MemoryError
         try:
-            return self.run_exactly(rows)
+            return self.run_exactly(rows, batch)
         finally:
             rows.rows = asked
 
-    cdef Outputs run_exactly(self, Rows rows):
+    cdef Outputs run_exactly(self, Rows rows, Batch batch):
+        if self.engine is not None and batch.threaded:
+            return self.judged(self.engine.run_stoppable(self.signature, rows, batch), rows.rows)
         if self.engine is not None:
             return self.judged(self.engine.run_rows(self.signature, rows), rows.rows)
         return self.judged(self.outputs_in(self.run(rows.arrays())), rows.rows)
@@ -636,6 +620,9 @@ cdef class Batcher:
         """A run has come back: answer its requests, or find out which of them failed it."""
         if batch.state == DONE:  # given up meanwhile; its slab is never reused
             self.given_up -= 1
+            self.lost -= batch.lost
+            logger.warning("the run that was given up has come back after %.1f s",
+                           (monotonic_ns() - batch.started_ns) / 1e9)
         elif batch.error is not None and len(batch.slots) > 1 and not batch.bisected and self.run_async is None:
             batch.bisected = True
             batch.error = None
@@ -646,15 +633,26 @@ cdef class Batcher:
         return 0
 
     def give_up(self, Batch batch):
-        """A run on a worker thread is past its time: answer its requests, never reuse its slab."""
+        """A run on a worker thread is past its time: answer its requests, never reuse its slab, and tell it to end."""
         if batch.state == DONE:
             return
         self.given_up += 1
         batch.timed_out = True
+        batch.timer = self.call_later(GRACE_S, self.lose, batch)
+        if batch.call is not None:
+            batch.call.stop()
+        elif self.stop is not None and batch.thread:
+            self.stop(batch.thread)
         logger.error("a run of %d rows has not come back after %g s", batch.rows.rows, self.run_timeout_s)
         self.finish(batch, RunTimeoutError(f"the model did not answer within {self.run_timeout_s:g} s"))
         if self.given_up >= self.instances:
             self.refuse_waiting(NotReadyError("the model hangs: its last run has not come back"))
+
+    def lose(self, Batch batch):
+        """A run that was given up does not end. Only the end of the process gives back what it holds."""
+        batch.lost = True
+        self.lost += 1
+        logger.error("the run that was given up does not end")
 
     cdef int finish(self, Batch batch, error) except -1:
         cdef int64_t now = monotonic_ns()

@@ -133,6 +133,10 @@ cdef class Engine:
     cdef Outputs run_rows(self, Signature signature, Rows rows):
         raise NotImplementedError
 
+    cdef Outputs run_stoppable(self, Signature signature, Rows rows, Batch batch):
+        """On a worker thread; where it may take for ever, ``batch.call`` is what ends it."""
+        return self.run_rows(signature, rows)
+
 
 @cython.final
 cdef class Forest(Engine):

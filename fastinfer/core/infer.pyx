@@ -10,7 +10,8 @@ cdef extern from "<time.h>" nogil:
 import numpy as np
 
 from fastinfer.errors import (
-    BodyTooLargeError, CancelledError, FastinferError, InvalidRequestError, InvalidShapeError, OverloadedError,
+    BodyTooLargeError, CancelledError, ExpiredError, FastinferError, InvalidRequestError, InvalidShapeError,
+    OverloadedError,
 )
 
 cdef int MAX_SPARE_REQUESTS = 256
@@ -84,10 +85,17 @@ cdef class Ticket:
             return 0
         if slot.error is not None and self.error is None:
             self.error = slot.error
+            if type(self.error) is ExpiredError:  # between two runs of its batch
+                self.mark_expired()
         if batch.started_ns:
             self.queue_ns = max(self.queue_ns, batch.started_ns - self.queued_ns)
             self.run_ns = max(self.run_ns, batch.finished_ns - batch.started_ns)
         return 0 if self.missing else self.finish(now)
+
+    cdef void mark_expired(self) noexcept:
+        self.endpoint.counts.expired += 1
+        self.refusal = EXPIRED
+        self.retry_ns = SECOND_NS
 
     cdef int finish(self, int64_t now) except -1:
         """Tell the one who asked; on the loop's thread."""

@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free
 
 import numpy as np
 
-from fastinfer.errors import ModelLoadError, RuntimeFailedError
+from fastinfer.errors import ModelLoadError, RunTimeoutError, RuntimeFailedError
 
 cdef extern from "dlfcn.h" nogil:
     int RTLD_NOW
@@ -35,6 +35,8 @@ cdef enum:
     ORT_OUTPUT_TYPE = 34
     ORT_INPUT_NAME = 36
     ORT_OUTPUT_NAME = 37
+    ORT_CREATE_RUN_OPTIONS = 39
+    ORT_SET_TERMINATE = 46
     ORT_CREATE_TENSOR = 49
     ORT_TENSOR_DATA = 51
     ORT_TEXT_SIZE = 53
@@ -50,6 +52,7 @@ cdef enum:
     ORT_RELEASE_STATUS = 93
     ORT_RELEASE_SESSION = 95
     ORT_RELEASE_VALUE = 96
+    ORT_RELEASE_RUN_OPTIONS = 97
     ORT_RELEASE_TYPE = 98
     ORT_RELEASE_TENSOR_INFO = 99
     ORT_RELEASE_OPTIONS = 100
@@ -69,6 +72,7 @@ ctypedef void (*Release)(void* object) noexcept nogil
 ctypedef Status (*CreateEnv)(int severity, const char* name, void** env) noexcept nogil
 ctypedef Status (*CreateSession)(const void* env, const char* path, const void* options, void** session) noexcept nogil
 ctypedef Status (*CreateOptions)(void** options) noexcept nogil
+ctypedef Status (*SetTerminate)(void* options) noexcept nogil
 ctypedef Status (*SetOption)(void* options, int value) noexcept nogil
 ctypedef Status (*AddConfigEntry)(void* options, const char* key, const char* value) noexcept nogil
 ctypedef Status (*Count)(const void* session, size_t* count) noexcept nogil
@@ -251,7 +255,7 @@ cdef class Session(Engine):
             for axis in range(cnp.PyArray_NDIM(array)):
                 shape[axis] = cnp.PyArray_DIM(array, axis)
             call.put(k, cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array), shape, cnp.PyArray_NDIM(array))
-        outputs = call.run(signature)
+        outputs = call.run(signature, NULL)
         return {self.outputs[k][0]: np.array(outputs.array(k)) for k in range(self.n_outputs)}
 
     cdef Outputs run_rows(self, Signature signature, Rows rows):
@@ -261,7 +265,23 @@ cdef class Session(Engine):
             RuntimeError: onnxruntime's message.
             RuntimeFailedError: an output that is not as the signature declares.
         """
-        cdef int first = 1 if signature.batched else 0
+        return self.call(rows, 1 if signature.batched else 0).run(signature, NULL)
+
+    cdef Outputs run_stoppable(self, Signature signature, Rows rows, Batch batch):
+        """As ``run_rows``, so that ``Call.stop`` can end it.
+
+        Raises:
+            RunTimeoutError: the batch was given up before.
+        """
+        cdef Call call = self.call(rows, 1 if signature.batched else 0)
+        ort_check((<CreateOptions>ort[ORT_CREATE_RUN_OPTIONS])(&call.options))
+        batch.call = call  # from here on the loop's thread may stop it
+        if batch.timed_out:
+            raise RunTimeoutError("the run was given up before it began")
+        return call.run(signature, call.options)
+
+    cdef Call call(self, Rows rows, int first):
+        """The values of a run of these rows, of which each tensor has ``first`` dimensions."""
         cdef int64_t shape[MAX_RANK + 1]
         cdef Call call = Call(self)
         cdef int k, axis
@@ -274,7 +294,7 @@ cdef class Session(Engine):
             if rows.slabs[k].data == NULL and not slab_reserve(&rows.slabs[k], 0, ALIGNMENT):
                 raise MemoryError
             call.put(k, rows.slabs[k].data, rows.row_bytes[k] * <size_t>rows.rows, shape, first + rows.ranks[k])
-        return call.run(signature)
+        return call
 
 
 cdef int add_entry(void* options, bytes key, bytes value) except -1:
@@ -333,13 +353,19 @@ cdef class Call:
                 if self.values[k] != NULL:
                     (<Release>ort[ORT_RELEASE_VALUE])(self.values[k])
         free(self.values)
+        if self.options != NULL:
+            (<Release>ort[ORT_RELEASE_RUN_OPTIONS])(self.options)
+
+    cdef int stop(self) except -1:
+        """Have the run end with an error, before the graph's next node; from any thread."""
+        return ort_check((<SetTerminate>ort[ORT_SET_TERMINATE])(self.options))
 
     cdef int put(self, int k, void* data, size_t size, const int64_t* shape, int rank) except -1:
         cdef int kind = self.session.types[k]
         return ort_check((<CreateTensor>ort[ORT_CREATE_TENSOR])(ort_memory, data, size, shape, <size_t>rank, kind,
                                                                 &self.values[k]))
 
-    cdef Outputs run(self, Signature signature):
+    cdef Outputs run(self, Signature signature, const void* options):
         """Run, with the interpreter's lock released, and look at what came out."""
         cdef Session session = self.session
         cdef int n = session.n_inputs
@@ -347,7 +373,7 @@ cdef class Call:
         cdef Status status
         cdef int k
         with nogil:
-            status = (<RunSession>ort[ORT_RUN])(session.session, NULL, session.names, self.values, <size_t>n,
+            status = (<RunSession>ort[ORT_RUN])(session.session, options, session.names, self.values, <size_t>n,
                                                 session.names + n, <size_t>session.n_outputs, self.values + n)
         ort_check(status)
         outputs.owner = self

@@ -26,7 +26,7 @@ BOUNDS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 
 LANES = ("standard", "fast", "grpc")    # in the order of LANE_*
 # Of answers, 200 first; 499 is a client that left, 0 whatever is not in this list.
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 429, 431, 499, 500, 501, 502, 503, 504, 0)
-GAUGES = ("pid", "restarts", "ready", "body_bytes", "connections")  # in the order of GAUGE_*
+GAUGES = ("pid", "restarts", "spare", "ready", "body_bytes", "connections", "heartbeat")  # in the order of GAUGE_*
 
 cdef int64_t[HISTOGRAM_BOUNDS] UPPER
 for _i in range(HISTOGRAM_BOUNDS):

@@ -52,6 +52,9 @@ class Runtime(Protocol):
         """Run one batch. Safe to call from several threads; raises whatever the engine raises."""
         ...
 
+    # A runtime may have ``stop(thread: int) -> None``, called from another thread: have the run on that thread, which
+    # is past its time, raise as soon as it can. It must not wait.
+
 
 def examples_of(runtime: Any) -> Callable[[int], Arrays] | None:
     """What makes inputs of so many rows that the model most likely answers, or None where nothing is known of them."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,31 @@ class BindingRuntime:
         self.maps = [node.name for node in session.get_outputs() if MAP_SEQUENCE.fullmatch(node.type)]
         self.classes: dict[str, tuple[str, ...]] = {}
         self.keys: dict[str, list[Any]] = {}
+        self.running: dict[int, ort.RunOptions] = {}  # by thread
         self.bfloat16 = any(tensor.datatype == "BF16" for tensor in (*self.inputs, *self.outputs))
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch; an output that is a sequence of maps becomes its columns, in the order of ``classes``."""
-        if self.bfloat16:
-            return self.run_values(inputs)
-        outputs = dict(zip(self.output_names, self.session.run(self.output_names, inputs), strict=True))
+        options = ort.RunOptions()
+        self.running[threading.get_ident()] = options
+        try:
+            if self.bfloat16:
+                return self.run_values(inputs, options)
+            values = self.session.run(self.output_names, inputs, options)
+        finally:
+            del self.running[threading.get_ident()]
+        outputs = dict(zip(self.output_names, values, strict=True))
         for name in self.maps:
             outputs[name] = self.columns(name, outputs[name])
         return outputs
 
-    def run_values(self, inputs: Arrays) -> Arrays:
+    def stop(self, thread: int) -> None:
+        """Have the run on a thread end with an error, before the graph's next node."""
+        options = self.running.get(thread)
+        if options is not None:
+            options.terminate = True
+
+    def run_values(self, inputs: Arrays, options: ort.RunOptions) -> Arrays:
         """As ``run`` where a tensor is BF16, which numpy does not have: its bits travel as uint16."""
         values = {}
         for tensor in self.inputs:
@@ -72,7 +86,7 @@ class BindingRuntime:
                 if kind is None
                 else ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind)
             )
-        outputs = self.session.run_with_ort_values(self.output_names, values)
+        outputs = self.session.run_with_ort_values(self.output_names, values, options)
         return {name: array_of(value) for name, value in zip(self.output_names, outputs, strict=True)}
 
     def columns(self, name: str, maps: list[dict[Any, float]]) -> np.ndarray[Any, Any]:
