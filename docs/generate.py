@@ -16,7 +16,7 @@ import click
 
 from fastinfer import errors
 from fastinfer.cli.commands import fastinfer
-from fastinfer.engines import COLUMN, PythonConfig, SklearnConfig
+from fastinfer.engines import COLUMN, CatboostConfig, PythonConfig, SklearnConfig
 from fastinfer.options import MODEL_NAME, Option, options
 from fastinfer.settings import (
     DecisionConfig,
@@ -112,6 +112,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "model": keys(ModelConfig),
     "onnx": keys(OnnxConfig),
     "triton": keys(TritonConfig),
+    "catboost": keys(CatboostConfig),
     "python": keys(PythonConfig),
     "sklearn": keys(SklearnConfig),
     "decision": keys(DecisionConfig),
@@ -140,6 +141,7 @@ def model_schema() -> dict[str, Any]:
     triton["properties"]["headers"] = {
         "type": "object", "description": "Sent with every request.", "additionalProperties": {"type": "string"}}
     schema["properties"]["triton"] = {"description": "The Triton that runs the model.", "required": ["url"], **triton}
+    schema["properties"]["catboost"] = {"description": "How CatBoost runs.", **object_schema(CatboostConfig)}
     schema["properties"]["python"] = {"description": "How a Python model is run.", **object_schema(PythonConfig)}
     sklearn = object_schema(SklearnConfig)
     sklearn["properties"]["columns"] = {

@@ -48,3 +48,18 @@ class SklearnConfig:
 
 
 COLUMN = Option(kind=TEXT, text="", choices=("FP64", "INT64", "BOOL", "BYTES"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatboostConfig:
+    """The table [catboost] of model.toml."""
+
+    threads: int = option(
+        1, INTEGER, "Threads within one run.", low=1, high=1024)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @classmethod
+    def read(cls, file: TomlFile) -> "CatboostConfig":
+        return cls(**take_table(options(cls), file, "catboost"))

@@ -33,8 +33,7 @@ FOREST = Format("forest", "a forest that was imported", rb"\APK")
 LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n")
 XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', modules=("xgboost", "sklearn", "onnx", "pandas"))
 XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
-CATBOOST = Format("catboost", "a CatBoost model", None, "CatBoost.save_model('model.onnx', format='onnx')",
-                  ("catboost",))
+CATBOOST = Format("catboost", "a CatBoost model")
 TORCH = Format("torch", "a PyTorch file", None, "torch.onnx.export", ("torch", "onnxscript"))
 SKOPS = Format("sklearn", "a skops file")
 
@@ -43,7 +42,14 @@ FORMATS = {
     ".pt": TORCH, ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE,
     ".py": PYTHON,
 }
-SERVED = frozenset({ONNX.kind, FOREST.kind, LIGHTGBM.kind, PYTHON.kind, SKOPS.kind})
+SERVED = frozenset({
+    ONNX.kind,
+    FOREST.kind,
+    LIGHTGBM.kind,
+    PYTHON.kind,
+    SKOPS.kind,
+    CATBOOST.kind,
+})
 
 
 def format_of(file: Path) -> Format:

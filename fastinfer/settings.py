@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastinfer.engines import DAY, PythonConfig, SklearnConfig
+from fastinfer.engines import DAY, CatboostConfig, PythonConfig, SklearnConfig
 from fastinfer.errors import ConfigurationError
 from fastinfer.options import (
     BOOLEAN,
@@ -444,7 +444,15 @@ class ModelConfig:
 
     runtime: str | None = option(
         None, TEXT, "Engine that runs the model.",
-        choices=("onnx", "forest", "lightgbm", "python", "sklearn", "triton"), unset="told by the file")
+        choices=(
+            "onnx",
+            "catboost",
+            "forest",
+            "lightgbm",
+            "python",
+            "sklearn",
+            "triton",
+        ), unset="told by the file")
     max_batch_size: int = option(
         64, INTEGER, "Rows in a batch; 0 runs every request alone.", low=0, high=1 << 16)
     max_delay_us: int = option(
@@ -476,6 +484,7 @@ class ModelConfig:
         "passed over.", choices=("refuse", "ignore"))
     onnx: OnnxConfig = field(default_factory=OnnxConfig)
     triton: TritonConfig | None = None
+    catboost: CatboostConfig = field(default_factory=CatboostConfig)
     python: PythonConfig = field(default_factory=PythonConfig)
     sklearn: SklearnConfig = field(default_factory=SklearnConfig)
     decision: DecisionConfig | None = None
@@ -520,7 +529,7 @@ class ModelConfig:
 
 
 # Engines' own tables of model.toml that concern nobody else.
-ENGINES: Mapping[str, Any] = {"python": PythonConfig, "sklearn": SklearnConfig}
+ENGINES: Mapping[str, Any] = {"catboost": CatboostConfig, "python": PythonConfig, "sklearn": SklearnConfig}
 
 
 def _aliases(file: TomlFile) -> dict[str, int]:

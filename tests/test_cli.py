@@ -93,7 +93,6 @@ def test_a_mistake_is_answered_in_one_or_two_lines(folder, capsys, arguments, me
 @pytest.mark.parametrize(("file", "content", "extra"), [
     ("model.json", '{"learner":{}}', "xgboost"),
     ("model.ubj", "{L", "xgboost"),
-    ("model.cbm", "CBM1", "catboost"),
     ("model.pt2", "PK", "torch"),
     ("model.pt", "PK", "torch"),
 ])

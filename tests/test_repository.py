@@ -157,7 +157,6 @@ def test_a_path_without_a_model_is_named(lay, path, name, message):
                                  "fastinfer import m.json --out models/m/1"),
     ("m.json", "{}", "m.json is not an XGBoost model, which is the only .json file that is a model."),
     ("m.ubj", "{L", "m.ubj is an XGBoost model"),
-    ("m.cbm", "CBM1", "m.cbm is a CatBoost model"),
     ("m.pt2", "PK", "m.pt2 is a PyTorch file"),
     ("m.csv", "a,b", "m.csv is not a model file; fastinfer serves .onnx files and the models of a folder."),
     ("features.json", "{}", "features.json is a feature program; serve the folder in which it lies, ."),
@@ -181,10 +180,10 @@ def test_an_empty_file_is_named(lay):
 @pytest.mark.parametrize("installed", [False, True])
 def test_the_pip_line_is_printed_where_the_extra_is_missing(lay, monkeypatch, installed):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    lay("m.cbm:CBM1")
-    (found,) = find(Path("m.cbm")).found
+    lay("m.pt:PK")
+    (found,) = find(Path("m.pt")).found
     assert isinstance(found.error, ModelLoadError)
-    assert ("pip install 'fastinfer[catboost]'" in str(found.error)) is not installed
+    assert ("pip install 'fastinfer[torch]'" in str(found.error)) is not installed
 
 
 @pytest.mark.parametrize("name", ["a b", "stats", "", "-", "..", "é", "x" * 300, "a/b", "ok"])

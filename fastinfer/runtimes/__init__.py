@@ -22,6 +22,7 @@ RUNTIMES: Mapping[str, str] = {
     "onnx": "fastinfer.runtimes.onnx",
     "forest": "fastinfer.runtimes.forest",
     "lightgbm": "fastinfer.runtimes.lightgbm",
+    "catboost": "fastinfer.runtimes.catboost",
     "python": "fastinfer.runtimes.python",
     "sklearn": "fastinfer.runtimes.sklearn",
     "triton": "fastinfer.runtimes.triton",
@@ -54,6 +55,19 @@ class Runtime(Protocol):
 
     # A runtime may have ``stop(thread: int) -> None``, called from another thread: have the run on that thread, which
     # is past its time, raise as soon as it can. It must not wait.
+
+
+def needed(module: str, path: Path, extra: str) -> Any:
+    """A library that an engine needs for the file.
+
+    Raises:
+        ConfigurationError: it is not installed; says what installs it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigurationError(f"{path} needs {module.partition('.')[0]}, which is not installed: "
+                                 f"pip install 'fastinfer[{extra}]'") from error
 
 
 def examples_of(runtime: Any) -> Callable[[int], Arrays] | None:

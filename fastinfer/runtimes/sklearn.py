@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from fastinfer._core import Engine, Tensor
-from fastinfer.errors import ConfigurationError, InvalidValueError, ModelLoadError
-from fastinfer.runtimes import Arrays, Runtime, trust
+from fastinfer.errors import InvalidValueError, ModelLoadError
+from fastinfer.runtimes import Arrays, Runtime, needed, trust
+from fastinfer.runtimes.answers import classifier, other, shaped
 from fastinfer.runtimes.python_code import described
 from fastinfer.runtimes.sklearn_columns import Columns
 from fastinfer.settings import ModelConfig, Settings
 
 HARMLESS = ("numpy.dtype",)  # types that skops would have listed, and that run nothing
 MOST_COLUMNS = 256  # that are tried one by one with a missing value
-LABELS = {"i": "INT64", "u": "INT64", "b": "BOOL", "f": "FP64", "U": "BYTES", "O": "BYTES"}
-NUMBERS = {"float64": "FP64", "float32": "FP32"}
 
 logger = logging.getLogger("fastinfer.sklearn")
 
@@ -63,21 +62,10 @@ class SklearnRuntime:
                                  "in model.toml does, as in job = \"BYTES\".") from error
         classes = getattr(self.fitted, "classes_", None)
         if classes is None:
-            kind = "label" if label.dtype.kind in "iubUO" else "value"
-            shape = (-1, 1) if kind == "value" and label.ndim == 1 else (-1, *label.shape[1:])
-            return [Tensor(kind, self.datatype(label), shape)]
-        outputs = [Tensor("label", self.datatype(label), (-1, *label.shape[1:]))]
+            return other(label, self.path)
         if probabilities:
-            outputs.append(Tensor("probabilities", NUMBERS[probabilities[0].dtype.name], (-1, len(classes))))
             self.classes["probabilities"] = tuple(str(each) for each in np.asarray(classes).tolist())
-        return outputs
-
-    def datatype(self, array: np.ndarray[Any, Any]) -> str:
-        """The datatype of what `predict` gives."""
-        kind = LABELS.get(array.dtype.kind)
-        if kind is None or (kind == "BYTES" and not all(isinstance(each, str) for each in array.flat)):
-            raise ModelLoadError(f"{self.path}: predict answers an array of {array.dtype}, which is not served.")
-        return NUMBERS.get(array.dtype.name, kind)
+        return classifier(label, probabilities[0] if probabilities else None, self.path)
 
     def answers(self, rows: Any) -> list[np.ndarray[Any, Any]]:
         """What the estimator answers: labels or values, and probabilities where it has them."""
@@ -122,16 +110,6 @@ class SklearnRuntime:
         return {tensor.name: shaped(tensor, array) for tensor, array in zip(self.outputs, answers, strict=True)}
 
 
-def shaped(tensor: Tensor, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array in the declared shape, of the declared type where integers are of another size."""
-    if tensor.name == "value" and array.ndim == 1:
-        array = array[:, None]
-    if tensor.datatype == "BYTES":
-        return np.array(array, dtype=object)
-    dtype = {"INT64": np.int64, "BOOL": np.bool_, "FP64": np.float64, "FP32": np.float32}[tensor.datatype]
-    return np.ascontiguousarray(array, dtype=dtype)
-
-
 # -- files -------------------------------------------------------------------------------------------------------
 def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     """Load a fitted estimator.
@@ -162,14 +140,6 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
         except BaseException as error:
             raise ModelLoadError(f"{path}: it cannot be loaded: {described(error)}") from error
         return SklearnRuntime(fitted, path, config)
-
-
-def needed(module: str, path: Path, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigurationError(f"{path} needs {module.partition('.')[0]}, which is not installed: "
-                                 f"pip install 'fastinfer[{extra}]'") from error
 
 
 def check_archive(path: Path) -> None:
