@@ -17,6 +17,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import triton_server as installed
@@ -51,8 +52,10 @@ def free_port() -> int:
 class RealTriton:
     """One server process; it can be stopped and started again on its ports."""
 
-    def __init__(self, folder: Path, models: Path, *options: str) -> None:
+    def __init__(self, folder: Path, models: Path, *options: str, environ: Mapping[str, str] | None = None) -> None:
+        """`folder` is for its backends and its log, `models` its repository."""
         self.folder, self.models, self.options = folder, models, options
+        self.environ = dict(environ or {})
         self.http, self.grpc = free_port(), free_port()
         self.process: subprocess.Popen[bytes] | None = None
         backend = folder / "backends" / "python"
@@ -77,7 +80,7 @@ class RealTriton:
         ]  # fmt: skip
         paths = [str(installed.HOME / "unpacked" / "nvidia_pytriton.libs"), *libraries()]
         environment = {"PATH": f"{installed.HOME / 'bin'}:/usr/bin:/bin", "LD_LIBRARY_PATH": ":".join(paths),
-                       "CUDA_VISIBLE_DEVICES": ""}
+                       "CUDA_VISIBLE_DEVICES": "", **self.environ}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + START

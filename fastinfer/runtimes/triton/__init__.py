@@ -26,7 +26,7 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     if settings.workers > 1:
         raise ConfigurationError(f"{path}: a model on Triton is served by one worker, so that its batches are whole, "
                                  f"not {settings.workers} fragments; start with --workers 1")
-    for module in ("tritonclient", "grpc" if config.triton.transport == "grpc" else "aiohttp"):
+    for module in ("tritonclient", "grpc" if config.triton.transport == "grpc" else "geventhttpclient"):
         if importlib.util.find_spec(module) is None:
             raise ConfigurationError(f"{path}: runtime = 'triton' needs {module}: pip install 'fastinfer[triton]'")
     from fastinfer.runtimes.triton.runtime import TritonRuntime

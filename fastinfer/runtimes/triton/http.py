@@ -1,58 +1,47 @@
-"""Triton over HTTP: tritonclient's bodies on aiohttp's connections."""
+"""Triton over HTTP: tritonclient's bodies on connections of our own."""
 
-import io
 import json
 import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
-from tritonclient.http import InferInput, InferRequestedOutput, InferResult
-from tritonclient.http.aio import InferenceServerClient
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 
 from fastinfer.errors import ConfigurationError
 from fastinfer.runtimes import Arrays
 from fastinfer.runtimes.triton.contract import MOST_INSTANCES, Contract
 from fastinfer.runtimes.triton.exchange import (
+    Failed,
     Question,
     for_client,
     garbage,
-    lost,
     microseconds,
     most_bytes,
     refused,
     taken,
-    unreachable,
 )
+from fastinfer.runtimes.triton.wire import Pool
 from fastinfer.settings import TritonConfig
 
 JSON_BYTES = 4 << 20  # of metadata and of an error
-HEADER_LENGTH = "Inference-Header-Content-Length"
-LARGE = 1 << 20  # bytes of a body that aiohttp wants as a file
+HEADER_LENGTH = b"inference-header-content-length"
 
 
 class HttpLink:
     """A pool of connections to one url, of the running event loop.
 
-    aiohttp keeps them; tritonclient, whose own pool knows neither a bound on an answer nor a time for connecting,
-    makes the bodies and reads them.
+    tritonclient makes the bodies and reads them. Its connections are not used: they know no bound on an answer, no time
+    for connecting, and do not tell whether a batch that failed can have run; they cost five times the rest of a batch.
     """
 
     def __init__(self, address: str, config: TritonConfig) -> None:
-        scheme = "https" if config.secure else "http"
-        self.base = f"{scheme}://{address}"
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(note_reuse)
         most = config.connections or (config.in_flight or MOST_INSTANCES + 1) + 2
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=most, ssl=tls(config) if config.secure else True),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout),
-            headers={"Accept-Encoding": "identity", **config.headers},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trace_configs=[trace],
-        )
+        self.pool = Pool(address, tls(config) if config.secure else None, most, config.connect_timeout)
+        fields = {"Host": address, "Accept-Encoding": "identity", **config.headers}
+        self.fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
+        self.asked: tuple[str, str] = ("", "")  # of the infer head that follows
+        self.head = b""
 
     async def metadata(self, model: str, version: str) -> Mapping[str, Any]:
         return await self.ask(path(model, version))
@@ -62,71 +51,51 @@ class HttpLink:
 
     async def ask(self, where: str) -> Mapping[str, Any]:
         """A JSON object that Triton has; raises Failed."""
+        answer = await self.pool.ask([self.opening("GET", where), b"\r\n"], JSON_BYTES)
+        if answer.status != 200:
+            raise refused(answer.status, error_of(answer.body))
         try:
-            async with self.session.get(self.base + where, allow_redirects=False) as response:
-                content = await bounded(response, JSON_BYTES)
-                answer = json.loads(content) if content else {}
-        except aiohttp.ClientConnectorError as error:
-            raise unreachable(error.os_error.strerror or error) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise lost(type(error).__name__) from None
+            said = json.loads(answer.body)
         except (ValueError, RecursionError) as error:
             raise garbage(error) from None
-        if not isinstance(answer, dict):
+        if not isinstance(said, dict):
             raise garbage("JSON that is no object")
-        if response.status != 200:
-            raise refused(response.status, answer.get("error", ""))
-        return answer
+        return said
 
     async def ready(self, model: str, version: str) -> bool:
         try:
-            async with self.session.get(f"{self.base}{path(model, version)}/ready", allow_redirects=False) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, OSError, ValueError):
+            message = [self.opening("GET", f"{path(model, version)}/ready"), b"\r\n"]
+            return (await self.pool.ask(message, JSON_BYTES)).status == 200
+        except Failed:
             return False
 
     async def infer(self, contract: Contract, question: Question) -> Arrays:
+        if self.asked != (contract.model, contract.version):
+            self.asked = (contract.model, contract.version)
+            self.head = self.opening("POST", f"{path(*self.asked)}/infer")
         body, json_size = written(contract, question)
-        headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(json_size)}
+        head = b"%scontent-type: application/octet-stream\r\n%s: %d\r\ncontent-length: %d\r\n" % (
+            self.head, HEADER_LENGTH, json_size, len(body))
         if question.traceparent:
-            headers["traceparent"] = question.traceparent
+            head += f"traceparent: {question.traceparent}\r\n".encode()
         rows = len(question.inputs[contract.inputs[0].name]) if contract.max_batch_size else 1
-        kept = {"reused": False}
+        answer = await self.pool.ask([head + b"\r\n", body], max(most_bytes(contract, rows), JSON_BYTES))
+        if answer.status != 200:
+            raise refused(answer.status, error_of(answer.body))
         try:
-            async with self.session.post(
-                f"{self.base}{path(contract.model, contract.version)}/infer",
-                data=io.BytesIO(body) if len(body) > LARGE else body,
-                headers=headers,
-                allow_redirects=False,
-                trace_request_ctx=kept,
-            ) as response:
-                kept["reused"] = False  # an answer has begun
-                status, fields = response.status, response.headers
-                content = await bounded(response, most_bytes(contract, rows) if status == 200 else JSON_BYTES)
-        except aiohttp.ClientConnectorError as error:
-            raise unreachable(error.os_error.strerror or error) from None
-        except (aiohttp.ServerTimeoutError, TimeoutError):
-            raise unreachable("no connection came about in time") from None
-        except aiohttp.ClientResponseError as error:
-            raise garbage(error.message) from None
-        except aiohttp.ClientPayloadError:
-            raise lost("its answer ends too early") from None
-        except (aiohttp.ClientError, OSError):
-            # A connection that was kept and whose end was on its way when the batch left has been read by nobody.
-            raise lost("the connection was closed", again=kept["reused"]) from None
-        except ValueError as error:
-            raise garbage(error) from None
-        if status != 200:
-            raise refused(status, error_of(content))
-        try:
-            length = fields.get(HEADER_LENGTH)
-            result = InferenceServerClient.parse_response_body(content, header_length=length)
+            length = answer.fields.get(HEADER_LENGTH)
+            result = InferenceServerClient.parse_response_body(
+                answer.body, header_length=None if length is None else length.decode())
         except Exception as error:  # tritonclient's parser believes what it reads
             raise garbage(error) from None
         return taken(contract, rows, lambda name: described(result, name), result.as_numpy)
 
+    def opening(self, verb: str, where: str) -> bytes:
+        """A message's head but for its own fields and its end."""
+        return f"{verb} {where} HTTP/1.1\r\n".encode() + self.fields
+
     async def close(self) -> None:
-        await self.session.close()
+        self.pool.close()
 
 
 def written(contract: Contract, question: Question) -> tuple[bytes, int]:
@@ -164,26 +133,6 @@ def error_of(content: bytes) -> object:
         return answer["error"] if isinstance(answer, dict) and "error" in answer else "it does not say why"
     except (ValueError, RecursionError):
         return "it does not say why"
-
-
-async def bounded(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body of an answer; raises ValueError for one over so many bytes, and gives its connection up."""
-    if response.content_length is not None and response.content_length > most:
-        response.close()
-        raise ValueError(f"an answer of {response.content_length} bytes")
-    pieces, size = [], 0
-    async for piece in response.content.iter_any():
-        size += len(piece)
-        if size > most:
-            response.close()
-            raise ValueError(f"an answer of over {most} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-async def note_reuse(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx["reused"] = True
 
 
 def path(model: str, version: str) -> str:
