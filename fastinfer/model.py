@@ -58,6 +58,7 @@ class Model:
         self.program = program
         self.config = config
         self.unbatched = self._why_unbatched()
+        runtimes.tell_batched(runtime, self.unbatched is None)
         self.inner = Signature(runtime.inputs, runtime.outputs, batched=self.unbatched is None)
         compiled = self._fit_program()
         self.task = self._task()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastinfer.engines import DAY, CatboostConfig, PythonConfig, SklearnConfig
+from fastinfer.engines import DAY, CatboostConfig, OnnxConfig, PythonConfig, SklearnConfig
 from fastinfer.errors import ConfigurationError
 from fastinfer.options import (
     BOOLEAN,
@@ -143,27 +143,6 @@ class Settings:
     inline_budget_us: int = option(
         500, INTEGER, "A batch predicted to take less than this, in microseconds, runs on the event loop, any other on "
         "a thread; model.toml may say otherwise.", low=0, high=1_000_000)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxConfig:
-    """The table [onnx] of model.toml."""
-
-    intra_op_threads: int | None = option(
-        None, INTEGER, "Threads within one operator.", low=1, high=1024,
-        unset="1 for small models, else the CPUs allowed to the server, shared among its workers")
-    inter_op_threads: int | None = option(
-        None, INTEGER, "Threads over independent operators.", low=1, high=1024, unset="1: operators run in order")
-    graph_optimization: str = option(
-        "all", TEXT, "How far onnxruntime rewrites the graph at load.",
-        choices=("all", "extended", "basic", "disabled"))
-    execution_providers: tuple[str, ...] = option(
-        ("CPUExecutionProvider",), NAMES, "onnxruntime's execution providers, preferred first; one that is not active "
-        "after load is an error.")
-    provider_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -503,13 +482,9 @@ class ModelConfig:
         """
         file = TomlFile(path)
         values = take_table(
-            options(cls), file, tables=["onnx", *ENGINES, "triton", "decision", "version_policy", "aliases"])
+            options(cls), file, tables=[*ENGINES, "triton", "decision", "version_policy", "aliases"])
         if "decision" in file.table:
             values["decision"] = DecisionConfig.read(file)
-        if "onnx" in file.table:
-            engine = take_table(options(OnnxConfig), file, "onnx", tables=["provider_options"])
-            chosen = engine.get("execution_providers", OnnxConfig().execution_providers)
-            values["onnx"] = OnnxConfig(**engine, provider_options=_provider_options(file, chosen))
         if "triton" in file.table:
             values["triton"] = TritonConfig.read(file)
         if (values.get("runtime") == "triton") != ("triton" in file.table):
@@ -529,7 +504,9 @@ class ModelConfig:
 
 
 # Engines' own tables of model.toml that concern nobody else.
-ENGINES: Mapping[str, Any] = {"catboost": CatboostConfig, "python": PythonConfig, "sklearn": SklearnConfig}
+ENGINES: Mapping[str, Any] = {
+    "onnx": OnnxConfig, "catboost": CatboostConfig, "python": PythonConfig, "sklearn": SklearnConfig,
+}
 
 
 def _aliases(file: TomlFile) -> dict[str, int]:
@@ -541,25 +518,6 @@ def _aliases(file: TomlFile) -> dict[str, int]:
             raise ConfigurationError(f"{place} is no name of an alias, which takes letters, digits, '.', '_' and '-', "
                                      "a letter or digit first, at most 128.")
         result[name] = ALIASED.take(version, place)
-    return result
-
-
-def _provider_options(file: TomlFile, providers: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """[onnx.provider_options.<Provider>]: each value as the text that onnxruntime takes."""
-    result = {}
-    for provider, table in file.table["onnx"].get("provider_options", {}).items():
-        keys = ("onnx", "provider_options", provider)
-        place = f"{file.place(*keys)}: {'.'.join(keys)}"
-        if not isinstance(table, dict):
-            raise ConfigurationError(f"{place} is {shown(table)}; it takes a table.")
-        if provider not in providers:
-            raise ConfigurationError(f"{place} is for a provider that execution_providers does not name."
-                                     f"{nearest(provider, providers)}")
-        for key, value in table.items():
-            if not isinstance(value, str | int | float):
-                raise ConfigurationError(f"{file.place(*keys, key)}: {'.'.join((*keys, key))} is {shown(value)}; "
-                                         "it takes text, a number, true or false.")
-        result[provider] = {key: str(int(value) if isinstance(value, bool) else value) for key, value in table.items()}
     return result
 
 

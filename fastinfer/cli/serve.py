@@ -55,7 +55,7 @@ def installed(module: str) -> bool:
 def refuse_to_share_a_device(repository: Repository, workers: int) -> None:
     """Raises where several workers would load a model onto one device: a context each, and fragments of its batches."""
     for each in repository.found:
-        for provider in each.config.onnx.execution_providers:
+        for provider in each.config.onnx.providers:
             if provider.startswith(ON_A_DEVICE):
                 raise ConfigurationError(f"model {each.name} runs on {provider}, and {workers} workers would share the "
                                          "device; it is served by one: --workers 1.")

@@ -70,6 +70,13 @@ def needed(module: str, path: Path, extra: str) -> Any:
                                  f"pip install 'fastinfer[{extra}]'") from error
 
 
+def tell_batched(runtime: Any, batched: bool) -> None:
+    """Tell a runtime that wants to know whether a row's answer was proven not to depend on the rows beside it."""
+    told = getattr(runtime, "tell_batched", None)
+    if told is not None:
+        told(batched)
+
+
 def examples_of(runtime: Any) -> Callable[[int], Arrays] | None:
     """What makes inputs of so many rows that the model most likely answers, or None where nothing is known of them."""
     examples: Callable[[int], Arrays] | None = getattr(runtime, "examples", None)

@@ -45,8 +45,8 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
             not there.
     """
     library = shared_object()
-    providers = config.onnx.execution_providers or ("CPUExecutionProvider",)
-    if library is not None and tuple(providers) == ("CPUExecutionProvider",) and not config.onnx.provider_options:
+    providers = config.onnx.providers or ("CPUExecutionProvider",)
+    if library is not None and providers == ("CPUExecutionProvider",) and not config.onnx.provider_options:
         session = open_session(library, path, config, settings.workers)
         if session.plain:
             return OnnxRuntime(session)

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,11 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> BindingRuntime:
     options.graph_optimization_level = ort.GraphOptimizationLevel(OPTIMISATIONS[config.onnx.graph_optimization])
     for key, value in ENTRIES.items():
         options.add_session_config_entry(key, value)
-    providers = list(config.onnx.execution_providers) or ["CPUExecutionProvider"]
+    providers = list(config.onnx.providers) or ["CPUExecutionProvider"]
     check_available(providers)
-    given = [dict(config.onnx.provider_options.get(name, {})) for name in providers]
+    given = [config.onnx.options_of(name) for name in providers]
+    if config.onnx.engine_cache is not None:
+        make_folder(config.onnx.engine_cache, path)
     try:
         session = ort.InferenceSession(str(path), options, providers=providers, provider_options=given)
     except Exception as error:  # onnxruntime's exceptions share no base
@@ -133,7 +136,21 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> BindingRuntime:
             f"active: {', '.join(session.get_providers())}"
         )
     session.disable_fallback()
+    if providers[0].startswith(("CUDA", "Tensorrt")):
+        from fastinfer.runtimes.onnx_device import DeviceRuntime
+
+        return DeviceRuntime(session, path, config)
     return BindingRuntime(session, path)
+
+
+def make_folder(folder: Path, path: Path) -> None:
+    """Raises ModelLoadError where there is no folder that can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ModelLoadError(f"{path}: engine_cache {folder} cannot be written to: {error.strerror}.") from None
 
 
 def check_available(providers: list[str]) -> None:
