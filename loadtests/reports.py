@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +14,8 @@ from recorder import BIN_SECONDS, Bin, Recording
 from targets import Course, Judgement, Line, Verdict, bound_of, conclusion, shown
 
 WIDTH, HEIGHT = 860, 190
+# What no XML document may hold, not even escaped: a server's log can have it.
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 LEFT, RIGHT, TOP, BOTTOM = 60, 16, 14, 28
 
 
@@ -54,32 +57,45 @@ def write(results: Sequence[Result], folder: Path, title: str) -> None:
 
 
 def junit(results: Sequence[Result]) -> ElementTree.Element:
-    """A suite a scenario, a case a target; what could not be judged is an error."""
-    root = ElementTree.Element("testsuites", name="load")
-    for result in results:
-        cases = list(junit_cases(result))
-        suite = ElementTree.SubElement(
-            root, "testsuite", name=result.name, time=f"{result.recording.seconds:.1f}", tests=str(len(cases)),
-            failures=str(sum(case.find("failure") is not None for case in cases)),
-            errors=str(sum(case.find("error") is not None for case in cases)), skipped="0")
+    """A suite a scenario, a case a target; what could not be judged is an error.
+
+    In the form that Jenkins (its junit-10.xsd), GitLab and the readers of GitHub's actions have in common: counts at
+    the suites, the reason both as a message and as the text.
+    """
+    suites = [(result, list(junit_cases(result))) for result in results]
+    root = ElementTree.Element("testsuites", name="load", **counts([case for _, cases in suites for case in cases]))
+    for result, cases in suites:
+        suite = ElementTree.SubElement(root, "testsuite", name=result.name, time=f"{result.recording.seconds:.1f}",
+                                       skipped="0", **counts(cases))
         suite.extend(cases)
     return root
+
+
+def counts(cases: Sequence[ElementTree.Element]) -> dict[str, str]:
+    return {"tests": str(len(cases)), **{f"{kind}s": str(sum(case.find(kind) is not None for case in cases))
+                                         for kind in ("failure", "error")}}
+
+
+def add_reason(case: ElementTree.Element, kind: str, text: str) -> None:
+    text = NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    ElementTree.SubElement(case, kind, message=(text.splitlines() or [""])[0], type=kind).text = text
 
 
 def junit_cases(result: Result) -> Iterable[ElementTree.Element]:
     reasons = [result.problem] if result.judgement is None else list(result.judgement.reasons)
     for reason in reasons:
-        case = ElementTree.Element("testcase", classname=f"load.{result.name}", name="the run counts")
-        ElementTree.SubElement(case, "error", message=reason)
+        case = ElementTree.Element("testcase", classname=f"load.{result.name}", name="the run counts", time="0")
+        add_reason(case, "error", reason)
         yield case
     for line in result.judgement.lines if result.judgement else ():
         case = ElementTree.Element("testcase", classname=f"load.{result.name}",
-                                   name=f"{line.target.users} {line.target.name}")
+                                   name=f"{line.target.users} {line.target.name}",
+                                   time=f"{result.recording.seconds:.1f}")
         said = f"{shown(line.measured)}, wanted {bound_of(line.target)} {line.target.limit:g}, {line.samples} samples"
         if line.verdict is Verdict.MISSED:
-            ElementTree.SubElement(case, "error" if reasons else "failure", message=said)
+            add_reason(case, "error" if reasons else "failure", said)
         elif line.verdict is Verdict.INVALID:
-            ElementTree.SubElement(case, "error", message=line.note)
+            add_reason(case, "error", line.note)
         ElementTree.SubElement(case, "system-out").text = f"{said} {line.note}".strip()
         yield case
 
@@ -90,8 +106,15 @@ def markdown(results: Sequence[Result]) -> str:
         lines += [f"| {result.name} | {line.target.users} | {line.target.name} | {limit(line)} | "
                   f"{shown(line.measured)} | {line.samples} | {line.note or line.verdict.name.lower()} |"
                   for line in (result.judgement.lines if result.judgement else ())]
-    concluded = [f"- **{result.name}** (C = {result.capacity:.0f}/s): {result.conclusion}" for result in results]
+    concluded = [f"- **{result.name}** (C = {result.capacity:.0f}/s): {listed(result.conclusion)}"
+                 for result in results]
     return "\n".join([*lines, "", *concluded, ""])
+
+
+def listed(text: str) -> str:
+    """For a list's item: what follows the first line, a log's end, as it is."""
+    first, *rest = text.splitlines() or [""]
+    return "\n".join([first, "", "  ````", *(f"  {line}" for line in rest), "  ````"]) if rest else first
 
 
 def limit(line: Line) -> str:

@@ -91,7 +91,7 @@ class Paced:
         max_batch_size, slo_ms: as in its model.toml; the capacity is found within the latter.
     """
 
-    rate: float = 300.0
+    rate: float = 230.0
     max_batch_size: int = 16
     slo_ms: float = 200.0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import random
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import gevent
 import gevent.socket
@@ -47,7 +49,7 @@ class InferenceUser(FastHttpUser):
             raise StopUser  # the master chose this class before it could know: not served, or not tagged
         start = random.randrange(len(self.bodies))
         self.queue = itertools.cycle(self.bodies[start:] + self.bodies[:start])
-        if self.address is not None:
+        if self.address is not None and is_loopback(urlsplit(self.host or "").hostname or ""):
             self.come_from(self.address)
 
     def come_from(self, address: str) -> None:
@@ -96,6 +98,14 @@ class InferenceUser(FastHttpUser):
         InferenceUser.pending.pop(self, None)
         if response.status_code in REFUSALS and "due_s" not in context:
             gevent.sleep(pause(response.headers.get("retry-after")))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server is on this host; only then may its clients choose their addresses."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def pause(retry_after: str | None) -> float:

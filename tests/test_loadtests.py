@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +41,7 @@ LOCUST = next((str(path) for path in (ROOT / ".venv-load" / "bin" / "python",) i
 sys.path.insert(0, str(LOADTESTS))
 
 import payloads  # noqa: E402
+import reports  # noqa: E402
 import targets  # noqa: E402
 import verify as verify_module  # noqa: E402
 from recorder import Bin, Histogram, Recorder, Recording, Series, bucket  # noqa: E402
@@ -517,6 +520,35 @@ def test_a_payload_file_names_the_line_that_is_wrong(tmp_path: Path) -> None:
         payloads.read_rows(path)
 
 
+def test_reports_hold_any_text_of_a_server_and_can_be_read() -> None:
+    """Jenkins, GitLab and the actions of GitHub read the counts at the suites, and a reason's message and text."""
+    said = "the server ended with 1:\n\x1b[31mboom\x1b[0m \x00 \ud83d <b> | & \U0001f4a5"
+    course = targets.Course(targets=(targets.Target("all", "p50_ms", 1), targets.Target("all", "failures", 0),
+                                     targets.Target("records", "p99_ms", 5)))
+    measured = recording([2.0] * 100)
+    results = [reports.Result("spike", targets.Course(), 10.0, Recording(), None, said),
+               reports.Result("ramp", course, 10.0, measured, targets.judge(targets.Validity(), course, measured, 1.0))]
+    root = ElementTree.fromstring(ElementTree.tostring(reports.junit(results), encoding="utf-8"))
+    assert {key: root.get(key) for key in ("tests", "failures", "errors")} == {
+        "tests": "4", "failures": "1", "errors": "2"}
+    for suite in root:
+        assert set(suite.keys()) == {"name", "time", "tests", "failures", "errors", "skipped"}
+        assert len(suite) == int(suite.get("tests", 0))
+        for case in suite:
+            assert set(case.keys()) == {"classname", "name", "time"}
+            assert {reason.tag for reason in case} <= {"error", "failure", "system-out"}
+            for reason in case.findall("error") + case.findall("failure"):
+                assert (reason.text or "").startswith(reason.get("message", "-"))
+    missed = root.find("testsuite[@name='ramp']/testcase[@name='all p50_ms']/failure")
+    assert missed is not None
+    assert missed.text == "2.00, wanted <= 1, 100 samples"
+    assert "boom" in (root.findtext("testsuite/testcase/error") or "")
+    text = reports.markdown(results)
+    assert [line.count("|") for line in text.splitlines()[:5]] == [8] * 5
+    assert "\n  ````\n" in text
+    assert "&lt;b&gt;" in reports.html(results, "<title>")
+
+
 # -- whole runs: real Locust, in processes of its own, since gevent patches the one that it is in --------------------
 LAX = "[validity]\ngenerator_cpu = 99\nwaited = 99\nlag_p99_ms = 1e6\n"  # a busy machine must not fail a test
 SHORT = ("[capacity]\nusers = 4\nwarmup = 0.5\nseconds = 1.5\n"
@@ -698,6 +730,64 @@ def test_a_scenarios_file_beside_the_locustfile_is_the_load_of_workers_too(tmp_p
     assert 60 < measured.phases["steady"].requests < 180  # 120 are due
     assert measured.seconds == pytest.approx(3, abs=0.2)
     assert {path.name for path in tmp_path.glob("out*")} >= {"out_stats.csv", "out.html", "out.json"}
+
+
+def ask(url: str, form: dict[str, str] | None = None) -> str:
+    """An answer's text; empty while nobody answers."""
+    data = urllib.parse.urlencode(form).encode() if form else None
+    try:
+        with urllib.request.urlopen(url, data, timeout=10) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+def wait_for(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def start_locust(*options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([LOCUST, "-m", "locust", "-f", LOCUSTFILE, *options], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+def test_the_web_ui_shows_itself_and_starts_and_stops_a_test(slow_server: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    process = start_locust("--host", slow_server, "--model", "slow", "--web-host", "127.0.0.1", "--web-port",
+                           url.rpartition(":")[2])
+    try:
+        wait_for(lambda: "<title>Locust</title>" in ask(url), process)
+        assert "noisy-neighbour" in ask(url)  # our own options and scenarios are there
+        started = json.loads(ask(f"{url}/swarm", {"user_count": "2", "spawn_rate": "2", "host": slow_server}))
+        assert started["success"]
+        wait_for(lambda: sum(entry["num_requests"] for entry in json.loads(ask(f"{url}/stats/requests"))["stats"]) > 9,
+                 process)
+        shown = json.loads(ask(f"{url}/stats/requests"))
+        assert {entry["name"] for entry in shown["stats"]} == {"oip_json", "oip_binary", "Aggregated"}
+        assert shown["fail_ratio"] == 0
+        assert json.loads(ask(f"{url}/stop", {"": ""}) or ask(f"{url}/stop"))["success"]  # older ones by GET
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_a_master_shares_a_run_out_to_its_workers(tmp_path: Path, slow_server: str) -> None:
+    recording, port = tmp_path / "r.json", str(free_port())
+    master = start_locust("--host", slow_server, "--model", "slow", "--headless", "--master", "--expect-workers", "2",
+                          "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "-u", "4", "-r", "4", "-t",
+                          "3s", "--tags", "oip_json", "--recording", str(recording))
+    workers = [start_locust("--worker", "--master-host", "127.0.0.1", "--master-port", port) for _ in range(2)]
+    said = [process.communicate(timeout=90)[0] for process in (master, *workers)]
+    assert [process.returncode for process in (master, *workers)] == [0, 0, 0], said
+    measured = Recording.load(recording)
+    assert set(measured.series) == {"oip_json"}
+    assert measured.all().latency.count > 4
+    assert not measured.errors
 
 
 @pytest.mark.parametrize(("options", "says"), [
