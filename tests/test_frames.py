@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -301,3 +302,56 @@ def test_a_layout_is_of_one_program() -> None:
     assert isinstance(first.layout, Layout)
     with pytest.raises(ValueError, match="of another program"):
         second.compiled.transform(columns_from({"number": [1.0]}, first.layout))
+
+
+# ---- what is held otherwise, and what is no frame ----------------------------------------------------------------
+class Capsule:
+    """Exports Arrow's C stream, and nothing else, as a relation of duckdb does to those who do not know it."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+class Exchange:
+    """Has the interchange protocol alone."""
+
+    def __dataframe__(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+HELD: dict[str, Callable[[pa.Table], Any]] = {
+    "a stream": Capsule,
+    "a reader of batches": lambda table: pa.RecordBatchReader.from_batches(table.schema, table.to_batches()),
+    "run ends": lambda table: table.set_column(0, "number", pa.compute.run_end_encode(table["number"])),
+    "a dictionary": lambda table: table.set_column(1, "text", table["text"].dictionary_encode()),
+    "Categorical": lambda table: pl.from_arrow(table).with_columns(pl.col("text").cast(pl.Categorical)),
+    "Enum": lambda table: pl.from_arrow(table).with_columns(pl.col("text").cast(pl.Enum(["é", "b", "a"]))),
+    "nullable dtypes": lambda table: table.to_pandas().convert_dtypes(),
+    "Arrow's dtypes": lambda table: table.to_pandas().convert_dtypes(dtype_backend="pyarrow"),
+    "categories": lambda table: table.to_pandas().astype({"text": "category"}),
+}
+
+
+@pytest.mark.parametrize("holder", HELD)
+def test_every_holder_of_the_same_values(holder: str) -> None:
+    table = pa.table({"number": [1.5, None, None, -0.0, 2.0], "text": ["b", None, "a", "é", "b"]})
+    program = program_of("number", "text")
+    expected = program.transform(table.to_pandas())
+    assert np.array_equal(expected, program.transform(HELD[holder](table)), equal_nan=True)
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (pl.DataFrame({"number": [1.0]}).lazy(), r"a LazyFrame, which has no values yet; collect\(\) it"),
+    (Exchange(), "Exchange is no frame of pandas, polars or Arrow"),
+    (None, "NoneType is no frame"),
+    ((record for record in ({"number": 1.0},)), "generator is no frame"),
+    (pd.DataFrame([[1.0, 2.0]], columns=["number", "number"]), "the column 'number' stands twice"),
+    (pa.table({"number": [[1.0]]}), "row 0, field 'number': ndarray"),
+    (pa.table({"number": pa.array([decimal.Decimal("1.5")])}), "row 0, field 'number': Decimal"),
+], ids=lambda value: type(value).__name__)
+def test_what_is_no_frame_says_so(data: Any, message: str) -> None:
+    with pytest.raises(InvalidRecordError, match=message):
+        program_of("number").transform(data)

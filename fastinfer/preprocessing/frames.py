@@ -15,6 +15,7 @@ from fastinfer.errors import InvalidRecordError
 from fastinfer.preprocessing.spec import DATETIME, Column
 from fastinfer.preprocessing.times import times_of
 
+LIBRARIES: Final = ("pandas", "polars", "pyarrow", "narwhals")  # whose frames give their columns by name
 FEW: Final = 64  # rows of a series that are sooner made objects than handed over as Arrow's
 
 
@@ -60,10 +61,10 @@ def columns_from(data: Any, layout: Layout) -> Columns:
         for i in taken.take_matrix(data, positions):
             offer(taken, i, layout.columns[i], data[:, positions[i]])
         return taken
-    columns = rows_of(data, layout) if isinstance(data, Sequence) and not isinstance(data, (str, bytes)) else data
+    columns = rows_of(data, layout) if isinstance(data, Sequence) and not isinstance(data, (str, bytes)) \
+        else data if isinstance(data, Mapping) else frame_of(data)
     left: Any = range(len(layout.columns))
-    names = set(columns if isinstance(columns, Mapping) else
-                getattr(columns, "column_names", getattr(columns, "columns", ())))
+    names = set(columns if isinstance(columns, Mapping) else column_names(columns, layout))
     for column in layout.columns:
         if column.name not in names:
             raise InvalidRecordError(f"the column {column.name!r} is missing", f"$.{column.name}")
@@ -74,6 +75,43 @@ def columns_from(data: Any, layout: Layout) -> Columns:
     for i in left:
         offer(taken, i, layout.columns[i], columns[layout.columns[i].name])
     return taken
+
+
+def frame_of(data: Any) -> Any:
+    """A frame whose columns can be had by name.
+
+    Raises:
+        InvalidRecordError: it is none.
+    """
+    kind = type(data)
+    if kind.__name__ == "LazyFrame":
+        raise InvalidRecordError("a LazyFrame, which has no values yet; collect() it")
+    if hasattr(data, "__getitem__") and kind.__module__.partition(".")[0] in LIBRARIES:
+        return data
+    if hasattr(data, "__arrow_c_stream__"):  # what else exports its columns as Arrow's
+        try:
+            from pyarrow import table
+        except ImportError:
+            raise InvalidRecordError(f"to read a {kind.__name__}, pyarrow is needed: pip install pyarrow") from None
+        return table(data)
+    if hasattr(data, "__getitem__") and (hasattr(data, "columns") or hasattr(data, "column_names")):
+        return data
+    raise InvalidRecordError(f"{kind.__name__} is no frame of pandas, polars or Arrow, nor does it export Arrow's C "
+                             "stream; nor is it a dict of columns, a list of records or an array")
+
+
+def column_names(frame: Any, layout: Layout) -> list[Any]:
+    """The names of a frame's columns.
+
+    Raises:
+        InvalidRecordError: two columns that are read have one name.
+    """
+    names = list(frame.column_names if hasattr(frame, "column_names") else frame.columns)
+    if len(set(names)) < len(names):
+        for column in layout.columns:
+            if names.count(column.name) > 1:
+                raise InvalidRecordError(f"the column {column.name!r} stands twice", f"$.{column.name}")
+    return names
 
 
 def is_pandas(data: Any) -> bool:
@@ -207,8 +245,13 @@ def as_datatype(column: Column, values: Any) -> Any:
 
 
 def to_array(values: Any) -> np.ndarray[Any, Any]:
-    if hasattr(getattr(values, "type", None), "value_type"):  # pyarrow's to_numpy of a dictionary loses what is missing
+    kind = str(getattr(values, "type", ""))
+    if kind.startswith("dictionary<"):  # pyarrow's to_numpy of a dictionary loses what is missing
         values = values.cast(values.type.value_type)
+    elif kind.startswith("run_end_encoded<"):
+        from pyarrow.compute import run_end_decode
+
+        values = run_end_decode(values)
     if hasattr(values, "to_numpy"):
         copies = {"zero_copy_only": False} if hasattr(values, "__arrow_c_array__") else {}
         return np.asarray(values.to_numpy(**copies))
