@@ -25,6 +25,7 @@ from fastinfer.errors import (
     UnknownVersionError,
 )
 from fastinfer.model import Model
+from fastinfer.probe import resting
 from fastinfer.repository import Found, find, find_model, outside, stamp
 from fastinfer.settings import Settings
 from fastinfer.versions import Change, Leaving, Look, Version, aliases_of, load_found, load_whole, seen
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastinfer.lifecycle")
 
 SWITCH_INTERVAL = 0.0005  # seconds a worker thread may keep the interpreter from the loop
+LOAD_INTERVAL = 0.0001  # the same for one that loads a model
 FIRST_LOOK, LAST_LOOK = 0.01, 1.0  # seconds between two looks whether a version that was replaced is still needed
 AT = ("@", "%40")  # before an alias in a path
 
@@ -64,6 +66,12 @@ def find_one(path: Path, version: str | None = None) -> Found:
         raise ConfigurationError(f"{path}: one model is wanted, and this is {names}")
     return found[0]
 
+
+
+def spare_the_loop(seconds: float = SWITCH_INTERVAL) -> None:
+    """From now on a thread that runs Python beside the loop lets it have the interpreter after so long."""
+    if sys.getswitchinterval() > seconds:
+        sys.setswitchinterval(seconds)
 
 
 class Registry:
@@ -174,7 +182,13 @@ class Registry:
 
     def _load(self, found: Found) -> Version:
         """Load a version of which nothing changes meanwhile; blocks; raises as `load_whole`."""
-        version = load_whole(found, self.settings, self._on_disk)
+        if self.loaded and self._loop is not None:
+            spare_the_loop(LOAD_INTERVAL)
+            with resting():
+                version = load_whole(found, self.settings, self._on_disk)
+            sys.setswitchinterval(SWITCH_INTERVAL)
+        else:
+            version = load_whole(found, self.settings, self._on_disk)
         assert version.model is not None
         self._register(version.model)
         return version
@@ -430,8 +444,7 @@ class Registry:
         version.executor = executor
 
         def submit(work: Any, *arguments: Any) -> Any:
-            if sys.getswitchinterval() > SWITCH_INTERVAL:
-                sys.setswitchinterval(SWITCH_INTERVAL)
+            spare_the_loop()
             return executor.submit(work, *arguments)
 
         model.batcher.attach(

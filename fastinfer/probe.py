@@ -1,8 +1,10 @@
 """Rows that a model has never seen, to warm it up and to prove that it may be batched."""
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,41 @@ TOLERANCE = 1e-5  # alone and together, absolute and relative: float32 sums may 
 SLOW = 0.02  # seconds; a model whose run takes longer is not run over and over at load
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, never come close to one another
 INNER_SIZES = (1, 2, 4, 8, 16, 32, 3)  # tried where an inner dimension is variable
+SHORTEST_REST, LONGEST_REST = 0.0005, 0.005  # seconds between two runs beside a loop that serves
 STYLES = ("scattered", "counts", "flags", "zeros")  # kinds of values, until the model takes one
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def resting() -> Iterator[None]:
+    """Within it this thread lets the others have the interpreter and the core after each run of a model.
+
+    A thread that computes without a break may have both for milliseconds, and the requests wait that are served
+    meanwhile.
+    """
+    _thread.rests = True
+    try:
+        yield
+    finally:
+        _thread.rests = False
+
+
+def rest(seconds: float) -> None:
+    """After a run that took so long."""
+    if getattr(_thread, "rests", False):
+        time.sleep(min(max(seconds, SHORTEST_REST), LONGEST_REST))
+
+
+def with_rests(run: Run) -> Run:
+    def run_and_rest(inputs: Arrays) -> Arrays:
+        started = time.perf_counter()
+        outputs = run(inputs)
+        rest(time.perf_counter() - started)
+        return outputs
+
+    return run_and_rest
 
 
 def draw(tensor: Tensor, shape: tuple[int, ...], style: str) -> Array:
@@ -67,6 +103,7 @@ def proves_batching(run: Run, signature: Signature, examples: Examples | None = 
     for tensor in (*signature.inputs, *signature.outputs):
         if not tensor.shape or tensor.shape[0] != -1:
             return f"the first dimension of {tensor.name!r} is fixed"
+    run = with_rests(run)
     last = "no generated rows could be run"
     for inputs in candidates(signature, 3, examples):
         try:
@@ -104,6 +141,7 @@ def depends_on_batch(run: Run, signature: Signature, largest: int,
     Rows are compared alone, in batches of several sizes up to `largest`, and at several places in them. A slow model is
     tried in the largest batch only.
     """
+    run = with_rests(run)
     for inputs in candidates(signature, largest, examples):
         try:
             started = time.perf_counter()
@@ -170,5 +208,6 @@ def warm_up(run: Run, signature: Signature, sizes: list[int], repeats: int = 3,
                 started = time.perf_counter_ns()
                 run(inputs)
                 times.append((rows, time.perf_counter_ns() - started))
+                rest(times[-1][1] / 1e9)
             break
     return times
