@@ -591,6 +591,13 @@ class Registry:
         return sorted(self._absent | away)
 
     @property
+    def lost(self) -> list[str]:
+        """What has a run that does not end, whether it still serves or is to leave."""
+        served = [(each.name, each.version, each.batcher) for each in self.models()]
+        leaving = [(each.name, each.version, each.batcher) for each in self._leaving]
+        return [f"{name} version {version}" for name, version, batcher in served + leaving if batcher.lost]
+
+    @property
     def idle(self) -> bool:
         """Whether no admitted request waits or runs."""
         return all(model.batcher.idle for model in self.models()) and all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import os
 import resource
@@ -36,6 +37,7 @@ logger = logging.getLogger("fastinfer.server")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVED_FILES = 0.2  # of the open-file limit, for models, logs and the process itself
 YOUNG = 10_000  # objects made and not yet freed, at which the garbage collector looks at them
+MODELS = "_FASTINFER_MODELS"  # that the program before served
 OTHERS = 1.0  # seconds that threads have to end, once all is answered
 PATIENCE = 5.0  # seconds in which the clients of a process that had to go wait for its replacement's models
 POLL = 0.01  # seconds between looks at the connections that a drain waits for
@@ -59,16 +61,24 @@ def run(settings: Settings) -> int:
     try:
         patience = PATIENCE if listeners.inherited else 0.0
         server = Server(
-            settings, listeners.sockets[0], listeners.url, tell, grpc=listeners.grpc_addresses, patience=patience
-        )
+            settings, listeners.sockets[0], listeners.url, tell, grpc=listeners.grpc_addresses, patience=patience,
+            only=served_before() if listeners.inherited else None,
+        )  # fmt: skip
         clean = server.run()
         if server.hangs and not server.signalled:
-            begin_anew(listeners.bequeath(server.heirlooms))
+            known = json.dumps(server.app.service.registry.known())
+            begin_anew({**listeners.bequeath(server.heirlooms), MODELS: known})
     finally:
         listeners.release()
     if not clean or not server.app.service.idle or foreign_threads():
         leave(0 if clean else 1)
     return 0
+
+
+def served_before() -> dict[str, list[str]] | None:
+    """The versions, by model, that this process served as another program, and is to serve again."""
+    known: dict[str, list[str]] | None = json.loads(os.environ.pop(MODELS, "null"))
+    return known
 
 
 def foreign_threads() -> bool:
@@ -80,6 +90,8 @@ def foreign_threads() -> bool:
             if thread.is_alive():
                 return True
     return False
+
+
 def begin_anew(environment: dict[str, str]) -> NoReturn:
     """Be a new process, of the same number, arguments and sockets: clients that come meanwhile wait in their queues."""
     logging.shutdown()
@@ -321,12 +333,11 @@ class Server:
     def _look_for_hung_runs(self) -> None:
         """Give the process up when a run does not end: its thread, its memory and its model's lock are lost with it."""
         service = self.app.service
-        lost = [model for model in service.registry.models() if model.batcher.lost]
+        lost = service.registry.lost
         if not lost:
             return
         self.hangs = service.draining = True  # not ready any more, and the other models answer until it has left
-        names = ", ".join(f"{model.name} version {model.version}" for model in lost)
-        logger.error("a run of %s does not end; this process is replaced", names)
+        logger.error("a run of %s does not end; this process is replaced", ", ".join(lost))
         if self.hung is None:
             self.heirlooms = [each.dup() for each in self.listeners]  # before the drain closes them
             self.stop.set()

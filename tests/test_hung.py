@@ -187,7 +187,10 @@ class Asking:
 
 
 def test_a_model_that_hangs_costs_nobody_else_an_answer(models: Path, start_server: Start) -> None:
-    one, two = start_server(models), start_server(models, "--workers", "2")
+    one = start_server(models, "--model-control", "explicit", "--load-model", "affine")
+    two = start_server(models, "--workers", "2")
+    for name in ("endless", "hanging"):  # which are there again when the process is another program
+        assert one.raw(post(f"/v2/repository/models/{name}/load", b"")).status == 200
     processes = workers(two)
     asking = [Asking(one), Asking(two)]
     hung: list[int] = []
