@@ -45,7 +45,7 @@ class Server:
 
     def renew(self) -> None:
         """Forget what was learned from earlier streams."""
-        self.lane.open([(self.endpoint, True)])
+        self.lane.open(_core.Routes([(self.endpoint, ["m/versions/1", "m"])]))
 
     def call_soon(self, function: Callable[..., Any], *args: Any) -> None:
         self.due.append((function, args))
