@@ -31,7 +31,7 @@ PYTHON = Format("python", "a Python model", rb"")  # in a folder the one called 
 PICKLE = Format("sklearn", "a pickle")
 FOREST = Format("forest", "a forest that was imported", rb"\APK")
 LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n")
-XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"', modules=("xgboost", "sklearn", "onnx", "pandas"))
+XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"')
 XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
 CATBOOST = Format("catboost", "a CatBoost model")
 TORCH = Format("torch", "a PyTorch file", None, "torch.onnx.export", ("torch", "onnxscript"))
@@ -49,6 +49,7 @@ SERVED = frozenset({
     PYTHON.kind,
     SKOPS.kind,
     CATBOOST.kind,
+    XGBOOST_JSON.kind,
 })
 
 

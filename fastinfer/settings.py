@@ -431,6 +431,7 @@ class ModelConfig:
             "python",
             "sklearn",
             "triton",
+            "xgboost",
         ), unset="told by the file")
     max_batch_size: int = option(
         64, INTEGER, "Rows in a batch; 0 runs every request alone.", low=0, high=1 << 16)

@@ -180,6 +180,7 @@ def constant(start, **options):
 
 @pytest.mark.parametrize(("link", "expected"), list(zip(LINKS, [
     [-1.5, 0.5], 1 / (1 + np.exp([3.0, -1.0])), np.exp([-2.0, 0.0]) / (np.exp(-2.0) + 1), np.exp([-1.5, 0.5]),
+    np.exp([-1.5, 0.5]),
     [-2.25, 0.25], np.log1p(np.exp([-1.5, 0.5])), [0, 1],
 ], strict=True)))  # fmt: skip
 def test_links(link, expected):

@@ -153,10 +153,7 @@ def test_a_path_without_a_model_is_named(lay, path, name, message):
 
 @pytest.mark.parametrize(("file", "text", "message"), [
     ("m.txt", "a street", "m.txt is not a LightGBM model, which is the only .txt file that is a model."),
-    ("m.json", '{"learner":{}}', "m.json is an XGBoost model, which is imported once, then served: "
-                                 "fastinfer import m.json --out models/m/1"),
     ("m.json", "{}", "m.json is not an XGBoost model, which is the only .json file that is a model."),
-    ("m.ubj", "{L", "m.ubj is an XGBoost model"),
     ("m.pt2", "PK", "m.pt2 is a PyTorch file"),
     ("m.csv", "a,b", "m.csv is not a model file; fastinfer serves .onnx files and the models of a folder."),
     ("features.json", "{}", "features.json is a feature program; serve the folder in which it lies, ."),

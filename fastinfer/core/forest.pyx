@@ -39,6 +39,8 @@ cdef extern from *:
                 row[k] = sigmoid(x, static_cast<Sum>(slope));
             else if (link == EXPONENTIAL)
                 row[k] = std::exp(x);
+            else if (link == ROUNDED_EXPONENTIAL)
+                row[k] = static_cast<Sum>(std::exp(static_cast<double>(x)));
             else if (link == SIGNED_SQUARE)
                 row[k] = static_cast<Sum>((x > 0) - (x < 0)) * x * x;
             else if (link == SOFTPLUS)
@@ -116,7 +118,8 @@ cdef enum:
 SPLITS = {"flushed": 1, "nan_as_zero": 2, "zero_as_missing": 4, "sentinel": 8, "code": 16, "table": 32,
           "towards_zero": 64, "missing_right": 128}
 CATEGORICAL = SPLITS["code"] | SPLITS["table"]
-LINKS = ("identity", "sigmoid", "softmax", "exponential", "signed_square", "softplus", "step")
+LINKS = ("identity", "sigmoid", "softmax", "exponential", "rounded_exponential", "signed_square", "softplus",
+         "step")
 RULES = ("most_probable", "highest", "above_zero", "from_zero", "above_half")
 ARRAYS = {"starts": ("int64",), "left": ("int32",), "right": ("int32",), "feature": ("int32",), "kind": ("uint8",),
           "threshold": ("float32", "float64"), "leaves": ("float32", "float64"), "target": ("int32",),

@@ -41,7 +41,9 @@ cdef extern from *:
     constexpr int FEW_ROWS = 2;                                 // go alone, each through several trees in step
     constexpr int GROUP_BYTES = 64;                             // of the keys of one column, side by side
 
-    enum Link : int { IDENTITY, SIGMOID, SOFTMAX, EXPONENTIAL, SIGNED_SQUARE, SOFTPLUS, STEP };
+    enum Link : int {
+        IDENTITY, SIGMOID, SOFTMAX, EXPONENTIAL, ROUNDED_EXPONENTIAL, SIGNED_SQUARE, SOFTPLUS, STEP
+    };
     enum Rule : int { MOST_PROBABLE, HIGHEST, ABOVE_ZERO, FROM_ZERO, ABOVE_HALF };
 
     struct Reader {                 // makes one column of keys

@@ -12,17 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from fastinfer._core import SPLITS
+from fastinfer.errors import ModelLoadError
 from fastinfer.importing.answers import Classifier, Regressor, refuse
 from fastinfer.importing.boosting import start
 from fastinfer.importing.graph import Floats, Graph
+from fastinfer.importing.groves import Grown
 from fastinfer.importing.trees import Forest, Tree
-
-_LOGISTIC = {"binary:logistic", "reg:logistic"}
-_EXPONENTIAL = {"count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"}
-_IDENTITY = {
-    "reg:squarederror", "reg:linear", "reg:squaredlogerror", "reg:absoluteerror", "reg:pseudohubererror",
-    "reg:quantileerror", "reg:expectileerror", "binary:logitraw", "rank:pairwise", "rank:ndcg", "rank:map",
-}
+from fastinfer.runtimes import xgboost
+from fastinfer.runtimes.xgboost import EXPONENTIAL, IDENTITY, LOGISTIC, margins
 
 
 class _Model(NamedTuple):
@@ -60,25 +58,13 @@ def _model(estimator: Any, path: str) -> _Model:
         raise refuse(path, "XGBoost encoded the frame's categories itself; encode them in a step of the pipeline, and "
                            "name the columns by feature_types")
     columns = max(int(parameters["num_class"]), int(parameters["num_target"]), 1)
-    margins = np.broadcast_to(_margins(parameters["base_score"], objective), (columns,)).astype(np.float64)
+    starts = np.broadcast_to(margins(parameters["base_score"], objective), (columns,)).astype(np.float64)
     try:
         rounds = int(estimator.best_iteration) + 1
     except AttributeError:  # no early stopping: all of them
         rounds = -1
     missing = np.nan if estimator.missing is None else float(estimator.missing)
-    return _Model(objective, booster, margins, weights, rounds, missing, int(parameters["num_feature"]))
-
-
-def _margins(text: str, objective: str) -> NDArray[np.float32]:
-    """The start scores: ``base_score`` by the inverse of the objective's link."""
-    scores = np.atleast_1d(np.array(json.loads(text), np.float32))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if objective in _LOGISTIC:
-            odds = np.float32(1) / scores - np.float32(1)
-            return (-np.log(odds.astype(np.float64))).astype(np.float32)
-        if objective in _EXPONENTIAL:
-            return np.log(scores.astype(np.float64)).astype(np.float32)
-    return scores
+    return _Model(objective, booster, starts, weights, rounds, missing, int(parameters["num_feature"]))
 
 
 # ---- raw scores ---------------------------------------------------------------------------------------------------
@@ -238,6 +224,23 @@ def _softmax(graph: Graph, x: str) -> str:
     return str(graph.op("Div", powers, total))
 
 
+def _grown(graph: Graph, estimator: Any, x: str, model: _Model) -> Grown | None:
+    """The forest of the booster's own file, where it holds one; what a sparse matrix does not store is missing."""
+    sentinel = 0.0 if x in graph.sparse else model.missing
+    if x in graph.sparse and not np.isnan(model.missing) and model.missing != 0:
+        return None
+    document = bytes(estimator.get_booster().save_raw("json"))
+    try:
+        planted = xgboost.planted(document, False, rounds=model.rounds, inplace=True)
+    except ModelLoadError:  # the graph may still do it
+        return None
+    kind = planted.arrays["kind"]
+    if not np.isnan(sentinel):
+        kind = kind | np.uint8(SPLITS["sentinel"])
+    options = {name: value for name, value in planted.options.items() if name not in ("labels", "answers", "width")}
+    return Grown(x, {**planted.arrays, "kind": kind}, {**options, "sentinel": float(sentinel)})
+
+
 def xgboost_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Classifier:
     """XGBClassifier, XGBRFClassifier."""
     raw, model = _raw(graph, estimator, x, path)
@@ -245,11 +248,12 @@ def xgboost_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Class
     if model.objective in ("multi:softprob", "multi:softmax") and columns == len(classes) > 2:
         probabilities = _softmax(graph, raw)
         chosen = raw if model.objective == "multi:softmax" else probabilities
-        return Classifier(classes, graph.argmax(chosen), graph.floats(probabilities))
+        grown = _grown(graph, estimator, x, model)
+        return Classifier(classes, graph.argmax(chosen), graph.floats(probabilities), forest=grown)
     if columns > 1:
         raise refuse(path, f"XGBClassifier with the objective {model.objective!r} for {columns} columns of answers and "
                            f"{len(classes)} classes is not supported; import one model a target")
-    if model.objective in _LOGISTIC:
+    if model.objective in LOGISTIC:
         positive = _sigmoid(graph, raw)
     elif model.objective == "binary:hinge":
         above = graph.op("Greater", raw, graph.constant(0.0, np.float32))
@@ -257,7 +261,8 @@ def xgboost_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Class
     else:
         raise refuse(path, f"the objective {model.objective!r} is not supported in an XGBClassifier")
     place = graph.index_where(str(graph.op("Greater", positive, graph.constant(0.5, np.float32))))
-    return Classifier(classes, place, graph.complement(graph.floats(positive)))
+    grown = _grown(graph, estimator, x, model)
+    return Classifier(classes, place, graph.complement(graph.floats(positive)), forest=grown)
 
 
 def xgboost_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regressor:
@@ -265,12 +270,12 @@ def xgboost_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regres
     raw, model = _raw(graph, estimator, x, path)
     if len(model.margins) > 1:
         raise refuse(path, f"{type(estimator).__name__} predicts several targets; import one model a target")
-    if model.objective in _LOGISTIC:
+    if model.objective in LOGISTIC:
         raw = _sigmoid(graph, raw)
-    elif model.objective in _EXPONENTIAL:
+    elif model.objective in EXPONENTIAL:
         raw = _exponential(graph, raw)
     elif model.objective == "binary:hinge":
         raw = graph.cast(str(graph.op("Greater", raw, graph.constant(0.0, np.float32))), TensorProto.FLOAT)
-    elif model.objective not in _IDENTITY:
+    elif model.objective not in IDENTITY:
         raise refuse(path, f"the objective {model.objective!r} is not supported")
-    return Regressor(graph.floats(raw))
+    return Regressor(graph.floats(raw), _grown(graph, estimator, x, model))

@@ -26,6 +26,7 @@ RUNTIMES: Mapping[str, str] = {
     "python": "fastinfer.runtimes.python",
     "sklearn": "fastinfer.runtimes.sklearn",
     "triton": "fastinfer.runtimes.triton",
+    "xgboost": "fastinfer.runtimes.xgboost",
 }
 
 
