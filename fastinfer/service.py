@@ -60,6 +60,7 @@ class Service:
         self.draining = False
         self._lock = threading.Lock()
         self._loading: Future[None] | None = None
+        self._finished = False  # what its lock is asked for only until it is so
         self._mounted = False  # no server and no lifespan began the load: requests wait for it
         self.loop: asyncio.AbstractEventLoop | None = None
         self._workers: ThreadPoolExecutor | None = None
@@ -122,7 +123,9 @@ class Service:
     @property
     def finished(self) -> bool:
         """Whether the load is over and was not refused as a whole."""
-        return self._loading is not None and self._loading.done() and self._loading.exception() is None
+        if not self._finished and self._loading is not None and self._loading.done():
+            self._finished = self._loading.exception() is None
+        return self._finished
 
     @property
     def ready(self) -> bool:

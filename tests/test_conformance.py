@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-import real_triton
+import triton_models
 from conftest import ServerProcess
 
 from fastinfer.cli import main
 from fastinfer.conformance import kit, report
 from fastinfer.conformance.server import Server
 from fastinfer.errors import ConfigurationError
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import real_triton
 
 ABSENT = real_triton.why_absent()
 # Checks that Triton passes and fastinfer does not, and why that is right.
@@ -39,7 +45,7 @@ def test_fastinfer_passes_every_check(ours: dict[str, kit.Outcome]) -> None:
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[real_triton.RealTriton]:
     folder = tmp_path_factory.mktemp("triton")
-    server = real_triton.RealTriton(folder, real_triton.repository(folder / "models"))
+    server = real_triton.RealTriton(folder, triton_models.repository(folder / "models"))
     try:
         yield server.start()
     finally:
@@ -111,7 +117,8 @@ def test_what_is_no_url(url: str) -> None:
 
 
 def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    port = real_triton.free_port()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
     assert main(["conformance", f"http://127.0.0.1:{port}"]) == 2
     assert "does not answer" in capsys.readouterr().err
 

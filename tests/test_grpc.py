@@ -170,8 +170,10 @@ def test_a_stream_goes_on_behind_an_error(client: Any) -> None:
     for i, (result, error) in enumerate(answers):
         if i == 50:
             assert "takes shape [-1, 4]" in str(error)
+            assert result is None or result.get_response().id == "50"
         else:
             assert result.get_response().id == str(i)
+            assert result.get_response().parameters["triton_final_response"].bool_param
             np.testing.assert_allclose(result.as_numpy("y"), (ROWS + i) @ WEIGHTS + BIAS, rtol=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -487,3 +488,24 @@ def test_many_clients_get_their_own_rows(server: ServerProcess) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(40)))
+
+
+@pytest.mark.parametrize("form", ["text", "JSON", "binary"])
+def test_a_load_report_is_given_to_those_who_ask(client: httpx.Client, form: str) -> None:
+    inputs = [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]
+    plain = client.post("/v2/models/affine/infer", json={"inputs": inputs})
+    asked = {"endpoint-load-metrics-format": form}
+    answer = client.post("/v2/models/affine/infer", json={"inputs": inputs}, headers=asked)
+    assert answer.content == plain.content
+    assert "endpoint-load-metrics" not in plain.headers
+    report = answer.headers.get("endpoint-load-metrics")
+    if form == "text":
+        assert re.fullmatch(
+            r"TEXT application_utilization=[\d.]+, named_metrics\.queue_rows=\d+, named_metrics\.in_flight=\d+", report
+        )
+    elif form == "JSON":
+        said = json.loads(report.removeprefix("JSON "))
+        assert 0 <= said["application_utilization"] <= 1
+        assert set(said["named_metrics"]) == {"queue_rows", "in_flight"}
+    else:
+        assert report is None

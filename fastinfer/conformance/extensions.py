@@ -165,7 +165,7 @@ def load_metrics(server: Server) -> str:
         need(json_of(answer) == json_of(plain), "another answer")
         report = answer.headers.get("endpoint-load-metrics")
         if report is not None and form == "json":
-            need(isinstance(json.loads(report.removeprefix("JSON ")), dict), f"{report!r} is no JSON")
+            need(isinstance(json.loads(report.removeprefix("JSON ").strip()), dict), f"{report!r} is no JSON")
         notes.append(report or "no report")
     return "; ".join(notes)
 

@@ -273,6 +273,7 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
     elif (name_size == 6 and same_name(name, b"expect", 6)
             or name_size == 16 and same_name(name, b"content-encoding", 16)
             or name_size == 7 and same_name(name, b"upgrade", 7)
+            or name_size == 28 and same_name(name, b"endpoint-load-metrics-format", 28)
             or name_size == 16 and same_name(name, b"proxy-connection", 16)):  # the parser takes it for Connection
         head.plain = False
     return HEAD_OK

@@ -21,9 +21,17 @@ from urllib.parse import quote, unquote
 
 import grpc
 import grpc.aio
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from fastinfer._core import Arrival, message_target
-from fastinfer.errors import ConfigurationError, FastinferError, ShuttingDownError, UnavailableError
+from fastinfer.errors import (
+    ConfigurationError,
+    FastinferError,
+    InvalidMessageError,
+    ShuttingDownError,
+    UnavailableError,
+)
 from fastinfer.protocols.exchange import CLIENT_GONE, LARGE, next_request_id
 from fastinfer.protocols.grpc_messages import message
 from fastinfer.protocols.grpc_methods import METHODS, health
@@ -52,22 +60,33 @@ class Call:
     """One inference request and what is counted and logged of it, as of an `Exchange`."""
 
     __slots__ = (
-        "error", "infer", "key", "model", "request_id", "rows", "scope", "service", "size", "started_ns", "status",
+        "_request_id", "error", "infer", "method", "model", "peer", "rows", "service", "size", "started_ns", "status",
         "ticket", "version",
     )  # fmt: skip
     lane = "grpc"
 
     def __init__(self, service: Service, context: Context, method: str) -> None:
         self.service = service
-        client, self.key = client_of(context.peer())
-        self.scope: dict[str, Any] = {"method": "POST", "path": method, "client": client}
+        self.method = method
+        self.peer: str = context.peer()
         self.started_ns = time.monotonic_ns()
-        self.request_id = next_request_id()
         self.infer = True
         self.model = self.version = ""
         self.status = self.size = self.rows = 0
         self.error: FastinferError | None = None
         self.ticket: Ticket | None = None
+        self._request_id = b""
+
+    @property
+    def request_id(self) -> bytes:
+        """Made when it is first asked for."""
+        self._request_id = self._request_id or next_request_id()
+        return self._request_id
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """As the log wants it."""
+        return {"method": "POST", "path": self.method, "client": client_of(self.peer)[0]}
 
     async def answer(self, body: bytes, remaining: float | None) -> bytes:
         """The ModelInferResponse to a ModelInferRequest.
@@ -83,7 +102,7 @@ class Call:
         model = found.model or await self.service.bring(found, remaining or 0.0)
         self.model, self.version = model.name, model.version
         timeout_ns = 0 if remaining is None else max(1, int(min(remaining, 1e9) * 1e9))
-        arrival = Arrival(self.started_ns, timeout_ns, self.key)
+        arrival = Arrival(self.started_ns, timeout_ns, client_of(self.peer)[1])
         model.endpoint.gate(MESSAGE, len(body), arrival)
         counters = self.service.counters
         if counters.inflight_bytes + len(body) > self.service.settings.inflight_bytes:
@@ -99,24 +118,26 @@ class Call:
 
     async def run(self, model: Model, body: bytes, arrival: Arrival) -> Ticket:
         """Submit, and wait for the result. A client that leaves cancels this, and its rows do not run."""
-        waiter = asyncio.get_running_loop().create_future()
-
-        def done(_: Ticket) -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
         if len(body) > LARGE:
             decoded = await self.service.on_worker(model.endpoint.decode, MESSAGE, body, -1)
-            ticket = model.endpoint.submit_decoded(decoded, done, arrival)
+            ticket = model.endpoint.submit_decoded(decoded, None, arrival)
         else:
-            ticket = model.endpoint.submit(MESSAGE, body, -1, done, arrival)
+            ticket = model.endpoint.submit(MESSAGE, body, -1, None, arrival)
         self.ticket = ticket
         self.rows = ticket.rows
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            ticket.cancel()
-            raise
+        waiter: asyncio.Future[None] | None = None
+
+        def done(_: Ticket) -> None:
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+        if not ticket.settled(done):
+            waiter = asyncio.get_running_loop().create_future()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                ticket.cancel()
+                raise
         if ticket.error is not None:
             raise ticket.error
         return ticket
@@ -219,14 +240,13 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         """The ModelStreamInferResponse to one request of a stream."""
         call = Call(self.core, context, SERVICE + "ModelStreamInfer")
         try:
-            return field(2, await self.answered(call, body, context))
+            return field(2, await self.answered(call, body, context) + FINAL)
         except FastinferError as error:
-            return field(1, str(error).encode())
+            return field(1, str(error).encode("utf-8", "replace")) + field(2, same_id(body))
 
     # ---- the rest -----------------------------------------------------------------------------------------------
     def unary(self, path: str, request: str, response: str, method: Any) -> Callable[[bytes, Context], Any]:
         """A handler of bytes around a method that takes a message and returns what fills one."""
-        from google.protobuf import json_format
 
         async def handler(body: bytes, context: Context) -> bytes:
             try:
@@ -310,10 +330,6 @@ def parsed(name: str, body: bytes) -> Any:
     Raises:
         InvalidMessageError: they are none.
     """
-    from google.protobuf.message import DecodeError
-
-    from fastinfer.errors import InvalidMessageError
-
     try:
         return message(name).FromString(body)
     except DecodeError as error:
@@ -341,6 +357,19 @@ def field(number: int, data: bytes) -> bytes:
         size >>= 7
     head.append(size)
     return bytes(head) + data
+
+
+# A parameter of a stream's answers, as Triton has it: there is one answer to each request.
+FINAL = field(4, field(1, b"triton_final_response") + field(2, b"\x08\x01"))
+
+
+def same_id(body: bytes) -> bytes:
+    """The request's id as a field of an answer, so that a client knows which request of its stream has failed."""
+    try:
+        name: str = message("ModelInferRequest").FromString(body).id
+    except DecodeError:
+        return b""
+    return field(3, name.encode()) if name else b""
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from fastinfer import __version__
 from fastinfer._core import prefers_server_timing
 from fastinfer.errors import InvalidBinaryError, NotReadyError
 from fastinfer.protocols.exchange import JSON, LARGE, ClientGoneError, Exchange, dump
+from fastinfer.protocols.load_report import ASKS, FIELD, load_report
 
 if TYPE_CHECKING:
     from starlette.routing import Route
@@ -77,6 +78,10 @@ async def answer_infer(exchange: Exchange, kind: int) -> None:
     headers = [(b"inference-header-content-length", b"%d" % json_size)] if json_size >= 0 else []
     if exchange.service.settings.server_timing or wants_timing(exchange):
         headers.append((b"server-timing", ticket.server_timing()))
+    form = exchange.headers.get(ASKS)
+    report = None if form is None else load_report(model, exchange.service.settings, form)
+    if report is not None:
+        headers.append((FIELD, report))
     await exchange.respond(200, answer, JSON if json_size < 0 else OCTETS, headers)
 
 
