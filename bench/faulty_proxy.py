@@ -165,6 +165,7 @@ class FaultyProxy:
         self.upstream = upstream
         self.fault: str | None = None
         self.calls = 0  # for inference
+        self.asked = b""  # the last of them
         self.listener: socket.socket | None = None
         self.port = 0
         self.open: set[socket.socket] = set()
@@ -225,6 +226,8 @@ class FaultyProxy:
         """Whether the connection is kept."""
         infers = asked.split(b" ", 2)[1].endswith(b"/infer")
         self.calls += infers
+        if infers:
+            self.asked = asked
         does = self.does
         if does == "dead":
             return hung(Call(connection, b""))

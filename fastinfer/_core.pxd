@@ -820,6 +820,7 @@ cdef class Batcher:
 
 # ---- infer.pyx ------------------------------------------------------------------------------------------------
 cdef class Arrival:
+    cdef public bytes trace             # traceparent as the client gave it
     cdef int64_t arrived_ns             # when the first byte was read
     cdef readonly int64_t timeout_ns             # that the head gives; 0: none
     cdef int64_t key                    # whose it is, for the fair share
@@ -840,6 +841,7 @@ cdef class Ticket:
     cdef readonly bytes client          # that a trusted proxy names, likewise; None: the peer
     cdef Ticket next                    # of the connection's requests whose answers are due
     cdef bytes request_id               # as the client gave it
+    cdef bytes trace                    # traceparent as the client gave it, where another server is told
     cdef tuple answer                   # rendered on a worker thread
     cdef bint closes                    # the connection, after this answer
     cdef bint timed                     # the answer tells its durations
@@ -939,6 +941,8 @@ cdef struct Head:
     int64_t header_length               # Inference-Header-Content-Length, -1 absent
     const char* request_id
     Py_ssize_t request_id_size
+    const char* trace                   # traceparent
+    Py_ssize_t trace_size
     const char* credential              # of Authorization or X-API-Key, the last of them
     Py_ssize_t credential_size
     int credentials                     # how many of them there are

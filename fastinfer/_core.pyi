@@ -252,6 +252,7 @@ def hold_clock(nanoseconds: int) -> None: ...
 @final
 class Arrival:
     timeout_ns: int
+    trace: bytes | None
     def __init__(self, arrived_ns: int, timeout_ns: int = 0, key: int = 0) -> None: ...
 
 @final

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -174,6 +176,24 @@ def test_a_batch_is_not_sent_again_when_it_may_have_run(client: httpx.Client, pr
         assert proxy.calls == 1
     finally:
         proxy.set(None)
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("given", "sent"), [(TRACE, True), (TRACE[:-1], False), (TRACE.upper(), False), (None, False)])
+def test_the_trace_goes_on(client: httpx.Client, proxy: FaultyProxy, fast: bool, given: str | None, sent: bool) -> None:
+    until_well(client)
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    fields = {"traceparent": given} if given else {}
+    if not fast:  # a compressed body is the standard lane's
+        body, fields = gzip.compress(body), {**fields, "content-encoding": "gzip"}
+    for _ in range(3):
+        assert client.post("/v2/models/linear/infer", content=body, headers=fields).status_code == 200
+        assert (f"\r\ntraceparent: {TRACE}\r\n".encode() in proxy.asked) is sent
+        assert proxy.asked.count(b"traceparent") == sent
 
 
 def test_a_connection_that_was_kept_and_is_closed_costs_nobody_an_answer(client: httpx.Client,

@@ -39,12 +39,28 @@ cdef tuple passed_on(Batcher batcher, Batch batch):
     cdef int rank = LOWEST_RANK
     cdef Slot slot
     cdef list ids = []
+    cdef str trace = ""
     for slot in batch.slots:
         deadline = max(deadline, slot.ticket.deadline)
         rank = min(rank, slot.ticket.rank)
         if slot.ticket.request is not None and slot.ticket.request.id:
             ids.append(slot.ticket.request.id)
-    return min(deadline, last_moment(batcher, batch)) / 1e9, ids, 0 if rank == LOWEST_RANK else rank + 1, ""
+        if not trace and is_trace(slot.ticket.trace):
+            trace = slot.ticket.trace.decode()
+    return min(deadline, last_moment(batcher, batch)) / 1e9, ids, 0 if rank == LOWEST_RANK else rank + 1, trace
+
+
+cdef bint is_trace(bytes given):
+    """Whether it is a traceparent. Source: W3C Trace Context, version 00."""
+    cdef Py_ssize_t i
+    cdef char c
+    if given is None or len(given) != 55:
+        return False
+    for i in range(55):
+        c = given[i]
+        if (c != c'-') if i in (2, 35, 52) else not (c'0' <= c <= c'9' or c'a' <= c <= c'f'):
+            return False
+    return True
 
 
 cdef int64_t last_moment(Batcher batcher, Batch batch):

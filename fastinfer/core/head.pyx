@@ -101,7 +101,7 @@ cdef HeadFault parse_head(Head* head, const char* begin, const char* end) noexce
     head.forwarded_lines = 0
     head.scheme = SCHEME_UNTOLD
     head.credentials = 0
-    head.request_id_size = 0
+    head.request_id_size = head.trace_size = 0
     head.plain = True
     fault = parse_request_line(head, &p, end)
     while fault == HEAD_OK and not (p[0] == c'\r' and p[1] == c'\n'):
@@ -258,6 +258,9 @@ cdef inline HeadFault take_field(Head* head, const char* name, Py_ssize_t name_s
             head.plain = False
         head.request_id = value
         head.request_id_size = size
+    elif name_size == 11 and same_name(name, b"traceparent", 11):
+        head.trace = value
+        head.trace_size = size
     elif name_size == 6 and same_name(name, b"prefer", 6):
         head.timing = head.timing or prefers_timing(value, size)
     elif (name_size == 13 and same_name(name, b"authorization", 13)

@@ -492,6 +492,8 @@ cdef class Connection:
                 ticket.client = address_text(&self.sender)
         if head.request_id_size:
             ticket.request_id = head.request_id[:head.request_id_size]
+        if head.trace_size and ticket.endpoint.batcher.run_async is not None:
+            ticket.trace = head.trace[:head.trace_size]
         if head.close:
             self.last = True
         if self.first is None:

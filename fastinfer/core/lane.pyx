@@ -111,7 +111,7 @@ cdef class Lane:
             return
         connection.unlike += 1
         connection.known = i
-        if end - begin <= MAX_KNOWN_HEAD and head.request_id_size == 0 and head.header_length < 0 \
+        if end - begin <= MAX_KNOWN_HEAD and head.request_id_size == head.trace_size == 0 and head.header_length < 0 \
                 and head.credentials == 0 and not (head.forwarded_lines and self.proxies.trusts_some()):
             self.next_known = (i + 1) % MAX_KNOWN
             know_head(&self.known[i], head, connection.route.index, begin, end)

@@ -111,7 +111,9 @@ class Exchange:
             fields = self.scope["headers"]
             timeout_ns = request_timeout([value for name, value in fields if name == b"x-request-timeout"])
         wire: Connection | None = self.scope.get(WIRE)
-        return Arrival(self.started_ns, timeout_ns) if wire is None else wire.arrived(timeout_ns)
+        arrival = Arrival(self.started_ns, timeout_ns) if wire is None else wire.arrived(timeout_ns)
+        arrival.trace = self.headers.get(b"traceparent")
+        return arrival
 
     # ---- the body -------------------------------------------------------------------------------------------------
     async def body(self) -> bytes:

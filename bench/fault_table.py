@@ -1,0 +1,141 @@
+"""What becomes of requests when the Triton behind a model breaks, and what a local model beside it feels of it.
+
+    python bench/fault_table.py                 # every fault of faulty_proxy.py
+    python bench/fault_table.py --only answer   # those whose name holds a text
+
+For each fault: the statuses of requests with 500 ms to be answered, their longest time, and the local model's p99 under
+a fixed rate while such requests go on, over its p99 in the window just before, in which Triton is well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import shutil
+import statistics
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import harness
+import models
+import real_triton
+import triton_server
+import wrk
+from faulty_proxy import FAULTS, FaultyProxy
+from process import pinned
+from real_triton import RealTriton
+
+MODEL, LOCAL = "mlp", "logistic"
+LIMIT_MS = 500
+RATE = 2000  # requests a second of the local model
+ASKERS = 4
+PAUSE = 0.02  # seconds of each between two requests
+WORK = harness.BENCH / "work" / "faults"
+
+
+class Asker:
+    """Asks the model behind the faults, over and over."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.body = json.dumps({**json.loads(wrk.body(wrk.rows()[0])), "parameters": {"timeout": LIMIT_MS * 1000}})
+        self.seen: Counter[int] = Counter()
+        self.longest = 0.0
+        self.stop = threading.Event()
+        self.threads = [threading.Thread(target=self.ask) for _ in range(ASKERS)]
+
+    def __enter__(self) -> Asker:
+        for each in self.threads:
+            each.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for each in self.threads:
+            each.join()
+
+    def ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        while not self.stop.is_set():
+            began = time.monotonic()
+            connection.request("POST", f"/v2/models/{MODEL}/infer", self.body)
+            answer = connection.getresponse()
+            answer.read()
+            self.longest = max(self.longest, time.monotonic() - began)
+            self.seen[answer.status] += 1
+            time.sleep(PAUSE)
+
+    def since(self) -> tuple[Counter[int], float]:
+        """What was seen since the last time this was called."""
+        seen, longest = self.seen, self.longest
+        self.seen, self.longest = Counter(), 0.0
+        return seen, longest
+
+
+def until_well(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while not harness.answers(port, wrk.infer_path(MODEL), wrk.body(wrk.rows()[0])):
+        if time.monotonic() > deadline:
+            raise SystemExit("the model does not come back")
+        time.sleep(0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    harness.add_options(parser, rounds=1, seconds=1)
+    parser.add_argument("--only", default="", help="faults whose name holds this")
+    options = parser.parse_args()
+    if absent := real_triton.why_absent():
+        raise SystemExit(absent)
+    cores = harness.settle(options)
+    harness.ensure_models([MODEL, LOCAL], options)
+    shutil.rmtree(WORK, ignore_errors=True)
+    (WORK / "triton" / MODEL / "1").mkdir(parents=True)
+    (WORK / "triton" / MODEL / "config.pbtxt").write_text(triton_server.CONFIGURATION.format(model=MODEL))
+    shutil.copyfile(Path(__file__).parent / "servers" / "triton_model.py", WORK / "triton" / MODEL / "1" / "model.py")
+    shutil.copytree(models.model_path(LOCAL).parent, WORK / "models" / LOCAL / "1")
+    (WORK / "models" / MODEL).mkdir()
+    server = RealTriton(WORK, WORK / "triton", environ={"BENCH_MODEL": str(models.model_path(MODEL))})
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.stop)
+        with pinned(cores.client):
+            server.start()
+        proxy = FaultyProxy(server.http)
+        stack.callback(proxy.close)
+        (WORK / "models" / MODEL / "model.toml").write_text(
+            f'runtime = "triton"\n[triton]\nurl = "127.0.0.1:{proxy.port}"\n')
+        front = stack.enter_context(harness.serving("faults", [str(WORK / "models")], options, cores))
+        stack.enter_context(pinned(cores.client))
+        asker = stack.enter_context(Asker(front.port))
+        script = wrk.infer_script(LOCAL, rate=RATE)
+
+        def p99() -> float:
+            return wrk.drive(front.port, script, connections=16, seconds=options.seconds, core=cores.client).p99_us
+
+        print(f"{'fault':38} {'statuses':26} {'longest':>9} {'local p99':>10} {'over before':>11}")
+        for name in FAULTS:
+            if options.only not in name:
+                continue
+            ratios, statuses, longest, felt = [], Counter[int](), 0.0, []
+            for _ in range(options.rounds):
+                proxy.set(None)
+                until_well(front.port)
+                before = p99()
+                asker.since()
+                proxy.set(name)
+                felt.append(p99())
+                seen, took = asker.since()
+                statuses += seen
+                longest = max(longest, took)
+                ratios.append(felt[-1] / before)
+            shown = " ".join(f"{status}×{count}" for status, count in sorted(statuses.items()))
+            print(f"{name:38} {shown:26} {longest * 1e3:>6.0f} ms {statistics.median(felt):>7.0f} µs "
+                  f"{statistics.median(ratios):>10.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
