@@ -799,7 +799,6 @@ cdef class Batcher:
     cdef int end(self, Ticket ticket, error) except -1
     cdef int expire(self, Ticket ticket) except -1
     cdef int look_out(self, int64_t deadline, int64_t now) except -1
-    cdef int flush_if_cheap(self) except -1
     cdef Batch next_batch(self, int64_t now)
     cdef Batch whole(self, Batch batch, int64_t now)
     cdef bint joins(self, Batch batch, Py_ssize_t rows, const Waiting* entry)

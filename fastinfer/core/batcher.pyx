@@ -19,7 +19,6 @@ cdef double LONE_SHARE = 1.25               # of a single row's run, by which a 
 cdef double TRIED_SHARE = 0.7               # of what a run seemed to take, under which it seemed wrong
 cdef double GRACE_S = 5.0                   # in which a run that was told to end may come back
 cdef int64_t TURN_BUDGET_NS = 2_000_000     # inline runs a turn of the loop may add up to before sockets are read again
-cdef double CHEAP_NS = 50_000           # of a run that costs less than to be told of it in another turn
 
 
 @cython.final
@@ -382,16 +381,6 @@ cdef class Batcher:
                 self.give_rows(batch.rows)
 
     # -- dispatch ----------------------------------------------------------------------------------------------
-    cdef int flush_if_cheap(self) except -1:
-        """Run what waits now, where that costs less than a turn of the loop would."""
-        cdef Guess guess
-        if self.running or self.max_delay_ns or self.run_async is not None or not self.forming:
-            return 0
-        guess = self.cost.guess((<Batch>self.forming[len(self.forming) - 1]).live)
-        if guess.known and guess.best < CHEAP_NS:
-            self.flush()
-        return 0
-
     def flush(self):
         """Run what waits; called once at the end of a turn of the loop in which rows came in."""
         cdef Batch batch

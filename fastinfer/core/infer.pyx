@@ -247,17 +247,6 @@ cdef class Ticket:
             self.counted = False
             self.endpoint.counts.in_flight -= 1
 
-    def settled(self, done):
-        """Whether the answer or an error is there already; if not, ``done`` is called as by ``Endpoint.submit``.
-
-        For one who would have to pay for being told later: a cheap run is not left to the end of the loop's turn.
-        """
-        if not self.finished:
-            self.endpoint.batcher.flush_if_cheap()
-        if not self.finished:
-            self.done = done
-        return bool(self.finished)
-
     def cancel(self):
         """The client left: rows that wait will not run, and nobody is told."""
         if self.finished:
@@ -329,8 +318,7 @@ cdef class Endpoint:
             kind: 0 an Open Inference Protocol request, 1 records.
             body: bytes-like; not needed after the call.
             header_length: of the JSON part where the binary tensor extension is used, else -1.
-            done: called with the ticket, later, on the loop's thread, when the answer or an error is there; None where
-                ``Ticket.settled`` is asked next.
+            done: called with the ticket, later, on the loop's thread, when the answer or an error is there.
             arrival: when it came, where that was not now.
 
         Raises:

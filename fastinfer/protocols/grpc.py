@@ -118,26 +118,24 @@ class Call:
 
     async def run(self, model: Model, body: bytes, arrival: Arrival) -> Ticket:
         """Submit, and wait for the result. A client that leaves cancels this, and its rows do not run."""
-        if len(body) > LARGE:
-            decoded = await self.service.on_worker(model.endpoint.decode, MESSAGE, body, -1)
-            ticket = model.endpoint.submit_decoded(decoded, None, arrival)
-        else:
-            ticket = model.endpoint.submit(MESSAGE, body, -1, None, arrival)
-        self.ticket = ticket
-        self.rows = ticket.rows
-        waiter: asyncio.Future[None] | None = None
+        waiter = asyncio.get_running_loop().create_future()
 
         def done(_: Ticket) -> None:
-            if waiter is not None and not waiter.done():
+            if not waiter.done():
                 waiter.set_result(None)
 
-        if not ticket.settled(done):
-            waiter = asyncio.get_running_loop().create_future()
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                ticket.cancel()
-                raise
+        if len(body) > LARGE:
+            decoded = await self.service.on_worker(model.endpoint.decode, MESSAGE, body, -1)
+            ticket = model.endpoint.submit_decoded(decoded, done, arrival)
+        else:
+            ticket = model.endpoint.submit(MESSAGE, body, -1, done, arrival)
+        self.ticket = ticket
+        self.rows = ticket.rows
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
         if ticket.error is not None:
             raise ticket.error
         return ticket
