@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from hypothesis import strategies as st
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import MissingIndicator, SimpleImputer
@@ -70,8 +71,25 @@ KINDS = {
 }
 
 
+PLAIN = tuple(KINDS)
+few_integers, missing = st.integers(0, 4), st.just(pd.NA)
+KINDS |= {
+    "uint64": Kind(few_integers, st.integers(0, 2**40), typed_series("uint64"), True),
+    "uint8": Kind(few_integers, st.integers(0, 255), typed_series("uint8"), True),
+    "Int64": Kind(few_integers | missing, few_integers | missing | st.integers(-10**6, 10**6), typed_series("Int64"),
+                  True),
+    "Float64": Kind(few | missing, few | missing | st.floats(-1e6, 1e6), typed_series("Float64"), True),
+    "Float32": Kind(few | missing, few | missing | st.floats(-1e6, 1e6, width=32), typed_series("Float32"), True),
+    "boolean": Kind(st.booleans(), st.booleans(), typed_series("boolean"), True),
+    "arrow": Kind(few_integers | st.none(), few_integers | st.none(), typed_series(pd.ArrowDtype(pa.int64())), True),
+    "string": Kind(seen | missing, served | missing, typed_series("string"), False),
+    "category": Kind(seen | nan, seen | nan, lambda values: pd.Series(pd.Categorical(values, TEXTS[:4])), False),
+    "numbers": Kind(few_integers, few_integers | st.integers(-9, 99), object_series, False),
+}
+
+
 @st.composite
-def frames(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS)) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+def frames(draw: st.DrawFn, kinds: tuple[str, ...] = PLAIN) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     """(frame to fit on, frame to serve, kind of each column)."""
     chosen = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6))
     rows = draw(st.integers(2, 12))

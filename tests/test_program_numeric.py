@@ -203,9 +203,22 @@ def test_columns_of_a_sparse_matrix(threshold: float) -> None:
 
 
 def test_a_sparse_matrix_that_is_not_taken() -> None:
-    fitted = quietly(make_pipeline(OneHotEncoder(), QuantileTransformer(n_quantiles=3)).fit, CODES[:, :1])
-    with pytest.raises(ImportRefusedError, match=r"^pipeline\.steps\[1\]: it gets a sparse matrix"):
+    splines = SplineTransformer(sparse_output=True)
+    fitted = quietly(make_pipeline(splines, QuantileTransformer(n_quantiles=3)).fit, np.abs(CODES[:, :1]))
+    with pytest.raises(ImportRefusedError, match=r"^pipeline\.steps\[1\]: it gets a sparse matrix that stores zeros"):
         Program.from_sklearn(fitted)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_quantiles_of_a_sparse_matrix(distribution: str, ignore: bool, count: int) -> None:
+    """What is not stored stays zero; a negative value fails where zeros count."""
+    parts = [("one", OneHotEncoder(handle_unknown="ignore"), [0]), ("rest", "passthrough", [1, 2])]
+    ranks = QuantileTransformer(n_quantiles=count, output_distribution=distribution, ignore_implicit_zeros=ignore)
+    fit = np.column_stack([np.arange(20) % 3, np.maximum(0, np.sin(np.arange(20))), np.arange(20) / 7])
+    serve = np.array([[1, 0.0, 1.0], [9, 0.5, 99.0], [2, 5e-324, 1e300], [0, -0.0, np.nan], [1, 0.2, -1e-300]])
+    check(make_pipeline(ColumnTransformer(parts, sparse_threshold=1.0), ranks), fit, serve)
 
 
 # ---- dense matrix products -------------------------------------------------------------------------------------

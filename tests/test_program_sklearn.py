@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
 from sklearn_pipelines import KINDS, dense, frames, pipelines, quietly
 
 from fastinfer.errors import FastinferError, ImportRefusedError
@@ -75,6 +77,19 @@ def test_frames(data: st.DataObject) -> None:
     again = Program.from_json(program.to_json())
     assert json.loads(again.to_json()) == json.loads(program.to_json())
     compare(pipeline, again, rows[:1], dtype)
+
+
+@EXAMPLES
+@given(st.data())
+def test_frames_of_every_dtype(data: st.DataObject) -> None:
+    """Unsigned and nullable numbers, Arrow's, strings with pandas.NA, categories, integers as objects."""
+    fit, serve, kinds = data.draw(frames(tuple(KINDS)))
+    pipeline = fitted(data.draw(pipelines(kinds)), fit)
+    if data.draw(st.integers(0, 5)) == 0:
+        pipeline = make_pipeline(FrozenEstimator(pipeline))
+    program = imported(pipeline, sample=fit)
+    rows = [serve.iloc[i : i + 1].reset_index(drop=True) for i in range(len(serve))]
+    compare(pipeline, program, [fit, *rows], "float64")
 
 
 @EXAMPLES

@@ -317,8 +317,21 @@ def test_a_field_that_is_nan_is_refused() -> None:
 def test_hashing_without_names_is_refused() -> None:
     with pytest.raises(ImportRefusedError, match="only a sample tells which fields it hashes"):
         imported(FeatureHasher())
-    with pytest.raises(ImportRefusedError, match="input_type='pair'"):
-        imported(FeatureHasher(input_type="pair"), sample=np.array([["a"]], dtype=object))
+
+
+@pytest.mark.parametrize("features", [3, 2**20])
+def test_hashing_pairs(features: int) -> None:
+    """Lists of pairs in Python; in records the names are the fields."""
+    rows = [[("age", 1.5), ("job", "clerk")], [("job", ""), ("é", -2.0)], [], [("é", 5e-324), ("age", 0.0)]]
+    hasher = FeatureHasher(features, input_type="pair")
+    program = imported(hasher, sample=rows)
+    for data in (rows, rows[2:3], [tuple(row) for row in rows]):
+        same(hasher.transform(data), program.transform(data))
+    same(hasher.transform(rows), program.transform([dict(row) for row in rows]))
+    with pytest.raises(InvalidRecordError, match="row 1: two fields have one name"):
+        program.transform([[], [("age", 1.0), ("age", 2.0)]])
+    with pytest.raises(InvalidRecordError, match="the hasher takes pairs"):
+        imported(hasher, sample=np.array([["a"]], dtype=object))
 
 
 # ---- features.json ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ class Frames:
     Attributes:
         columns: what the program reads.
         names: what the pipeline was fitted on, in order; some may be read by nobody.
-        container: what it was fitted on: a "frame", an "array", a "series" of text or "records".
+        container: what it was fitted on: a "frame", an "array", a "series" of text, "records" or "pairs".
     """
 
     def __init__(self, fitted: Any, columns: Any, names: list[str], container: str, sample: Any | None) -> None:
@@ -53,9 +53,10 @@ class Frames:
             return frame
         if self.container == "series":
             return frame.iloc[:, 0].to_numpy(object)
-        if self.container == "records":
-            return [{name: value for name, value in row.items() if value is not None and value == value}
-                    for row in frame.to_dict("records")]
+        if self.container in ("records", "pairs"):
+            records = [{name: value for name, value in row.items() if value is not None and value == value}
+                       for row in frame.to_dict("records")]
+            return records if self.container == "records" else [list(record.items()) for record in records]
         return frame.to_numpy()
 
     def _series(self, pd: Any, name: str, values: list[Any] | None, count: int) -> Any:
@@ -91,8 +92,8 @@ def checked_sample(sample: Any, names: list[str], named: bool) -> Any:
     """
     import pandas as pd
 
-    if not isinstance(sample, pd.DataFrame):
-        sample = pd.DataFrame(sample)
+    if not isinstance(sample, pd.DataFrame):  # polars' and Arrow's frames have a way of their own
+        sample = sample.to_pandas() if hasattr(sample, "to_pandas") else pd.DataFrame(sample)
     if not len(sample):
         raise ConfigurationError("the sample has no rows")
     if not named and not set(names) <= set(map(str, sample.columns)):

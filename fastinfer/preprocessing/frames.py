@@ -47,6 +47,8 @@ def columns_from(data: Any, layout: Layout) -> Columns:
     """
     taken = Columns(layout.signature, layout.objects)
     if layout.absent and isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
+        if all(map(is_pairs, data)):
+            data = [record_of(row, f"row {i}") for i, row in enumerate(data)]
         refuse_nan(data, layout.absent)
     if type(data) is list and data and type(data[0]) is dict:
         for i in taken.take_records(data):
@@ -154,6 +156,26 @@ def rows_of(rows: Sequence[Any], layout: Layout) -> dict[str, list[Any]]:
             raise InvalidRecordError(says, f"$.records[{i}]")
     positions = array_positions((len(rows), len(rows[0])), layout)
     return {column.name: [row[i] for row in rows] for i, column in zip(positions, layout.columns, strict=True)}
+
+
+def is_pairs(row: Any) -> bool:
+    """Whether a row is a list of fields, each a name and a value."""
+    return isinstance(row, (list, tuple)) and all(
+        isinstance(field, (list, tuple)) and len(field) == 2 and isinstance(field[0], str) for field in row)
+
+
+def record_of(row: Any, place: str) -> dict[str, Any]:
+    """The fields of a row, as a FeatureHasher takes them in pairs.
+
+    Raises:
+        InvalidRecordError: they are none, or two have one name, which only the hasher can add up.
+    """
+    if not is_pairs(row):
+        raise InvalidRecordError(f"{place}: {type(row).__name__}, and the hasher takes pairs of a name and a value")
+    fields = dict(row)
+    if len(fields) < len(row):
+        raise InvalidRecordError(f"{place}: two fields have one name")
+    return fields
 
 
 def refuse_nan(records: Sequence[Any], names: Sequence[str]) -> None:

@@ -296,7 +296,7 @@ def raw_names(transformer: Any, path: str) -> tuple[list[str], Container]:
     if type(first).__name__ in sklearn_text.VECTORIZERS:
         return [TEXT], "series"
     if type(first).__name__ == "FeatureHasher":
-        return [], "records" if first.input_type == "dict" else "array"
+        return [], {"dict": "records", "pair": "pairs"}.get(first.input_type, "array")  # type: ignore[return-value]
     first = first_step(transformer)
     names = getattr(first, "feature_names_in_", None)
     if names is not None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastinfer.errors import ConfigurationError
 from fastinfer.preprocessing import certificate
 from fastinfer.preprocessing.evidence import Sampled, number_range
-from fastinfer.preprocessing.frames import is_missing
+from fastinfer.preprocessing.frames import is_missing, record_of
 from fastinfer.preprocessing.from_sklearn import raw_names, trace_sklearn
 from fastinfer.preprocessing.lowering import compile_spec, with_nullable
 from fastinfer.preprocessing.spec import Column, Spec
@@ -25,7 +25,7 @@ NUMERIC: Final = ("boolean", "Float32", "Float64")
 def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: str) -> Spec:
     """The certified spec of a fitted transformer; see `Program.from_sklearn`."""
     names, container = raw_names(fitted, path)
-    if container in ("series", "records") or not names:
+    if container in ("series", "records", "pairs") or not names:
         sample, names = text_sample(sample, names, container, path)
     if container == "frame" and is_polars(sample):
         container = "polars"
@@ -67,6 +67,8 @@ def text_sample(sample: Any, names: Sequence[str], container: str, path: str) ->
         return None, list(names)
     import pandas as pd
 
+    if container == "pairs":
+        sample = [record_of(row, f"row {i} of the sample") for i, row in enumerate(sample)]
     if container == "array":
         frame = pd.DataFrame(np.asarray(sample, dtype=object))
         return frame.to_numpy(), [f"x{i}" for i in range(frame.shape[1])]
@@ -169,9 +171,10 @@ def raw_frame(spec: Spec, rows: Mapping[str, Sequence[Any]], names: Sequence[str
         columns[name] = np.zeros(count)
     if container == "series":
         return list(columns[names[0]])
-    if container == "records":
-        return [{name: values[i] for name, values in columns.items() if not is_missing(values[i])}
-                for i in range(count)]
+    if container in ("records", "pairs"):
+        records = [{name: values[i] for name, values in columns.items() if not is_missing(values[i])}
+                   for i in range(count)]
+        return records if container == "records" else [list(record.items()) for record in records]
     if container == "frame":
         import pandas as pd
 

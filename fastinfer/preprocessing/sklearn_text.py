@@ -123,14 +123,14 @@ def hashing_vectorizer(trace: Trace, vectorizer: Any, matrix: Matrix, path: str)
 
 
 def feature_hasher(trace: Trace, hasher: Any, matrix: Matrix, path: str) -> Matrix:
-    """An array of text ("string"), or fields ("dict"): numbers under their names, text as `name=text`."""
+    """An array of text ("string"), or fields ("dict", "pair"): numbers under their names, text as `name=text`."""
     dtype, count = counted_dtype(hasher, path), int(hasher.n_features)
     settings = {"features": count, "alternate_sign": bool(hasher.alternate_sign)}
     if hasher.input_type == "string":
         if matrix.container != "array" or any(feature.kind != "text" for feature in matrix.features):
             raise refuse(path, "input_type='string' is imported for an array of text, a row a sample")
         (value,) = trace.write("hash_words", path, matrix.features, [""], **settings)
-    elif hasher.input_type == "dict" and matrix.container == "records":
+    elif (hasher.input_type, matrix.container) in (("dict", "records"), ("pair", "pairs")):
         if dtype.kind != "f":
             raise refuse(path, f"values of dtype {dtype}; float64 and float32 are imported")
         (value,) = trace.write("hash_fields", path, matrix.features, [""], **settings, **single(dtype),

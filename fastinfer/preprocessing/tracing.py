@@ -20,7 +20,7 @@ OBJECT = np.dtype(object)
 FLOAT64 = np.dtype(np.float64)
 FLOAT32 = np.dtype(np.float32)
 EXACT = ("onehot", "ordinal", "bucketize")  # operations to which the last digit matters
-Container = Literal["frame", "polars", "array", "sparse", "series", "records"]
+Container = Literal["frame", "polars", "array", "sparse", "series", "records", "pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Feature:
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """A frame of pandas or of polars (a dtype a column), a dense array or a sparse one (one dtype); one column by
-    itself; or mappings.
+    itself; mappings, or lists of pairs.
     """
 
     features: tuple[Feature, ...]
