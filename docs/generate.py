@@ -16,7 +16,7 @@ import click
 
 from fastinfer import errors
 from fastinfer.cli.commands import fastinfer
-from fastinfer.engines import COLUMN, CatboostConfig, PythonConfig, SklearnConfig
+from fastinfer.engines import COLUMN, CatboostConfig, PythonConfig, SklearnConfig, TorchConfig
 from fastinfer.options import MODEL_NAME, Option, options
 from fastinfer.settings import (
     DecisionConfig,
@@ -115,6 +115,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "catboost": keys(CatboostConfig),
     "python": keys(PythonConfig),
     "sklearn": keys(SklearnConfig),
+    "torch": keys(TorchConfig),
     "decision": keys(DecisionConfig),
     "score": keys(ScoreConfig),
     "version policy": keys(VersionPolicy),
@@ -143,6 +144,7 @@ def model_schema() -> dict[str, Any]:
     schema["properties"]["triton"] = {"description": "The Triton that runs the model.", "required": ["url"], **triton}
     schema["properties"]["catboost"] = {"description": "How CatBoost runs.", **object_schema(CatboostConfig)}
     schema["properties"]["python"] = {"description": "How a Python model is run.", **object_schema(PythonConfig)}
+    schema["properties"]["torch"] = {"description": "How PyTorch runs a program.", **object_schema(TorchConfig)}
     sklearn = object_schema(SklearnConfig)
     sklearn["properties"]["columns"] = {
         "type": "object", "description": "Types of columns, by name.",

@@ -201,3 +201,23 @@ class CatboostConfig:
     @classmethod
     def read(cls, file: TomlFile) -> "CatboostConfig":
         return cls(**take_table(options(cls), file, "catboost"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchConfig:
+    """The table [torch] of model.toml."""
+
+    device: str = option(
+        "cpu", TEXT, "Where the program runs.", choices=("cpu", "cuda"))
+    device_id: int = option(
+        0, INTEGER, "Number of the GPU.", low=0, high=255)
+    threads: int | None = option(
+        None, INTEGER, "Threads within one run.", low=1, high=1024,
+        unset="1 for small programs, else the CPUs allowed to the server, shared among its workers")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @classmethod
+    def read(cls, file: TomlFile) -> "TorchConfig":
+        return cls(**take_table(options(cls), file, "torch"))

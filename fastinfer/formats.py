@@ -1,8 +1,6 @@
 """Which file is what: the formats that models come in, and what to do with one that is not served as it is."""
 
-import importlib.util
 import re
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +12,12 @@ HEAD_BYTES = 4096
 class Format(NamedTuple):
     """A file format of models.
 
-    `mark` is a pattern for the first bytes where the suffix alone says too little. A format that is not served natively
-    becomes ONNX by `convert`, or by an import where that is empty; either takes the modules that the extra called as
-    the `kind` installs.
+    `mark` is a pattern for the first bytes where the suffix alone says too little. `kind` is the engine that runs it.
     """
 
     kind: str
     label: str
     mark: bytes | None = None
-    convert: str = ""
-    modules: tuple[str, ...] = ()
 
 
 ONNX = Format("onnx", "an ONNX model")
@@ -34,13 +28,14 @@ LIGHTGBM = Format("lightgbm", "a LightGBM model", rb"\Atree\r?\n")
 XGBOOST_JSON = Format("xgboost", "an XGBoost model", rb'"learner"')
 XGBOOST_UBJ = XGBOOST_JSON._replace(mark=None)
 CATBOOST = Format("catboost", "a CatBoost model")
-TORCH = Format("torch", "a PyTorch file", None, "torch.onnx.export", ("torch", "onnxscript"))
+TORCH = Format("torch", "a PyTorch program")
+WEIGHTS = Format("weights", "a PyTorch file of weights or TorchScript")
 SKOPS = Format("sklearn", "a skops file")
 
 FORMATS = {
     ".onnx": ONNX, ".npz": FOREST, ".txt": LIGHTGBM, ".json": XGBOOST_JSON, ".ubj": XGBOOST_UBJ, ".cbm": CATBOOST,
-    ".pt": TORCH, ".pt2": TORCH, ".pth": TORCH, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE, ".joblib": PICKLE,
-    ".py": PYTHON,
+    ".pt": WEIGHTS, ".pt2": TORCH, ".pth": WEIGHTS, ".skops": SKOPS, ".pkl": PICKLE, ".pickle": PICKLE,
+    ".joblib": PICKLE, ".py": PYTHON,
 }
 SERVED = frozenset({
     ONNX.kind,
@@ -50,6 +45,7 @@ SERVED = frozenset({
     SKOPS.kind,
     CATBOOST.kind,
     XGBOOST_JSON.kind,
+    TORCH.kind,
 })
 
 
@@ -76,15 +72,9 @@ def format_of(file: Path) -> Format:
     return form
 
 
-def refusal(form: Format, file: Path, name: str) -> ModelLoadError | None:
-    """What to do with a file that is not served as it is, in at most two lines; None for one that is."""
+def refusal(form: Format, file: Path) -> ModelLoadError | None:
+    """What to do with a file that is not served as it is; None for one that is."""
     if form.kind in SERVED:
         return None
-    if form.convert:
-        sentence = f"{file} is {form.label}, which this version serves as ONNX: convert it with {form.convert}."
-    else:
-        sentence = (f"{file} is {form.label}, which is imported once, then served: "
-                    f"fastinfer import {shlex.quote(str(file))} --out models/{name}/1")
-    if any(importlib.util.find_spec(module) is None for module in form.modules):
-        sentence += f"\n  pip install 'fastinfer[{form.kind}]'"
-    return ModelLoadError(sentence)
+    return ModelLoadError(f"{file} is {form.label}, which is not served as it is: export the model and save it with "
+                          "torch.export.save, as a .pt2 file.")

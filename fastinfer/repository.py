@@ -132,7 +132,7 @@ def _bare(file: Path, name: str | None) -> Found:
         if file.name == PROGRAM:
             raise ModelLoadError(f"{file} is a feature program; serve the folder in which it lies, {file.parent}.")
         form = format_of(file)
-        if refused := refusal(form, file, suggested(found.name)):
+        if refused := refusal(form, file):
             raise refused
         if name is None:
             check_name(file.stem, str(file))
@@ -257,7 +257,7 @@ def _version(folder: Path, name: str, version: str, config: ModelConfig | Fastin
         file = _model_file(folder, config)
         form = format_of(file)
         program = folder / PROGRAM if (folder / PROGRAM).is_file() else None
-        return replace(found, file=file, kind=form.kind, program=program, error=refusal(form, file, suggested(name)))
+        return replace(found, file=file, kind=form.kind, program=program, error=refusal(form, file))
     except FastinferError as error:
         return replace(found, error=error)
     except OSError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastinfer.engines import DAY, CatboostConfig, OnnxConfig, PythonConfig, SklearnConfig
+from fastinfer.engines import DAY, CatboostConfig, OnnxConfig, PythonConfig, SklearnConfig, TorchConfig
 from fastinfer.errors import ConfigurationError
 from fastinfer.options import (
     BOOLEAN,
@@ -132,7 +132,8 @@ class Settings:
         False, BOOLEAN, "Serve Python files: each is run with the server's own rights, when it is loaded and for every "
         "request.")
     trust_pickle: bool = option(
-        False, BOOLEAN, "Serve pickle and joblib files of scikit-learn: loading one runs whatever code is in it.")
+        False, BOOLEAN, "Serve pickle and joblib files of scikit-learn, and programs of PyTorch that hold more than "
+        "tensor operations: loading one runs whatever code is in it.")
     queue_rows: int = option(
         4096, INTEGER, "Rows that wait for one model; model.toml may say otherwise.", low=1, high=1 << 30)
     queue_bytes: int = option(
@@ -430,6 +431,7 @@ class ModelConfig:
             "lightgbm",
             "python",
             "sklearn",
+            "torch",
             "triton",
             "xgboost",
         ), unset="told by the file")
@@ -467,6 +469,7 @@ class ModelConfig:
     catboost: CatboostConfig = field(default_factory=CatboostConfig)
     python: PythonConfig = field(default_factory=PythonConfig)
     sklearn: SklearnConfig = field(default_factory=SklearnConfig)
+    torch: TorchConfig = field(default_factory=TorchConfig)
     decision: DecisionConfig | None = None
     version_policy: VersionPolicy = field(default_factory=VersionPolicy)
     aliases: Mapping[str, int] = field(default_factory=dict)
@@ -507,6 +510,7 @@ class ModelConfig:
 # Engines' own tables of model.toml that concern nobody else.
 ENGINES: Mapping[str, Any] = {
     "onnx": OnnxConfig, "catboost": CatboostConfig, "python": PythonConfig, "sklearn": SklearnConfig,
+    "torch": TorchConfig,
 }
 
 

@@ -1,6 +1,7 @@
 """The command line: the first ten minutes of somebody new, exit codes, one or two lines instead of a traceback."""
 
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -90,25 +91,13 @@ def test_a_mistake_is_answered_in_one_or_two_lines(folder, capsys, arguments, me
     assert refused(arguments, capsys).startswith(message)
 
 
-@pytest.mark.parametrize(("file", "content", "extra"), [
-    ("model.json", '{"learner":{}}', "xgboost"),
-    ("model.ubj", "{L", "xgboost"),
-    ("model.pt2", "PK", "torch"),
-    ("model.pt", "PK", "torch"),
-])
-def test_a_model_without_its_extra_prints_the_pip_line(folder, capsys, monkeypatch, file, content, extra):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (folder / file).write_text(content)
-    assert refused(["serve", file], capsys).endswith(f"\n  pip install 'fastinfer[{extra}]'\n")
-
-
 def test_the_extras_that_are_named_exist():
     import tomllib
 
-    from fastinfer.formats import FORMATS
-
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {form.kind for form in FORMATS.values() if form.modules} <= extras.keys()
+    source = "".join(path.read_text() for path in (ROOT / "fastinfer" / "runtimes").rglob("*.py"))
+    named = set(re.findall(r'needed\("[\w.]+", path, "(\w+)"\)', source) + re.findall(r"fastinfer\[(\w+)\]", source))
+    assert {"catboost", "sklearn", "torch", "triton"} <= named <= extras.keys()
 
 
 @pytest.mark.parametrize("arguments", [

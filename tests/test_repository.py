@@ -1,12 +1,11 @@
 """Finding models on disk: the four forms of a path, what is at fault named, the rest still found."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
-from fastinfer.errors import ConfigurationError, ModelLoadError
+from fastinfer.errors import ConfigurationError
 from fastinfer.options import MODEL_NAME
 from fastinfer.repository import check_name, find, suggested
 from fastinfer.settings import ModelConfig
@@ -154,7 +153,8 @@ def test_a_path_without_a_model_is_named(lay, path, name, message):
 @pytest.mark.parametrize(("file", "text", "message"), [
     ("m.txt", "a street", "m.txt is not a LightGBM model, which is the only .txt file that is a model."),
     ("m.json", "{}", "m.json is not an XGBoost model, which is the only .json file that is a model."),
-    ("m.pt2", "PK", "m.pt2 is a PyTorch file"),
+    ("m.pth", "PK", "m.pth is a PyTorch file of weights or TorchScript, which is not served as it is: export the model "
+                    "and save it with torch.export.save, as a .pt2 file."),
     ("m.csv", "a,b", "m.csv is not a model file; fastinfer serves .onnx files and the models of a folder."),
     ("features.json", "{}", "features.json is a feature program; serve the folder in which it lies, ."),
     ("m.onnx", "version https://git-lfs.github.com/spec/v1\n", "m.onnx is a Git LFS pointer, not the model itself"),
@@ -172,15 +172,6 @@ def test_a_file_that_is_not_served_says_what_to_do(lay, file, text, message):
 def test_an_empty_file_is_named(lay):
     Path("m.onnx").touch()
     assert errors("m.onnx") == {"m": "m.onnx is empty."}
-
-
-@pytest.mark.parametrize("installed", [False, True])
-def test_the_pip_line_is_printed_where_the_extra_is_missing(lay, monkeypatch, installed):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    lay("m.pt:PK")
-    (found,) = find(Path("m.pt")).found
-    assert isinstance(found.error, ModelLoadError)
-    assert ("pip install 'fastinfer[torch]'" in str(found.error)) is not installed
 
 
 @pytest.mark.parametrize("name", ["a b", "stats", "", "-", "..", "é", "x" * 300, "a/b", "ok"])

@@ -55,6 +55,9 @@ def installed(module: str) -> bool:
 def refuse_to_share_a_device(repository: Repository, workers: int) -> None:
     """Raises where several workers would load a model onto one device: a context each, and fragments of its batches."""
     for each in repository.found:
+        if each.kind == "torch" and each.config.torch.device == "cuda":
+            raise ConfigurationError(f"model {each.name} runs on a GPU, and {workers} workers would share it; it is "
+                                     "served by one: --workers 1.")
         for provider in each.config.onnx.providers:
             if provider.startswith(ON_A_DEVICE):
                 raise ConfigurationError(f"model {each.name} runs on {provider}, and {workers} workers would share the "

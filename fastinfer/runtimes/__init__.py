@@ -25,6 +25,7 @@ RUNTIMES: Mapping[str, str] = {
     "catboost": "fastinfer.runtimes.catboost",
     "python": "fastinfer.runtimes.python",
     "sklearn": "fastinfer.runtimes.sklearn",
+    "torch": "fastinfer.runtimes.torch",
     "triton": "fastinfer.runtimes.triton",
     "xgboost": "fastinfer.runtimes.xgboost",
 }
