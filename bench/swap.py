@@ -32,7 +32,7 @@ import wrk
 from environments import InstallError
 from process import Cores, Server, ServerError, clean_environment
 
-PAUSE = 0.02  # seconds between two loads
+PAUSE = 0.2  # seconds between two loads
 CONNECTIONS = 16
 ALONE = """
 import sys, time

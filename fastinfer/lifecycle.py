@@ -127,6 +127,7 @@ class Registry:
             if name not in {found.name for found in repository.found}:
                 self._fail(name, "", f"there is no model {name!r} in {self.settings.path}")
                 self._unready.add((name, ""))
+                logger.error("there is no model %r in %s", name, self.settings.path)
 
     def look(self) -> Look:
         """What lies on the disk now, of every model; blocks.
@@ -373,7 +374,7 @@ class Registry:
     def make_room(self, size: int, but: Version | None = None) -> None:
         """Have the least recently used versions leave until so many bytes have room; on the loop's thread."""
         budget = self.settings.memory_budget
-        if budget is None:
+        if budget is None or size > budget:
             return
         leaving = []
         resident = self.resident

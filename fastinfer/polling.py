@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from fastinfer.errors import ConfigurationError, FastinferError, ShuttingDownError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from fastinfer.versions import Look
 
 logger = logging.getLogger("fastinfer.polling")
+LONGEST_WAIT = 600.0  # seconds before what has failed is tried again
 
 
 class Poller:
@@ -24,6 +26,7 @@ class Poller:
         self._served = service.registry.first_look  # as which each model was loaded, or tried
         self._before: Look = {}  # the last look
         self._complaint = ""
+        self._failed: dict[str, tuple[float, float]] = {}  # when it is tried again, and how long that was waited for
 
     async def run(self) -> None:
         """Look, again and again, once the models are loaded."""
@@ -39,14 +42,15 @@ class Poller:
             now = await in_thread(self._service.registry.look)
         except ConfigurationError as error:  # the repository cannot be read, which says nothing of the models
             if str(error) != self._complaint:
-                logger.warning("%s; the models stay as they are", error)
+                logger.warning("%s; the models stay as they are", str(error).rstrip("."))
             self._complaint = str(error)
             return
         self._complaint = ""
         before, self._before = self._before, now
         for name in sorted({*now, *self._served}):
             seen = now.get(name)
-            if seen == self._served.get(name) or seen != before.get(name):
+            again = name in self._failed and time.monotonic() >= self._failed[name][0]
+            if (seen == self._served.get(name) and not again) or seen != before.get(name):
                 continue
             if seen is not None and await in_thread(seen.is_being_written):
                 continue
@@ -54,9 +58,13 @@ class Poller:
             self._served = {each: state for each, state in {**self._served, name: seen}.items() if state is not None}
 
     async def _change(self, name: str, *, unload: bool) -> None:
+        """Load or unload; what fails is tried again when its files change, and now and then without that."""
+        waited = self._failed.pop(name, (0.0, self._service.settings.poll_period))[1]
         try:
             await self._service.change(name, unload=unload)
         except ShuttingDownError:
             return
-        except FastinferError as error:  # it is tried again when its files change
-            logger.error("%s", error)
+        except FastinferError as error:
+            wait = min(2 * waited, LONGEST_WAIT)
+            self._failed[name] = time.monotonic() + wait, wait
+            logger.error("%s; it is tried again in %.0f s, or when its files change", error, wait)

@@ -189,6 +189,7 @@ class Service:
             task.exception()  # everybody may have gone meanwhile
 
     async def _bring_one(self, version: Version) -> Model:
+        await self._started()
         async with self._changing:
             if self.draining:
                 raise ShuttingDownError("the server is shutting down")
@@ -271,6 +272,11 @@ class Service:
         if self.settings.model_control != "explicit":  # in Triton's words, and with its status
             raise UnavailableError("explicit model load / unload is not allowed if polling is enabled")
 
+    async def _started(self) -> None:
+        """Wait until the load of the start, which is on a thread of its own, is through."""
+        if self._loading is not None and not self._loading.done():
+            await asyncio.wait([asyncio.wrap_future(self._loading)])
+
     async def change(self, name: str, *, unload: bool = False) -> None:
         """Bring one model to what the disk has of it, or unload it; one change at a time.
 
@@ -285,7 +291,10 @@ class Service:
         await asyncio.shield(task)
 
     async def _change(self, name: str, unload: bool) -> None:
+        await self._started()
         if self.remote is not None:
+            if self.draining:
+                raise ShuttingDownError("the server is shutting down")
             await self.remote(name, unload)
             return
         async with self._changing:

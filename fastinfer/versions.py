@@ -1,5 +1,6 @@
 """What the registry of models knows of each version: as it serves, as it is to serve, as it lies on the disk."""
 
+import ctypes
 import dataclasses
 import hashlib
 import logging
@@ -161,11 +162,13 @@ def load_whole(found: Found, settings: Settings, on_disk: Callable[[str], Iterab
     for _ in range(TRIALS):
         if found.error is not None:
             raise found.error
-        before, resident = stamp(found), resident_bytes()
+        measured = settings.memory_budget is not None
+        before, resident = stamp(found), resident_bytes() if measured else 0
         wait_until_written(found)
         model = load_found(found, settings)
         if stamp(found).files == before.files:
-            return Version(found, before, model, max(before.size, resident_bytes() - resident))
+            grown = resident_bytes() - resident if measured else 0
+            return Version(found, before, model, max(before.size, grown))
         # Half of it may be of one state of the files, half of another.
         found = next((each for each in on_disk(found.name) if each.version == found.version), found)
     raise ModelLoadError(f"{found.folder} changes again and again while it is loaded")
@@ -197,7 +200,8 @@ def load_found(found: Found, settings: Settings) -> Model:
 
 
 def resident_bytes() -> int:
-    """Of this process's memory, as the system has it."""
+    """Of this process's memory, as the system has it once what is free has been given back: a load leaves much."""
+    ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 

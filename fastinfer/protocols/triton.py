@@ -93,8 +93,16 @@ async def unload(exchange: Exchange) -> None:
 
 
 async def parameters(exchange: Exchange) -> Any:
-    """The body's parameters, or None."""
+    """The body's parameters, or None.
+
+    Raises:
+        InvalidRequestError: they are none, or a browser sends the request for a page of somebody else's, which must not
+            reach what listens on its user's own machine.
+    """
     body = await exchange.json_body()
+    origin = exchange.headers.get(b"origin")
+    if origin is not None and origin.partition(b"://")[2] != exchange.headers.get(b"host"):
+        raise InvalidRequestError("a page of another origin may not load or unload models")
     if "repository" in exchange.path:
         raise UnsupportedError("'repository_name' specification is not supported")  # in Triton's words
     if body is None:
