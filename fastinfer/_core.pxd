@@ -694,6 +694,16 @@ cdef struct Queue:
 cdef enum BatchState:
     FORMING, RUNNING, DONE
 
+cdef extern from *:
+    """
+    #ifdef FASTINFER_DEBUG
+    #define FASTINFER_TAGGED 1
+    #else
+    #define FASTINFER_TAGGED 0
+    #endif
+    """
+    const bint TAGGED "FASTINFER_TAGGED"    # a checked build, in which every row of a batch tells whose it is
+
 cdef class Slot:
     cdef Ticket ticket
     cdef Batch batch
@@ -702,11 +712,13 @@ cdef class Slot:
     cdef size_t nbytes                  # as the queue counts them
     cdef uint64_t order                 # in the queue; 0: it does not wait
     cdef Outputs own_outputs            # where the batch was bisected
+    cdef list own_tags                  # of their rows, in a checked build
     cdef object error
 
 cdef class Batch:
     cdef Rows rows
     cdef list slots
+    cdef list tags                      # (request, row of it) of each row, in a checked build
     cdef BatchState state
     cdef Outputs outputs                # after the run
     cdef object error
@@ -773,6 +785,7 @@ cdef class Batcher:
     cdef bint trying                    # an idle model is, against what its runs seemed to take
     cdef int head_refused               # requests, at the head
     cdef bint scheduled, closed
+    cdef uint64_t last_tag              # in a checked build
     cdef unsigned long thread           # the loop's: slabs are given back on no other
     # counters: in memory of its own, until the scoreboard has a row for them
     cdef void* own
@@ -847,6 +860,8 @@ cdef class Ticket:
     cdef bint elsewhere                 # being rendered on a worker thread
     cdef bint counted                   # as in flight
     cdef Py_ssize_t missing             # slots whose batch has not come back
+    cdef uint64_t tag                   # a number of its own, in a checked build
+    cdef Py_ssize_t tagged              # rows of it that have one
     cdef bint finished                  # answered, failed or cancelled
     cdef object done
     cdef Outputs empty_outputs          # of a request without rows
@@ -1033,6 +1048,7 @@ cdef class Lane:
     cdef bytes refusal_opening
     cdef uint64_t sequence
     cdef uint64_t state                 # of the random numbers
+    cdef int[REASON_COUNT] told         # refusals since the last tick
     cdef KnownHead[MAX_KNOWN] known
     cdef int next_known                 # which of them makes room
     cdef uint64_t changes               # of the routes
@@ -1040,6 +1056,7 @@ cdef class Lane:
     cdef void know(self, Connection connection, const Head* head, const char* begin, const char* end) noexcept
     cdef bytes next_id(self)
     cdef void append_dirty(self, Connection connection)
+    cdef int tell(self, protocol, Ticket ticket, bytes request_id) except -1
     cdef uint64_t random(self) noexcept
     cdef uint64_t jittered(self, int64_t retry_ns) noexcept
     cdef int flush(self) except -1

@@ -326,6 +326,8 @@ class Server:
         date = formatdate(usegmt=True).encode()
         self.state.default_headers = [(b"date", date)]
         self.lane.tick(b"date: " + date + b"\r\n")
+        for kind, count in self.lane.untold():
+            self.app.journal.omit(kind, count)
         now = time.monotonic()
         for connection in list(self._connections()):
             connection.sweep(now)

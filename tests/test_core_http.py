@@ -118,6 +118,8 @@ class Peer:
     def encode_elsewhere(self, ticket: _core.Ticket) -> None:
         self.large.append(ticket)
 
+    def refused(self, *context: Any) -> None: ...
+
     def left(self, ticket: _core.Ticket, request_id: bytes) -> None:
         self.events.append("left")
 

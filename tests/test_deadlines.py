@@ -170,6 +170,8 @@ class Peer:
         return b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % error.status
 
     def hold(self, held: bool) -> None: ...
+    def refused(self, *context: Any) -> None: ...
+
     def left(self, ticket: _core.Ticket, request_id: bytes) -> None: ...
 
 
@@ -351,3 +353,34 @@ def test_a_failed_batch_is_not_run_again_for_who_is_past_its_deadline() -> None:
     assert world.failures() == {2: RuntimeFailedError, 3: ExpiredError}
     assert sorted(tag for batch in world.batches for tag in batch) == [1, 4]
     assert world.counted("expired") == 1
+
+
+@pytest.mark.skipif(not _core.CHECKED, reason="rows have tags in a checked build")
+@pytest.mark.parametrize("failing", [False, True])
+def test_rows_of_another_request_are_noticed_in_a_checked_build(failing: bool) -> None:
+    def answers() -> list[Any]:
+        world = World()
+        world.fails = {3.0} if failing else set()
+        for tag in range(4):
+            world.send(tag, rows=2 if tag == 1 else 1)
+        world.drain()
+        return sorted((tag, what) for tag, what in world.told if not isinstance(what, RuntimeFailedError))
+
+    right = answers()
+    assert right == [(tag, 2 * tag) for tag in range(3 if failing else 4)]
+    _core.mix_answers(True)
+    try:
+        world = World(max_batch_size=2)
+        for tag in range(2):
+            world.send(tag)
+        with pytest.raises(AssertionError, match="rows that are not its own"):
+            world.drain()
+    finally:
+        _core.mix_answers(False)
+    assert answers() == right
+
+
+@pytest.mark.skipif(_core.CHECKED, reason="a checked build does")
+def test_a_released_build_mixes_nothing() -> None:
+    with pytest.raises(ValueError, match="only a checked build"):
+        _core.mix_answers(True)

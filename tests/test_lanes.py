@@ -646,3 +646,32 @@ def test_the_parser_of_answers_sees_what_is_there() -> None:
     assert [(reply.status, reply.body) for reply in replies] == [(100, b""), (200, b"ok")]
     assert replies[1].field(b"a") == b"b"
     assert rest == b"HTTP/1.1 2"
+
+
+NUMBER, PARAMETER = "X-Request-Timeout takes a number of seconds", "must be an integer of 64 bits"
+TIMES: list[tuple[list[str], str, int, str]] = [  # fields, parameters, status, and what the error says
+    *[([text], "", 200, "") for text in ("9", "0", "-1", "-0", "00.5", "1\t", "9" * 30, "0.9999999999")],
+    *[([text], "", 400, NUMBER) for text in (
+        "", "1e400", "1e-3", "nan", "inf", "+1", "1,2", "1 2", ".5", "5.", "1_0", "0x10", "0.5s", "1;q=2")],
+    (["0.0000000001"], "", 503, "deadline"),
+    (["7", "9"], "", 200, ""), (["-5", "9"], "", 200, ""), (["9", "x"], "", 400, NUMBER), (["", "9"], "", 400, NUMBER),
+    *[([], f'"timeout":{text}', 200, "") for text in ("9000000", "0", "-1", "-0", str(2**63 - 1))],
+    *[([], f'"priority":{text}', 200, "") for text in ("0", "1", "8", "9", "1000000", str(2**64 - 1))],
+    *[([], f'"{name}":{text}', 400, PARAMETER) for name in ("timeout", "priority") for text in (
+        '"9000000"', '""', '"x"', "1.5", "1e6", "0.0", "true", str(2**64), "1e400", "-9223372036854775809")],
+    *[([], f'"{name}":{text}', 400, "string, a number or a boolean") for name in ("timeout", "priority")
+      for text in ("null", "[]", "{}")],
+    ([], '"priority":-1', 400, "not negative"),
+    ([], '"timeout":1,"timeout":2', 400, "stands twice"),
+    (["9"], '"timeout":1', 503, "deadline"),
+]  # fmt: skip
+
+
+def test_times_and_priorities_as_clients_write_them(server: ServerProcess, standard_server: ServerProcess) -> None:
+    for fields, parameters, status, says in TIMES:
+        body = f'{{"inputs":[{json.dumps(ROW)}],"parameters":{{{parameters}}}}}'.encode()
+        data = message(AFFINE, body, *(f"X-Request-Timeout: {text}" for text in fields)) + LAST
+        fast, standard = talk(server, data), talk(standard_server, data)
+        assert fast.settled() == standard.settled(), (fields, parameters)
+        assert fast.replies[0].status == status, (fields, parameters, fast.replies[0])
+        assert says in (fast.replies[0].body.decode() if status != 200 else ""), (fields, parameters)

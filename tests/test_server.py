@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import statistics
 import subprocess
 import threading
 import time
@@ -361,6 +362,63 @@ def test_a_run_that_fails_is_logged_on_both_lanes(tmp_path: Path, start_server: 
     assert (record["request_id"], record["model"], record["status"]) == ("mine", "picky", 500)
     assert (record["code"], record["level"]) == ("runtime_failed", "error")
 
+
+
+@pytest.mark.parametrize("option", ["--fast-lane", "--no-fast-lane"])
+def test_refusals_are_logged_and_counted_on_both_lanes(affine: Path, start_server: Start, option: str) -> None:
+    server = start_server(affine, option)
+    many = 60
+    refused = post(INFER, GOOD, "X-Request-ID: mine", "X-Request-Timeout: 0.000000001")
+    with server.connect() as connection:
+        for _ in range(many):
+            connection.sendall(refused)
+            assert read_answer(connection).json()["code"] == "deadline_unreachable"
+    wait_for(lambda: requests_logged(server))
+    first, *others = requests_logged(server)
+    del first["time"], first["logger"]
+    first.pop("total_ms", None)
+    assert first == {
+        "level": "warning", "message": "the request would most likely not be answered by its deadline", "rows": 0,
+        "request_id": "mine", "model": "affine", "version": "1", "status": 503, "code": "deadline_unreachable",
+    }  # fmt: skip
+    assert len(others) < many / 2
+    time.sleep(1.1)  # a second later the log has how many they were in all
+    server.raw(refused)
+
+    def told() -> int:
+        seen = [record["message"] for record in requests_logged(server)]
+        more = [int(text.split()[0]) for text in seen if "more errors of the kind deadline_unreachable" in text]
+        return len(seen) - len(more) + sum(more)
+
+    wait_for(lambda: told() == many + 1)
+    assert gauge(server, 'fastinfer_refused_total{model="affine",reason="deadline",version="1"}') == many + 1
+
+
+def test_health_answers_while_a_model_runs(tmp_path: Path, start_server: Start) -> None:
+    """Runs of about 200 ms one after another: as soon as from an idle server, but for the cores that they take."""
+    root = tmp_path / "models"
+    onnx_models.slow(root / "slow" / "1" / "model.onnx")
+    (root / "slow" / "model.toml").write_text("inline_budget_us = 0\n")
+    server = start_server(root)
+    asks = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
+
+    def times(connection: socket.socket, count: int) -> list[float]:
+        taken = []
+        for _ in range(count):
+            time.sleep(0.003)
+            started = time.perf_counter()
+            connection.sendall(asks)
+            assert read_answer(connection, "GET").status == 200
+            taken.append(time.perf_counter() - started)
+        return taken
+
+    with server.connect() as connection, server.connect() as other:
+        idle = statistics.median(times(connection, 50))
+        for _ in range(6):
+            other.sendall(slow_request(200))
+        busy = times(connection, 50)
+        assert in_flight(server), "the runs were over too soon to tell anything"
+    assert statistics.median(busy) < 5 * idle + 0.005
 
 
 def test_a_json_log_says_what_is_served(affine: Path, start_server: Start) -> None:

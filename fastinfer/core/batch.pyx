@@ -57,6 +57,7 @@ cdef class Batch:
     def __cinit__(self, Rows rows):
         self.rows = rows
         self.slots = []
+        self.tags = []
         self.state = FORMING
         self.created_ns = monotonic_ns()
 
@@ -65,13 +66,15 @@ cdef class Batch:
         cdef Slot slot
         cdef Py_ssize_t kept = 0
         cdef int i
-        cdef list alive = []
+        cdef list alive = [], tags = []
         if self.live == self.rows.rows:
             return
         for slot in self.slots:
             if slot.ticket.finished:
                 slot.batch = slot.ticket = None  # nobody asks for it any more
                 continue
+            if TAGGED:
+                tags += self.tags[slot.start:slot.start + slot.rows]
             if slot.start != kept:
                 for i in range(self.rows.count):
                     memmove(rows_at(self.rows, i, kept), rows_at(self.rows, i, slot.start),
@@ -80,19 +83,72 @@ cdef class Batch:
             kept += slot.rows
             alive.append(slot)
         self.slots = alive
+        self.tags = tags
         self.rows.rows = kept
+
+CHECKED = bool(TAGGED)                      # a build in which rows have tags
+cdef bint mixing = False                    # a test has asked to see that a wrong row is noticed
+
+
+def mix_answers(bint yes):
+    """Give requests of one batch one another's rows from now on, so that a test sees that tags tell it.
+
+    Raises:
+        ValueError: in a build without tags.
+    """
+    global mixing
+    if not TAGGED:
+        raise ValueError("only a checked build does that")
+    mixing = yes
+
+
+cdef int tag_rows(Batcher batcher, Batch batch, Slot slot) except -1:
+    """Write down whose the rows are that were put at the batch's end."""
+    cdef Ticket ticket = slot.ticket
+    cdef Py_ssize_t row
+    if ticket.tag == 0:
+        batcher.last_tag += 1
+        ticket.tag = batcher.last_tag
+    assert len(batch.tags) == slot.start, "a row of a batch is nobody's"
+    for row in range(slot.rows):
+        batch.tags.append((ticket.tag, ticket.tagged + row))
+    ticket.tagged += slot.rows
+    return 0
+
+
+cdef int check_tags(Ticket ticket) except -1:
+    """See that what a request is answered with are its own rows, all of them, in their order."""
+    cdef Slot slot
+    cdef list found = []
+    for slot in [ticket.slot, *(ticket.pieces or ())]:
+        if slot is not None:
+            tags = slot.batch.tags if slot.own_outputs is None else slot.own_tags
+            found += tags[slot.start:slot.start + slot.rows]
+    assert found == [(ticket.tag, row) for row in range(ticket.tagged)], "a request has rows that are not its own"
+    return 0
+
+
+cdef int mix_up(Batch batch) except -1:
+    cdef Slot first, second
+    if len(batch.slots) > 1:
+        first, second = batch.slots[0], batch.slots[1]
+        if first.rows == second.rows:
+            first.start, second.start = second.start, first.start
+    return 0
+
 
 cdef int run_by_halves(Batcher batcher, Batch batch) except -1:
     """Run a failed batch's requests again by halves, until each failure has one culprit."""
     cdef Slot slot
     cdef list pending = [batch.slots[len(batch.slots) // 2:], batch.slots[:len(batch.slots) // 2]]
-    cdef list part
+    cdef list part, tags
     cdef Rows rows
     cdef Py_ssize_t start
     while pending and not batch.timed_out:
         part = still_wanted(pending.pop())
         if not part:
             continue
+        tags = []
         rows = Rows(batcher.signature)
         for i in range(rows.count):
             rows.set_dims(i, batch.rows.ranks[i], &batch.rows.dims[i * MAX_RANK])
@@ -100,6 +156,8 @@ cdef int run_by_halves(Batcher batcher, Batch batch) except -1:
             for slot in part:
                 if not rows.append(batch.rows, slot.start, slot.rows):
                     raise MemoryError
+                if TAGGED:
+                    tags += batch.tags[slot.start:slot.start + slot.rows]
             outputs = batcher.run_rows(rows, batch)
         except Exception as error:
             if len(part) == 1:
@@ -112,6 +170,7 @@ cdef int run_by_halves(Batcher batcher, Batch batch) except -1:
         start = 0
         for slot in part:
             slot.own_outputs = outputs
+            slot.own_tags = tags
             slot.start = start
             start += slot.rows
     batch.finished_ns = monotonic_ns()

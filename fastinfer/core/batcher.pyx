@@ -246,6 +246,8 @@ cdef class Batcher:
 
     cdef int enter(self, Batch batch, Slot slot) except -1:
         cdef Ticket ticket = slot.ticket
+        if TAGGED:
+            tag_rows(self, batch, slot)
         queue_insert(&self.queue, slot, ticket)
         batch.slots.append(slot)
         batch.live += slot.rows
@@ -521,6 +523,8 @@ cdef class Batcher:
                 self.end(slot.ticket, RuntimeFailedError("there is no memory for the request's rows"))
                 i = max(i, queue.begin)
                 continue
+            if TAGGED:
+                batch.tags += source.tags[slot.start:slot.start + slot.rows]
             batch.limit = min(batch.limit, slot.ticket.limit)
             batch.earliest = min(batch.earliest, queue.data[i].deadline)
             queue_remove(queue, i)
@@ -659,6 +663,8 @@ cdef class Batcher:
         cdef Slot slot
         batch.state = DONE
         note_lateness(self, batch, now)
+        if TAGGED and mixing:
+            mix_up(batch)
         batch.unread = len(batch.slots)
         for slot in batch.slots:
             if error is not None:

@@ -25,7 +25,8 @@ cdef class Connection:
             head and then its body, ``refuse(error)`` with a fault that ends the connection, ``failure(error,
             request_id, close, ticket)`` for the bytes of an error's answer, ``encode_elsewhere(ticket)`` for a
             large one, ``hold(bool)`` to stop and go on reading, ``left(ticket, request_id)`` when a client did not
-            wait. Any of them may end in ``lost()``, after which the received bytes are not there any more.
+            wait, ``refused(error, request_id, ticket)`` for the log. Any of them may end in ``lost()``, after which the
+            received bytes are not there any more.
         lane: what the server's connections share.
     """
 
@@ -680,6 +681,7 @@ cdef class Connection:
         if lane.access is not None:
             lane.access.answered(self, ticket, 503, REFUSAL_CODES[<int>ticket.refusal - 1], size,
                                  out.data + id_start, id_size)
+        lane.tell(self.protocol, ticket, out.data[id_start:id_start + id_size])
         return 0
 
 

@@ -163,6 +163,8 @@ cdef class Ticket:
             raise self.error
         if not self.finished or self.request is None:
             raise CancelledError("the request has not run, or was answered already")
+        if TAGGED:
+            check_tags(self)
         try:
             if slot is not None and self.pieces is None:
                 json_size = endpoint.encoder.write(writer, self.request, slot_outputs(slot), slot.start, slot.rows)

@@ -9,6 +9,7 @@ connection_logger = logging.getLogger("fastinfer.connection")
 
 cdef enum:
     MAX_FAST_BODY = 256 * 1024      # a larger one is decoded on a thread, which is the standard lane's business
+    MAX_TOLD = 10                   # refusals of a kind that the log has, of a second
     MAX_KNOWN_HEAD = 1024           # bytes of a head that is kept
     MAX_UNLIKE = 4                  # heads of one client that are kept: who sends another each time gains nothing
 
@@ -127,6 +128,23 @@ cdef class Lane:
         self.binary_opening = opening + b"octet-stream\r\nx-request-id: "
         self.refusal_opening = (b"HTTP/1.1 503 Service Unavailable\r\n" + date
                                 + b"content-type: application/json\r\nx-request-id: ")
+
+    cdef int tell(self, protocol, Ticket ticket, bytes request_id) except -1:
+        """Have a refusal logged, if it is one of the few of its second; the others are numbers of ``untold``."""
+        self.told[<int>ticket.refusal] += 1
+        if self.told[<int>ticket.refusal] <= MAX_TOLD:
+            protocol.refused(refusal(ticket.refusal, ticket.retry_ns), request_id, ticket)
+        return 0
+
+    def untold(self):
+        """(code, how many) of the refusals since the last call that the log has not; called once a second."""
+        cdef int reason
+        found = []
+        for reason in range(1, REASON_COUNT):
+            if self.told[reason] > MAX_TOLD:
+                found.append((REFUSALS[reason - 1].code, self.told[reason] - MAX_TOLD))
+            self.told[reason] = 0
+        return found
 
     cdef void append_dirty(self, Connection connection):
         if self.dirty is None:

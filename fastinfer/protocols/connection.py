@@ -174,9 +174,7 @@ class Connection(HttpToolsProtocol):
             logger.error("request %s failed", request_id.decode(), exc_info=error)
             error = FastinferError("internal error; the server's log has it by X-Request-ID")
         elif self.journal.is_written(error):
-            endpoint = ticket.endpoint
-            asked = {"model": endpoint.name, "version": endpoint.version, "rows": ticket.rows}
-            self.journal.write(error, {"request_id": request_id.decode(), **asked, "status": error.status})
+            self.journal.write(error, _fields(ticket, request_id, error))
         body, headers = error_answer(error)
         self._close(ticket, request_id, error.status, len(body), error.code)
         head = [
@@ -201,6 +199,11 @@ class Connection(HttpToolsProtocol):
             self.wire.rendered(ticket, None, error)
         else:
             self.wire.rendered(ticket, rendered, None)
+
+    def refused(self, error: FastinferError, request_id: bytes, ticket: _core.Ticket) -> None:
+        """A fast request was refused, and answered and counted; here for the log."""
+        if self.journal.is_written(error):
+            self.journal.write(error, _fields(ticket, request_id, error))
 
     def left(self, ticket: _core.Ticket, request_id: bytes) -> None:
         """The client did not wait for a fast answer."""
@@ -284,6 +287,12 @@ class Connection(HttpToolsProtocol):
             self.taken_at = now
         self.unsent = unsent
         return now - self.taken_at > WRITE_STALL
+
+
+def _fields(ticket: _core.Ticket, request_id: bytes, error: FastinferError) -> dict[str, Any]:
+    """What the log has of a fast request that ended with an error."""
+    asked = {"model": ticket.endpoint.name, "version": ticket.endpoint.version, "rows": ticket.rows}
+    return {"request_id": request_id.decode(), **asked, "status": error.status}
 
 
 def answer(status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes, *, close: bool) -> bytes:

@@ -32,6 +32,7 @@ class Journal:
         self.access: AccessLog | None = None
         self._second = 0
         self._written: dict[str, int] = {}
+        self._omitted: dict[str, int] = {}
 
     def close(self, exchange: Exchange | Call) -> None:
         """The exchange is over: count it, and write what there is to write."""
@@ -62,10 +63,16 @@ class Journal:
         count = self._written[kind] = self._written.get(kind, 0) + 1
         return count <= PER_SECOND
 
+    def omit(self, kind: str, count: int) -> None:
+        """So many errors of a kind were told to clients and came to no record."""
+        self._omitted[kind] = self._omitted.get(kind, 0) + count
+
     def _report(self) -> None:
-        for kind, count in self._written.items():
-            if count > PER_SECOND:
-                logger.warning("%d more errors of the kind %s were not logged", count - PER_SECOND, kind)
+        omitted, self._omitted = self._omitted, {}
+        for kind in {**self._written, **omitted}:
+            count = max(0, self._written.get(kind, 0) - PER_SECOND) + omitted.get(kind, 0)
+            if count:
+                logger.warning("%d more errors of the kind %s were not logged", count, kind)
 
     def _note(self, access: AccessLog, exchange: Exchange | Call) -> None:
         access.record(

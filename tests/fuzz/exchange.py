@@ -150,6 +150,8 @@ class Peer:
     def encode_elsewhere(self, ticket: _core.Ticket) -> None:
         self.large.append(ticket)
 
+    def refused(self, *context: Any) -> None: ...
+
     def left(self, *context: Any) -> None:
         assert self.gone
 
