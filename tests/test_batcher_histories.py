@@ -28,7 +28,9 @@ from world import MS, RAGGED, World
 
 from fastinfer import _core
 from fastinfer.errors import (
+    DeadlineUnreachableError,
     ExpiredError,
+    FairShareError,
     FastinferError,
     NotReadyError,
     OverloadedError,
@@ -95,13 +97,15 @@ class Histories(RuleBasedStateMachine):
         self.expected: dict[int, list[float]] = {}
         self.tickets: dict[int, _core.Ticket] = {}
         self.left: set[int] = set()
-        self.refused: set[int] = set()
+        self.refused: dict[int, FastinferError] = {}
+        self.unlimited: dict[int, tuple[bool, bool]] = {}  # of those: whether it had no deadline, and no client
         self.answers: dict[int, list[Any]] = {}
         self.closed = False
 
     @rule(target=waiting, rows=st.integers(1, MOST_ROWS), columns=st.integers(1, 2), priority=st.integers(0, 3),
-          timeout_ms=st.sampled_from([0, 0, 3, 10, 40]), bad=st.sampled_from([False] * 7 + [True]))
-    def submit(self, rows: int, columns: int, priority: int, timeout_ms: int, bad: bool) -> int:
+          timeout_ms=st.sampled_from([0, 0, 3, 10, 40]), client=st.integers(0, 2),
+          bad=st.sampled_from([False] * 7 + [True]))
+    def submit(self, rows: int, columns: int, priority: int, timeout_ms: int, client: int, bad: bool) -> int:
         tag, world = len(self.expected), self.world
         content, self.expected[tag] = body(tag, rows, columns, priority=priority, timeout=timeout_ms * 1000)
         limits = [limit for limit in (timeout_ms, self.slo_ms) if limit]
@@ -117,9 +121,10 @@ class Histories(RuleBasedStateMachine):
                 told.append(error)
 
         try:
-            self.tickets[tag] = world.endpoint.submit(0, content, -1, done, _core.Arrival(world.now))
-        except (OverloadedError, NotReadyError, ShuttingDownError):
-            self.refused.add(tag)
+            self.tickets[tag] = world.endpoint.submit(0, content, -1, done, _core.Arrival(world.now, 0, client))
+        except (OverloadedError, NotReadyError, ShuttingDownError) as error:
+            self.refused[tag] = error
+            self.unlimited[tag] = (not limits, not client)
         return tag
 
     @rule(tag=consumes(waiting))
@@ -164,7 +169,7 @@ class Histories(RuleBasedStateMachine):
     def nobody_hears_twice_or_wrongly(self) -> None:
         for tag, told in getattr(self, "answers", {}).items():
             assert len(told) == 1, tag
-            assert tag not in self.left | self.refused
+            assert tag not in self.left | self.refused.keys()
             what = told[0]
             if isinstance(what, RuntimeFailedError):
                 assert tag in self.world.bad
@@ -173,6 +178,13 @@ class Histories(RuleBasedStateMachine):
             elif not isinstance(what, RunTimeoutError | NotReadyError | ShuttingDownError):
                 assert what == self.expected[tag]
                 assert tag not in self.world.bad
+
+    @invariant()
+    def nobody_is_refused_for_what_it_has_not(self) -> None:
+        for tag, error in getattr(self, "refused", {}).items():
+            endless, nobody = self.unlimited[tag]
+            assert not (endless and isinstance(error, DeadlineUnreachableError))
+            assert not (nobody and isinstance(error, FairShareError))
 
     @invariant()
     def no_batch_is_too_large_or_begins_too_late(self) -> None:
@@ -191,7 +203,7 @@ class Histories(RuleBasedStateMachine):
                     self.finish(0)
             self.nobody_hears_twice_or_wrongly()
             self.no_batch_is_too_large_or_begins_too_late()
-            assert set(self.answers) == set(self.expected) - self.left - self.refused
+            assert set(self.answers) == set(self.expected) - self.left - self.refused.keys()
             assert world.batcher.idle
             assert not world.batcher.stuck
             assert world.batcher.pending_rows == 0
