@@ -14,6 +14,7 @@ cdef int64_t COMPANY_NS = 10 * SECOND_NS    # for which another client that was 
 cdef int64_t URGENT_NS = 60 * SECOND_NS        # for which a head passes for as urgent as bodies said they were
 cdef int64_t STALE_NS = SECOND_NS              # since the last run, after which an idle model is tried again
 cdef double CAUTION = 1.5                   # a quantile of few runs, and a mean of fewer, err too
+cdef double HELD_BACK = 0.25                   # at most, of the time there is, for what may take longer
 cdef double RESERVE_KEPT = 511.0 / 512         # from one batch to the next
 cdef int SAMPLED = 64                       # one in so many refusals at the head is left to the body
 
@@ -37,13 +38,13 @@ cdef double takes(const Outlook* outlook, double rows) noexcept nogil:
     """Nanoseconds until so many rows have run that stand first in the queue.
 
     Runs vary apart from one another, so that what their sum varies by grows with the root of their number. What is
-    held back for that is at most half of the time there is: a model whose slowest runs take most of it anyway would
+    held back for that is at most a part of the time there is: a model whose slowest runs take most of it anyway would
     else serve nobody.
     """
     cdef double runs = ceil(ceil(rows / outlook.rows) / outlook.instances)
     cdef double spread = outlook.run.high - outlook.run.mean
     cdef double doubt = CAUTION * sqrt(outlook.doubt + runs * spread * spread) + outlook.reserve
-    return outlook.wait + runs * outlook.run.mean + min(doubt, outlook.remaining / 2)
+    return outlook.wait + runs * outlook.run.mean + min(doubt, HELD_BACK * outlook.remaining)
 
 
 cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns):
@@ -187,7 +188,7 @@ cdef void note_lateness(Batcher batcher, Batch batch, int64_t now) noexcept:
     if late <= 0:
         batcher.reserve_ns *= RESERVE_KEPT
     else:  # no more than is taken into account at most
-        batcher.reserve_ns = min(batcher.reserve_ns + late, max(0.0, (<double>batch.earliest - batch.created_ns) / 2))
+        batcher.reserve_ns = min(batcher.reserve_ns + late, max(0.0, HELD_BACK * (batch.earliest - batch.created_ns)))
 
 
 cdef void note_lag(Batcher batcher, int64_t took, int64_t now) noexcept:
