@@ -330,6 +330,8 @@ def test_hashing_pairs(features: int) -> None:
     same(hasher.transform(rows), program.transform([dict(row) for row in rows]))
     with pytest.raises(InvalidRecordError, match="row 1: two fields have one name"):
         program.transform([[], [("age", 1.0), ("age", 2.0)]])
+    frame = pd.DataFrame([dict(row) for row in rows])
+    same(hasher.transform(rows), imported(hasher, sample=frame).transform(rows))
     with pytest.raises(InvalidRecordError, match="the hasher takes pairs"):
         imported(hasher, sample=np.array([["a"]], dtype=object))
 

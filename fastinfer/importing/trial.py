@@ -118,7 +118,10 @@ class Trial:
             taken = _split(group, lambda some: self._transforms(_values(some)))
             if taken and not self._answers(_values(taken)):
                 answered = {id(special) for special in _split(taken, lambda some: self._answers(_values(some)))}
-                culprit = next(special for special in taken if id(special) not in answered)
+                culprit = next((special for special in taken if id(special) not in answered), None)
+                if culprit is None:  # as pandas.NA beside unseen text, which it cannot sort
+                    raise ImportRefusedError("scikit-learn refuses rows together that it takes one by one; make "
+                                             "columns of text with pandas.NA columns of str")
                 raise ImportRefusedError(
                     f"scikit-learn refuses {culprit.what} value in {culprit.column!r} and the feature program does not,"
                     f" on row {plain(culprit.row)}"

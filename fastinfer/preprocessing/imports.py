@@ -67,7 +67,7 @@ def text_sample(sample: Any, names: Sequence[str], container: str, path: str) ->
         return None, list(names)
     import pandas as pd
 
-    if container == "pairs":
+    if container == "pairs" and not hasattr(sample, "columns"):
         sample = [record_of(row, f"row {i} of the sample") for i, row in enumerate(sample)]
     if container == "array":
         frame = pd.DataFrame(np.asarray(sample, dtype=object))
