@@ -521,7 +521,7 @@ class Registry:
             return UnknownVersionError(
                 f"model {name!r} has no version {version!r}; it has {', '.join(self._versions[name])}"
             )
-        return UnknownModelError(f"there is no model {name!r}")
+        return UnknownModelError(f"Request for unknown model: {name!r} is not found")  # in Triton's words: clients look
 
     def versions(self, name: str) -> list[str]:
         """Loaded versions, highest first."""

@@ -104,7 +104,7 @@ def test_async_infer(client: Any) -> None:
 
 
 def test_errors_are_the_clients_own(client: Any) -> None:
-    with pytest.raises(InferenceServerException, match="no model 'nobody'"):
+    with pytest.raises(InferenceServerException, match="Request for unknown model: 'nobody' is not found"):
         client.infer("nobody", [infer_input(ROWS)])
     with pytest.raises(InferenceServerException, match="explicit model load / unload is not allowed"):
         client.load_model("affine")
