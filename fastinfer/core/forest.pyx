@@ -408,7 +408,7 @@ cdef int need(bint holds, str reason) except -1:
 
 cdef int check_starts(starts, size, str name) except -1:
     """Where parts begin in something of so many elements, none of them empty, and its end."""
-    return need(len(starts) > 0 and starts[0] == 0 and starts[-1] == size and (starts[1:] > starts[:-1]).all(),
+    return need(len(starts) > 0 and starts[0] == 0 and starts[len(starts) - 1] == size and (np.diff(starts) > 0).all(),
                 f"{name} does not say where each part begins")
 
 

@@ -205,7 +205,8 @@ cdef bint scan_tensor(Request self, const Field* tensor, Failure* failure) noexc
     part.begin = tensor.begin
     part.end = tensor.end
     part.rank = 0
-    name.data = datatype.data = NULL
+    memset(&name, 0, sizeof(Key))
+    memset(&datatype, 0, sizeof(Key))
     while p < tensor.end:
         at = p
         p = read_field(p, tensor.end, &field)
@@ -278,7 +279,7 @@ cdef bint scan_requested(Request self, const Field* output, Failure* failure) no
     cdef Wanted wanted
     cdef int count = 0
     memset(&wanted, 0, sizeof(Wanted))
-    name.data = NULL
+    memset(&name, 0, sizeof(Key))
     while p < output.end:
         at = p
         p = read_field(p, output.end, &field)
