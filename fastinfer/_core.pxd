@@ -778,7 +778,7 @@ cdef class Batcher:
     cdef Guess fit_run                  # of so many rows
     cdef double lag_ns                  # by which the loop is late, smoothed
     cdef double reserve_ns              # held back, for batches have come late
-    cdef int64_t lag_at, scheduled_ns, last_run_ns
+    cdef int64_t lag_at, scheduled_ns, last_run_ns, seeded_ns
     cdef int urgent_rank                # the most urgent that was asked for
     cdef int64_t urgent_ns              # and when
     cdef int64_t last_key, company_ns   # who asked last, and when it was somebody else before

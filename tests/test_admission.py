@@ -601,3 +601,18 @@ def test_who_asks_modestly_beside_one_that_asks_for_ten_times_too_much_is_hardly
     served, asked = crowd.of_modest
     assert asked > 300
     assert served >= 0.97 * asked
+
+
+def test_a_model_that_seemed_far_too_slow_at_its_warm_up_is_tried_now_and_then() -> None:
+    world = World(max_batch_size=8, slo_ms=20)
+    for rows in (1, 8):
+        world.batcher.seed(rows, 100 * MS)  # and takes one
+    let_in = 0
+    for tag in range(300):
+        if refused(world, tag) is None:
+            let_in += 1
+            world.turn()
+            world.finish_run(1 * MS)
+        world.pass_time(100 * MS)
+    assert let_in > 150
+    assert world.counted("late") == 0

@@ -13,6 +13,7 @@ cdef int64_t LONG_TURN_NS = 5_000_000       # of the loop; one that takes longer
 cdef int64_t COMPANY_NS = 10 * SECOND_NS    # for which another client that was seen counts as about
 cdef int64_t URGENT_NS = 60 * SECOND_NS        # for which a head passes for as urgent as bodies said they were
 cdef int64_t STALE_NS = SECOND_NS              # since the last run, after which an idle model is tried again
+cdef int64_t HOPELESS_NS = 10 * SECOND_NS   # and one that has never been fast enough, as far as is known
 cdef double CAUTION = 1.5                   # a quantile of few runs, and a mean of fewer, err too
 cdef double HELD_BACK = 0.25                   # at most, of the time there is, for what may take longer
 cdef double RESERVE_KEPT = 511.0 / 512         # from one batch to the next
@@ -92,6 +93,7 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, Holding held, in
     cdef Py_ssize_t ahead = batcher.waiting_rows
     cdef bint idle = ahead == 0 and len(batcher.running) < batcher.instances
     cdef double predicted
+    cdef int64_t quiet
     outlook.remaining = asked.deadline - asked.now
     if outlook.remaining <= 0:
         return PAST_DEADLINE
@@ -113,7 +115,9 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, Holding held, in
         return PAST_DEADLINE
     predicted = takes(&outlook, ahead + asked.rows)
     if predicted > outlook.remaining:
-        if idle and asked.now - batcher.last_run_ns > STALE_NS and outlook.run.best <= 2 * outlook.remaining:
+        quiet = asked.now - batcher.last_run_ns
+        if idle and quiet > STALE_NS and (outlook.run.best <= 2 * outlook.remaining or quiet > HOPELESS_NS
+                                          and asked.now - batcher.seeded_ns > HOPELESS_NS):
             batcher.trying = True
             return ADMITTED  # nothing has told for a while how fast it is, and nobody is kept waiting
         retry_ns[0] = <int64_t>min(max(predicted - outlook.remaining, 0.0), 60.0 * SECOND_NS)

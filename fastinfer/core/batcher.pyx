@@ -112,6 +112,7 @@ cdef class Batcher:
 
     def seed(self, Py_ssize_t rows, int64_t nanoseconds):
         """Tell what a run of ``rows`` rows took at warm-up."""
+        self.seeded_ns = monotonic_ns()
         self.learn(rows, nanoseconds)
 
     cdef void learn(self, Py_ssize_t rows, int64_t nanoseconds) noexcept:
