@@ -62,11 +62,11 @@ cdef class Request:
             raise MemoryError
         self.parts = <Part*>self.block
         self.dims = <int64_t*>(self.parts + inputs)
-        self.stamps = <Py_ssize_t*>(self.dims + inputs * MAX_RANK)
+        self.wanted = <Wanted*>(self.dims + inputs * MAX_RANK)
+        self.stamps = <Py_ssize_t*>(self.wanted + outputs)
         self.ranks = <int*>(self.stamps + fields)
         self.order = self.ranks + inputs
         self.columns = self.order + inputs
-        self.wanted = <Wanted*>(self.columns + inputs)
         for i in range(signature.n_inputs):
             self.columns[i] = i
 

@@ -301,7 +301,8 @@ cdef bint writer_reserve(Writer* writer, size_t extra) noexcept nogil:
 cdef bint writer_put(Writer* writer, const char* data, size_t size) noexcept nogil:
     if not writer_reserve(writer, size):
         return False
-    memcpy(writer.data + writer.size, data, size)
+    if size:  # what is empty need not lie anywhere, and memcpy wants a place
+        memcpy(writer.data + writer.size, data, size)
     writer.size += size
     return True
 

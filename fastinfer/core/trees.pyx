@@ -450,13 +450,16 @@ cdef extern from *:
             for (int64_t r = 0; r < count;) {
                 const int64_t left = count - r;
                 const Key* rows = keys + r * columns;
-                int64_t size = 4 * GROUP;
-                if (left > 2 * GROUP)
+                int64_t size = GROUP;               // whole groups that there are: nothing lies behind the last one
+                if (left > 3 * GROUP) {
+                    size = 4 * GROUP;
                     mark_passed<BYTES, 4>(split, tree.n_splits, rows, stride, passed);
-                else if (left > GROUP)
+                } else if (left > GROUP) {
+                    size = 2 * GROUP;
                     mark_passed<BYTES, 2>(split, tree.n_splits, rows, stride, passed);
-                else
+                } else {
                     mark_passed<BYTES, 1>(split, tree.n_splits, rows, stride, passed);
+                }
                 size = std::min(left, size);
                 Sum* to = sums + r * outputs + tree.target;
                 if (leaf_width > 1) {
