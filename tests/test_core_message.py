@@ -231,6 +231,19 @@ def test_target() -> None:
             message_target(bad)
 
 
+@pytest.mark.parametrize("text", ["model_name", "model_version", "id", "parameter"])
+def test_text_that_is_not_utf8_is_refused(text: str) -> None:
+    message = pb.ModelInferRequest.FromString(SEEDS[0])
+    if text == "parameter":
+        message.parameters["note"].string_param = "q?q"
+    else:
+        setattr(message, text, "q?q")
+    body = message.SerializeToString()
+    decode(identity("FP32"), MESSAGE, body)
+    with pytest.raises(errors.InvalidMessageError):
+        decode(identity("FP32"), MESSAGE, body.replace(b"q?q", b"q\xffq"))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_bytes_are_taken_for_another_request(data: st.DataObject) -> None:

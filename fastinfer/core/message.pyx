@@ -181,6 +181,9 @@ cdef bint scan_message(Request self, Failure* failure) noexcept nogil:
         elif is_bytes(&field, REQUEST_PARAMETERS):
             if not scan_parameter(self, &field, OF_REQUEST, NULL, &count, -1, failure):
                 return False
+        elif is_bytes(&field, REQUEST_MODEL) or is_bytes(&field, REQUEST_VERSION):
+            if not read_text_field(self, &field, &text, failure):
+                return False
         elif is_bytes(&field, REQUEST_ID):
             if not read_text_field(self, &field, &text, failure):
                 return False
@@ -341,7 +344,10 @@ cdef bint read_choice(const Field* message, Choice* choice) noexcept nogil:
             return False
         if field.wire == WIRE_VARINT and field.number in (CHOICE_BOOL, CHOICE_INT64, CHOICE_UINT64):
             choice.value = field.value
-        elif not is_bytes(&field, CHOICE_STRING) and (field.wire != WIRE_8 or field.number != CHOICE_DOUBLE):
+        elif is_bytes(&field, CHOICE_STRING):
+            if not is_utf8(field.begin, field.end):
+                return False
+        elif field.wire != WIRE_8 or field.number != CHOICE_DOUBLE:
             continue
         choice.kind = <int>field.number
     return True
