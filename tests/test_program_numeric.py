@@ -209,6 +209,17 @@ def test_a_sparse_matrix_that_is_not_taken() -> None:
         Program.from_sklearn(fitted)
 
 
+def test_products_of_sparse_splines_that_may_be_infinite_times_a_stored_zero() -> None:
+    for degree, taken in ((2, True), (3, False)):
+        splines = SplineTransformer(sparse_output=True)
+        fitted = quietly(make_pipeline(splines, PolynomialFeatures(degree)).fit, CODES[:, :1])
+        if taken:
+            Program.from_sklearn(fitted)
+            continue
+        with pytest.raises(ImportRefusedError, match=r"^pipeline\.steps\[1\]: it multiplies three columns"):
+            Program.from_sklearn(fitted)
+
+
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 @pytest.mark.parametrize("ignore", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 7])

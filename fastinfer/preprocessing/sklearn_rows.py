@@ -23,6 +23,10 @@ def normalizer(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Mat
 
 def polynomial_features(trace: Trace, transformer: Any, matrix: Matrix, path: str) -> Matrix:
     """Products of columns: of a dense row from the last factor to the first, of a sparse one from the first on."""
+    if matrix.container == "sparse" and transformer._max_degree > 2 and any(
+            step.op == "spline" and step.parameters.get("sparse") for step in trace.steps):
+        raise refuse(path, "it multiplies three columns of sparse splines, which store zeros: where two of them are so "
+                           "large that their product is infinite, a third one makes it NaN")
     matrix = trace.floats(matrix, path, allow_nan=False, sparse=True)
     if transformer.n_output_features_ > MAX_WIDTH:
         raise refuse(path, f"it gives {transformer.n_output_features_:,} features; at most {MAX_WIDTH:,} are served")
