@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import onnx_models
 import pytest
 
@@ -24,6 +25,8 @@ import fastinfer
 
 PACKAGE = Path(fastinfer.__file__).parent.parent  # a checkout, or where it is installed
 START = 60.0  # seconds; a slow machine under load must not fail a test
+hypothesis.settings.register_profile("unhurried", deadline=None)  # nor must a preempted example
+hypothesis.settings.load_profile("unhurried")
 ADDRESS = re.compile(r"fastinfer \S+ at http://127\.0\.0\.1:(\d+)")
 
 
