@@ -368,6 +368,6 @@ def test_without_the_packages(repository: Path) -> None:
     code = "import sys; sys.modules['grpc'] = None; from fastinfer.cli import main; " + (
         f"sys.exit(main(['serve', {str(repository)!r}, '--port', '0', '--grpc-port', '0']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=WAIT)
     assert done.returncode == 2
     assert "pip install 'fastinfer[grpc]'" in done.stderr

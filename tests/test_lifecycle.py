@@ -662,7 +662,7 @@ def test_a_request_waits_for_its_model_for_as_long_as_it_may(tmp_path: Path, sta
 def models(*arguments: str) -> tuple[int, str, str]:
     """Exit code, output and errors of `fastinfer models`."""
     done = subprocess.run(
-        [sys.executable, "-m", "fastinfer", "models", *arguments], capture_output=True, text=True, timeout=60,
+        [sys.executable, "-P", "-m", "fastinfer", "models", *arguments], capture_output=True, text=True, timeout=60,
         env={**os.environ, "PYTHONPATH": str(PACKAGE)},
     )  # fmt: skip
     assert "Traceback" not in done.stderr
