@@ -69,7 +69,7 @@ class Peer:
         self.replied = True  # the message that was handed over last
         self.fed: bytes | None = None
         self.large: list[_core.Ticket] = []
-        self.refused: int | None = None
+        self.status: int | None = None
         self.closed = self.held = self.gone = self.stalled = self.ended = False
         self.wire = _core.Connection(self, server.lane)
         self.wire.attach(self)
@@ -136,8 +136,8 @@ class Peer:
             self.fed = None
 
     def refuse(self, error: FastinferError) -> None:
-        assert self.refused is None
-        self.refused = error.status
+        assert self.status is None
+        self.status = error.status
         self.wire.lost()
         self.gone = True
 
@@ -254,15 +254,15 @@ def play(server: Server, data: bytes, rng: random.Random, pieces: list[bytes], f
         peer.wire.writable(True)
     while peer.pump(server):
         pass
-    finish(server, peer, whole=len(pieces) == 1, left=bool(flags & 4) and peer.refused is None, draining=draining)
+    finish(server, peer, whole=len(pieces) == 1, left=bool(flags & 4) and peer.status is None, draining=draining)
 
 
 def finish(server: Server, peer: Peer, *, whole: bool, left: bool, draining: bool) -> None:
     """Nothing is owed and nothing is held."""
     expected = peer.expected
-    if peer.refused is not None:
-        assert expected.fault is not None, f"refused with {peer.refused}"
-        assert peer.refused == expected.fault or (not whole and peer.refused in (400, 414, 431, 501))
+    if peer.status is not None:
+        assert expected.fault is not None, f"refused with {peer.status}"
+        assert peer.status == expected.fault or (not whole and peer.status in (400, 414, 431, 501))
         assert peer.answered == len(expected.messages), "an answer was due before the refusal"
     elif not (peer.gone and left) and not peer.closed:
         assert peer.answered == len(expected.messages), "a message was not answered"
