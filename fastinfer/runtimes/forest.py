@@ -7,7 +7,7 @@ The file is a zip archive of numpy arrays, as ``numpy.load(path, allow_pickle=Fa
 import io
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,12 +59,21 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     Raises:
         ModelLoadError: it is damaged, or of a newer version.
     """
+    return served(path, planted, "forest", "fastinfer_forest")
+
+
+def served(path: Path, plant: Callable[[bytes], Planted], what: str, platform: str) -> Runtime:
+    """The forest that ``plant`` makes of a file's bytes; ``what`` the file is, for the message.
+
+    Raises:
+        ModelLoadError: it cannot be read.
+    """
     try:
-        return ForestRuntime(planted(path.read_bytes()).forest(), "fastinfer_forest")
+        return ForestRuntime(plant(path.read_bytes()).forest(), platform)
     except OSError as error:
         raise ModelLoadError(f"{path}: {error.strerror or error}") from None
     except ModelLoadError as error:
-        raise ModelLoadError(f"{path}: the forest cannot be read: {error}") from None
+        raise ModelLoadError(f"{path}: the {what} cannot be read: {error}") from None
 
 
 def planted(data: bytes) -> Planted:

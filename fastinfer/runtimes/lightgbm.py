@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastinfer._core import SPLITS
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays, Runtime
-from fastinfer.runtimes.forest import ForestRuntime, Planted, Sets, tables
+from fastinfer.runtimes.forest import Planted, Sets, served, tables
 from fastinfer.settings import ModelConfig, Settings
 
 VERSIONS = ("v2", "v3", "v4")
@@ -60,12 +60,7 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     Raises:
         ModelLoadError: it is damaged, or holds what is not supported; the message names it.
     """
-    try:
-        return ForestRuntime(planted(path.read_bytes()).forest(), "lightgbm_txt")
-    except OSError as error:
-        raise ModelLoadError(f"{path}: {error.strerror or error}") from None
-    except ModelLoadError as error:
-        raise ModelLoadError(f"{path}: the LightGBM model cannot be read: {error}") from None
+    return served(path, planted, "LightGBM model", "lightgbm_txt")
 
 
 def planted(data: bytes) -> Planted:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastinfer._core import SPLITS
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays, Runtime, ubjson
-from fastinfer.runtimes.forest import ForestRuntime, Planted, Sets, tables
+from fastinfer.runtimes.forest import Planted, Sets, served, tables
 from fastinfer.settings import ModelConfig, Settings
 
 Singles = NDArray[np.float32]
@@ -48,12 +48,7 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     """
     binary = path.suffix.lower() == ".ubj"
     platform = "xgboost_ubj" if binary else "xgboost_json"
-    try:
-        return ForestRuntime(planted(path.read_bytes(), binary).forest(), platform)
-    except OSError as error:
-        raise ModelLoadError(f"{path}: {error.strerror or error}") from None
-    except ModelLoadError as error:
-        raise ModelLoadError(f"{path}: the XGBoost model cannot be read: {error}") from None
+    return served(path, lambda data: planted(data, binary), "XGBoost model", platform)
 
 
 def planted(data: bytes, binary: bool, *, rounds: int = 0, inplace: bool = False) -> Planted:
