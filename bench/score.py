@@ -133,7 +133,7 @@ def main() -> None:
     source = make_rows(arguments.rows)
     quarter = make_rows(arguments.rows // 4)
     ours, theirs = FOLDER / "ours.parquet", FOLDER / "theirs.parquet"
-    score = ["-m", "fastinfer", "score", str(FOLDER / "models" / "boosting")]
+    score = ["-P", "-m", "fastinfer", "score", str(FOLDER / "models" / "boosting")]
     script = [str(HERE / "score_script.py"), str(FOLDER / "pipeline.joblib"), str(FOLDER / "estimator.onnx")]
     small = run([*score, str(quarter), "--out", str(ours)])
     costs: dict[str, list[Cost]] = {"fastinfer score": [], "script": []}

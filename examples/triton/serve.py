@@ -39,7 +39,7 @@ def lay_out(sample: Path, out: Path) -> None:
 
 
 def fastinfer(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", "fastinfer", *arguments])
+    return subprocess.run([sys.executable, "-P", "-m", "fastinfer", *arguments])
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def main() -> int:
         triton.start("credit")
         print(f"Triton answers on http://127.0.0.1:{triton.http} and grpc://127.0.0.1:{triton.grpc}", flush=True)
         (options.out / "models" / "credit" / "model.toml").write_text(MODEL.format(port=triton.grpc))
-        command = [sys.executable, "-m", "fastinfer", "serve", str(options.out / "models"), "--port", options.port]
+        command = [sys.executable, "-P", "-m", "fastinfer", "serve", str(options.out / "models"), "--port", options.port]
         with subprocess.Popen(command) as server:
             try:
                 return server.wait()
