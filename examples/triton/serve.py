@@ -58,7 +58,8 @@ def main() -> int:
         triton.start("credit")
         print(f"Triton answers on http://127.0.0.1:{triton.http} and grpc://127.0.0.1:{triton.grpc}", flush=True)
         (options.out / "models" / "credit" / "model.toml").write_text(MODEL.format(port=triton.grpc))
-        command = [sys.executable, "-P", "-m", "fastinfer", "serve", str(options.out / "models"), "--port", options.port]
+        models = str(options.out / "models")
+        command = [sys.executable, "-P", "-m", "fastinfer", "serve", models, "--port", options.port]
         with subprocess.Popen(command) as server:
             try:
                 return server.wait()

@@ -107,7 +107,7 @@ class Graph:
             tensor = onnx.TensorProto(name=self._name(), data_type=TensorProto.STRING, dims=array.shape)
             tensor.string_data.extend(str(value).encode() for value in array.ravel())
         else:
-            tensor = numpy_helper.from_array(np.ascontiguousarray(array), self._name())
+            tensor = numpy_helper.from_array(np.asarray(array, order="C"), self._name())
         self._initializers[tensor.name] = tensor
         return str(tensor.name)
 
@@ -241,9 +241,32 @@ class Graph:
         wide.parts.append((np.ascontiguousarray(weights.T), bias))
         return name
 
+    def repeat(self, state: str, most: int, step: Callable[[str], tuple[str, str]]) -> str:
+        """``state`` after ``step`` was taken again and again: while it says so, ``most`` times at most.
+
+        Args:
+            step: writes one turn; from the state's name to those of whether to go on (a bool) and of the next state.
+        """
+        outside, self._nodes = self._nodes, []
+        turn, before, inner = self._name(), self._name(), self._name()
+        going, after = step(inner)
+        passed = self._name()
+        self._nodes.append(helper.make_node("Identity", [after], [passed]))
+        body = helper.make_graph(
+            self._nodes,
+            f"{passed}_turn",
+            [helper.make_tensor_value_info(turn, TensorProto.INT64, []),
+             helper.make_tensor_value_info(before, TensorProto.BOOL, []),
+             helper.make_tensor_value_info(inner, TensorProto.DOUBLE, None)],
+            [helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+             helper.make_tensor_value_info(passed, TensorProto.DOUBLE, None)],
+        )  # fmt: skip
+        self._nodes = outside
+        return str(self.op("Loop", self.constant(most, np.int64), self.constant(True, np.bool_), state, body=body))
+
     def misread(self, outputs: list[str]) -> Wide | None:
         """A wide matrix that an answer needs for something else than linear scores."""
-        read = {name for node in _live(self._nodes, set(outputs)) for name in node.input}
+        read = {name for node in _live(self._nodes, set(outputs)) for name in _reads(node)}
         return next((wide for name, wide in self.wides.items() if name in read), None)
 
     def embed(self, model: onnx.ModelProto, x: str) -> list[str]:
@@ -280,7 +303,7 @@ class Graph:
             nodes.insert(0, helper.make_node("Identity", [INPUT], [rounded]))
         else:
             nodes.insert(0, helper.make_node("Identity", [INPUT], [whole]))
-        used = {name for node in nodes for name in node.input}
+        used = {name for node in nodes for name in _reads(node)}
         element = TensorProto.FLOAT if single else TensorProto.DOUBLE
         graph = helper.make_graph(
             nodes,
@@ -334,6 +357,12 @@ def _live(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]
     for node in reversed(nodes):
         if wanted.intersection(node.output):
             kept.append(node)
-            wanted = wanted | set(node.input)
+            wanted = wanted | _reads(node)
     return kept[::-1]
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Tensors that an operator takes; those of a loop's turn too, which may come from outside it."""
+    inner = {name for attribute in node.attribute for part in attribute.g.node for name in _reads(part)}
+    return inner.union(node.input)
 

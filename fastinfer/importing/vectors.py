@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from fastinfer.importing import foreign
 from fastinfer.importing.answers import Answer, Classifier, Regressor, refuse
@@ -45,25 +46,81 @@ def vector_regressor(graph: Graph, estimator: Any, x: str, path: str) -> Regress
 
 
 def vector_classifier(graph: Graph, estimator: Any, x: str, path: str) -> Answer:
-    """SVC, NuSVC: labels by libsvm's votes.
-
-    With ``probability=True`` libsvm couples the classes by an iteration that stops early; onnxruntime repeats it in its
-    own operator, which skl2onnx writes.
-    """
-    if getattr(estimator, "_probA", np.empty(0)).size:
-        return foreign.converted(graph, estimator, x, path)
+    """SVC, NuSVC: labels by libsvm's votes, with or without probabilities."""
     classes = estimator.classes_
     kernel = _kernel(graph, estimator, x, path)
     if len(classes) == 2:
         decision = graph.linear(kernel, dense(estimator.dual_coef_).T, estimator.intercept_[None, :])
         above = graph.op("GreaterOrEqual", decision, graph.constant([[0.0]]))
-        return Classifier(classes, graph.index_where(str(above)), None, decision)
+        coupled = _probabilities(graph, estimator, str(graph.op("Neg", decision)))
+        return Classifier(classes, graph.index_where(str(above)), coupled, decision)
     pairs = graph.linear(kernel, _pairwise(estimator), estimator.intercept_[None, :])
+    coupled = _probabilities(graph, estimator, pairs)
     votes, decision = _votes(graph, pairs, len(classes))
     if estimator.decision_function_shape == "ovo":
-        return Classifier(classes, graph.argmax(votes), None, pairs)
+        return Classifier(classes, graph.argmax(votes), coupled, pairs)
     ties = decision if estimator.break_ties else votes
-    return Classifier(classes, graph.argmax(ties), None, decision)
+    return Classifier(classes, graph.argmax(ties), coupled, decision)
+
+
+LEAST = 1e-7  # that libsvm leaves either class of a pair
+
+
+def _probabilities(graph: Graph, estimator: Any, pairs: str) -> str | None:
+    """Probabilities [rows, classes] from the pairs' decisions (positive: the first class), or None if none are fitted.
+
+    Each pair's probability is Platt's sigmoid, and those are coupled by the second method of Wu, Lin and Weng,
+    "Probability Estimates for Multi-class Classification by Pairwise Coupling" (2004), which stops early: turn by turn
+    as libsvm does, for two classes too, and a row that has stopped stays as it is.
+    """
+    slopes, offsets = (np.ravel(getattr(estimator, name, ())) for name in ("_probA", "_probB"))
+    if not len(slopes):
+        return None
+    count = len(estimator.classes_)
+    scaled = graph.arithmetic("Add", graph.arithmetic("Mul", pairs, slopes[None, :]), offsets[None, :])
+    first = graph.op("Clip", graph.op("Sigmoid", graph.op("Neg", scaled)), graph.constant(LEAST),
+                     graph.constant(1.0 - LEAST))
+    second = graph.op("Sub", graph.constant([[1.0]]), first)
+    ranks = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    above, below = np.zeros((2, len(ranks), count, count))
+    for k, (i, j) in enumerate(ranks):
+        above[k, i, j] = below[k, j, i] = 1.0
+    shape = graph.constant([-1, count, count], np.int64)
+    placed = [graph.op("MatMul", side, graph.constant(places.reshape(len(ranks), -1)))
+              for side, places in ((first, above), (second, below))]  # of zeros and one number each: exact
+    against = str(graph.op("Reshape", graph.op("Add", *placed), shape))
+    turned = str(graph.op("Transpose", against, perm=[0, 2, 1]))
+    last = graph.constant([2], np.int64)
+    own = str(graph.op("ReduceSum", graph.op("Mul", turned, turned), last, keepdims=0))
+    crossed = graph.op("Neg", graph.op("Mul", against, turned))
+    spread = graph.arithmetic("Mul", str(graph.op("Unsqueeze", own, last)), np.eye(count)[None])
+    matrix = str(graph.op("Add", crossed, spread))
+    rows = [str(graph.op("Gather", matrix, graph.constant(t, np.int64), axis=1)) for t in range(count)]
+    owns = [graph.columns(own, [t]) for t in range(count)]
+
+    def turn(shares: str) -> tuple[str, str]:
+        wide = graph.op("Unsqueeze", shares, graph.constant([1], np.int64))
+        slope = str(graph.op("ReduceSum", graph.op("Mul", matrix, wide), last, keepdims=0))
+        square = graph.sum(str(graph.op("Mul", shares, slope)))
+        errors = graph.op("Abs", graph.op("Sub", slope, square))
+        error = graph.op("ReduceMax", errors, graph.constant([1], np.int64), keepdims=1)
+        going = str(graph.op("GreaterOrEqual", error, graph.constant([[0.005 / count]])))
+        stepped = shares
+        for t in range(count):
+            at = graph.columns(slope, [t])
+            step = str(graph.op("Div", graph.op("Sub", square, at), owns[t]))
+            grown = str(graph.op("Add", graph.constant([[1.0]]), step))
+            curved = graph.op("Add", graph.op("Mul", step, owns[t]), graph.arithmetic("Mul", at, 2.0))
+            square = graph.op("Add", square, graph.op("Mul", step, curved))
+            square = str(graph.op("Div", graph.op("Div", square, grown), grown))
+            slope = str(graph.op("Div", graph.op("Add", slope, graph.op("Mul", step, rows[t])), grown))
+            moved = graph.arithmetic("Mul", step, np.eye(count)[t : t + 1])
+            stepped = str(graph.op("Div", graph.op("Add", stepped, moved), grown))
+        some = graph.op("ReduceMax", graph.cast(going, TensorProto.INT32), graph.constant([0, 1], np.int64), keepdims=0)
+        return graph.cast(str(some), TensorProto.BOOL), str(graph.op("Where", going, stepped, shares))
+
+    start = graph.op("Expand", graph.constant([[1.0 / count]]), graph.op("Shape", own))
+    return graph.repeat(str(start), max(100, count), turn)
 
 
 def _pairwise(estimator: Any) -> Floats:
