@@ -152,6 +152,10 @@ class Service:
         found = await self.lookup(name, version)
         return found.model or await self.bring(found)
 
+    def at_hand(self, name: str, version: str | None) -> Model | None:
+        """The model that a path names where nothing is waited for, else None; raises as `model`. On the loop."""
+        return self.registry.lookup(name, version).model if self.finished and self.loop is not None else None
+
     async def lookup(self, name: str, version: str | None) -> Version:
         """What there is of the model that a path names, in memory or not; raises as `model`."""
         await self.prepare()

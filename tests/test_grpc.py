@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # n
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
 EXPECTED = ROWS @ WEIGHTS + BIAS
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 HEALTH = "/grpc.health.v1.Health/"
 WAIT = 30.0
 
@@ -196,6 +197,28 @@ def test_errors(channel: Any, message: Any, status: str, code: str, at: str | No
     assert (trailing.get("fastinfer-code"), trailing.get("fastinfer-at")) == (code, at)
 
 
+def test_metadata_counts_as_header_fields_do_over_http(channel: Any) -> None:
+    def ask(*metadata: tuple[str, str], rows: Any = ROWS) -> dict[str, str]:
+        infer = channel.unary_unary(INFER, request_serializer=pb.ModelInferRequest.SerializeToString)
+        try:
+            _, done = infer.with_call(request(rows), timeout=WAIT, metadata=metadata)
+        except grpc.RpcError as error:
+            done = error
+        return dict(done.trailing_metadata())
+
+    assert ask() == {}
+    assert ask(("x-request-id", "order-7"), ("somebody", "else")) == {"x-request-id": "order-7"}
+    assert ask(("x-request-id", "order-7"), rows=ROWS[:, :3])["x-request-id"] == "order-7"
+    made = ask(("x-request-id", "not one{"))["x-request-id"]
+    assert made != "not one{"
+    assert len(made) > 8
+    assert "run;dur=" in ask(("prefer", "server-timing"))["server-timing"]
+    assert ask(("endpoint-load-metrics-format", "json"))["endpoint-load-metrics"].startswith("JSON {")
+    assert ask(("x-request-timeout", "soon"))["fastinfer-code"] == "invalid_parameter"
+    assert ask(("x-request-timeout", "30")) == {}
+    assert ask(("x-request-timeout", "0.000000001"))["fastinfer-code"] == "deadline_unreachable"
+
+
 def test_a_message_over_the_bound(channel: Any) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, "ModelInfer", bytes(5 << 20), pb.ModelInferResponse.FromString)
@@ -295,7 +318,7 @@ def until(condition: Any) -> None:
 def test_a_client_that_leaves_cancels_its_rows_and_refusals_say_when_to_come_back(slow: ServerProcess) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{slow.grpc_port}") as channel:
         ask = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
+            INFER,
             request_serializer=pb.ModelInferRequest.SerializeToString,
             response_deserializer=pb.ModelInferResponse.FromString,
         )
@@ -325,7 +348,7 @@ def test_a_drain_answers_what_was_admitted(repository: Path, tmp_path_factory: p
         server = start(root, "--grpc-port", "0", "--drain-delay", "0.3s", "--inline-budget-us", "0")
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             ask = channel.unary_unary(
-                "/inference.GRPCInferenceService/ModelInfer",
+                INFER,
                 request_serializer=pb.ModelInferRequest.SerializeToString,
                 response_deserializer=pb.ModelInferResponse.FromString,
             )

@@ -59,7 +59,7 @@ def server(proxy: FaultyProxy, wire: BrokenWire, tmp_path_factory: pytest.TempPa
         table = f'[triton]\nurl = "{url}"\nmodel = "linear"\nprobe_interval = 0.1\nconnect_timeout = 0.3\n'
         (root / name / "model.toml").write_text(f'runtime = "triton"\n{table}')
     with starting(tmp_path_factory) as start:
-        yield start(root)
+        yield start(root, "--grpc-port", "0")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,20 @@ def test_the_trace_goes_on(client: httpx.Client, proxy: FaultyProxy, fast: bool,
         assert client.post("/v2/models/linear/infer", content=body, headers=fields).status_code == 200
         assert (f"\r\ntraceparent: {TRACE}\r\n".encode() in proxy.asked) is sent
         assert proxy.asked.count(b"traceparent") == sent
+
+
+def test_the_trace_goes_on_from_grpc(client: httpx.Client, server: ServerProcess, proxy: FaultyProxy) -> None:
+    grpc = pytest.importorskip("grpc", reason="pip install 'fastinfer[grpc]'")
+    from tritonclient.grpc import service_pb2
+
+    until_well(client)
+    asked = service_pb2.ModelInferRequest(model_name="linear", raw_input_contents=[bytes(16)])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for sent in (True, False):
+            assert infer(asked.SerializeToString(), timeout=30, metadata=[("traceparent", TRACE)] if sent else None)
+            assert (f"\r\ntraceparent: {TRACE}\r\n".encode() in proxy.asked) is sent
 
 
 def test_a_connection_that_was_kept_and_is_closed_costs_nobody_an_answer(client: httpx.Client,

@@ -15,135 +15,34 @@ import random
 import time
 from collections import deque
 from contextlib import suppress
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from fastinfer._core import Arrival, message_target
-from fastinfer.errors import (
-    ConfigurationError,
-    FastinferError,
-    InvalidMessageError,
-    ShuttingDownError,
-    UnavailableError,
-)
-from fastinfer.protocols.exchange import CLIENT_GONE, LARGE, next_request_id
+from fastinfer.errors import ConfigurationError, FastinferError, InvalidMessageError, ShuttingDownError
+from fastinfer.protocols.exchange import CLIENT_GONE
+from fastinfer.protocols.grpc_calls import NOTHING, Call, Gathering, counts, fields_of
 from fastinfer.protocols.grpc_messages import message
 from fastinfer.protocols.grpc_methods import METHODS, health
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from typing import TypeAlias
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from fastinfer._core import Ticket
-    from fastinfer.model import Model
+    from fastinfer.protocols.grpc_calls import Context, Fields
     from fastinfer.protocols.journal import Journal
     from fastinfer.service import Service
 
-    Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-MESSAGE = 2  # the core's KIND_MESSAGE
 SERVICE = "/inference.GRPCInferenceService/"
+INFER, STREAM_INFER = SERVICE + "ModelInfer", SERVICE + "ModelStreamInfer"
 HEALTH = "/grpc.health.v1.Health/"
 WINDOW = 32  # requests of one stream that are under way at a time
 LOOK = 0.1  # seconds between looks at the health that a client watches
 MAX_DETAILS = 4096  # characters of an error's message: a status travels in a header
 logger = logging.getLogger("fastinfer.request")
-
-
-class Call:
-    """One inference request and what is counted and logged of it, as of an `Exchange`."""
-
-    __slots__ = (
-        "_request_id", "error", "infer", "method", "model", "peer", "rows", "service", "size", "started_ns", "status",
-        "ticket", "version",
-    )  # fmt: skip
-    lane = "grpc"
-
-    def __init__(self, service: Service, context: Context, method: str) -> None:
-        self.service = service
-        self.method = method
-        self.peer: str = context.peer()
-        self.started_ns = time.monotonic_ns()
-        self.infer = True
-        self.model = self.version = ""
-        self.status = self.size = self.rows = 0
-        self.error: FastinferError | None = None
-        self.ticket: Ticket | None = None
-        self._request_id = b""
-
-    @property
-    def request_id(self) -> bytes:
-        """Made when it is first asked for."""
-        self._request_id = self._request_id or next_request_id()
-        return self._request_id
-
-    @property
-    def scope(self) -> dict[str, Any]:
-        """As the log wants it."""
-        return {"method": "POST", "path": self.method, "client": client_of(self.peer)[0]}
-
-    async def answer(self, body: bytes, remaining: float | None) -> bytes:
-        """The ModelInferResponse to a ModelInferRequest.
-
-        Args:
-            remaining: seconds that the client allows, or None.
-
-        Raises:
-            FastinferError: of the request or of its run.
-        """
-        name, version = message_target(body)
-        found = await self.service.lookup(name, version or None)
-        model = found.model or await self.service.bring(found, remaining or 0.0)
-        self.model, self.version = model.name, model.version
-        timeout_ns = 0 if remaining is None else max(1, int(min(remaining, 1e9) * 1e9))
-        arrival = Arrival(self.started_ns, timeout_ns, client_of(self.peer)[1])
-        model.endpoint.gate(MESSAGE, len(body), arrival)
-        counters = self.service.counters
-        if counters.inflight_bytes + len(body) > self.service.settings.inflight_bytes:
-            raise UnavailableError("the bodies of the requests in flight are over inflight_bytes")
-        counters.inflight_bytes += len(body)
-        try:
-            ticket = await self.run(model, body, arrival)
-        finally:
-            counters.inflight_bytes -= len(body)
-        answer, _ = await self.service.on_worker(ticket.encode) if ticket.large else ticket.encode()
-        self.status, self.size = 200, len(answer)
-        return answer
-
-    async def run(self, model: Model, body: bytes, arrival: Arrival) -> Ticket:
-        """Submit, and wait for the result. A client that leaves cancels this, and its rows do not run."""
-        waiter = asyncio.get_running_loop().create_future()
-
-        def done(_: Ticket) -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        if len(body) > LARGE:
-            decoded = await self.service.on_worker(model.endpoint.decode, MESSAGE, body, -1)
-            ticket = model.endpoint.submit_decoded(decoded, done, arrival)
-        else:
-            ticket = model.endpoint.submit(MESSAGE, body, -1, done, arrival)
-        self.ticket = ticket
-        self.rows = ticket.rows
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            ticket.cancel()
-            raise
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket
-
-    def fail(self, error: FastinferError) -> None:
-        """It is answered with an error."""
-        self.error = error
-        self.status = error.status
 
 
 class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -153,9 +52,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.core = service
         self.journal = journal
         self.closing = asyncio.Event()
+        self.gathering = Gathering()
+        self.told = grpc.unary_unary_rpc_method_handler(self.infer_told)
         self.handlers = {
-            SERVICE + "ModelInfer": grpc.unary_unary_rpc_method_handler(self.infer),
-            SERVICE + "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self.stream_infer),
+            INFER: grpc.unary_unary_rpc_method_handler(self.infer),
+            STREAM_INFER: grpc.stream_stream_rpc_method_handler(self.stream_infer),
             HEALTH + "Check": grpc.unary_unary_rpc_method_handler(self.check),
             HEALTH + "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
         }
@@ -164,16 +65,29 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.handlers[SERVICE + name] = grpc.unary_unary_rpc_method_handler(answer)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return self.handlers.get(handler_call_details.method)
+        method = handler_call_details.method
+        if method == INFER and counts(handler_call_details.invocation_metadata):
+            return self.told
+        return self.handlers.get(method)
 
     # ---- inference ----------------------------------------------------------------------------------------------
     async def infer(self, body: bytes, context: Context) -> bytes:
-        call = Call(self.core, context, SERVICE + "ModelInfer")
+        """Of a call without metadata that counts, which is cheaper not to look at again."""
+        return await self.inferred(body, context, NOTHING)
+
+    async def infer_told(self, body: bytes, context: Context) -> bytes:
+        return await self.inferred(body, context, fields_of(context.invocation_metadata() or ()))
+
+    async def inferred(self, body: bytes, context: Context, fields: Fields) -> bytes:
+        call = Call(self.core, INFER, context.peer(), fields)
         try:
-            return await self.answered(call, body, context)
+            answer = await self.answered(call, body, context)
         except FastinferError as error:
-            await refuse(context, error)
+            await refuse(context, error, call.echoed())
             raise
+        if call.told:
+            context.set_trailing_metadata(tuple(call.told))
+        return answer
 
     async def answered(self, call: Call, body: bytes, context: Context) -> bytes:
         """The answer, counted and logged, whatever becomes of it.
@@ -182,7 +96,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             FastinferError: what the client is to be told.
         """
         try:
-            return await call.answer(body, context.time_remaining())
+            return await call.answer(body, context.time_remaining(), self.gathering)
         except FastinferError as error:
             call.fail(error)
             raise
@@ -199,6 +113,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """Answers in the requests' order; an error is a message of its own, and the stream goes on."""
+        fields = fields_of(context.invocation_metadata() or ())
         waiting: deque[asyncio.Task[bytes]] = deque()
         source = aiter(requests)
         reading: asyncio.Future[bytes] | None = None
@@ -216,7 +131,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
                 await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
                 if reading is not None and reading.done():
                     try:
-                        waiting.append(asyncio.ensure_future(self.streamed(reading.result(), context)))
+                        waiting.append(asyncio.ensure_future(self.streamed(reading.result(), context, fields)))
                     except StopAsyncIteration:
                         ended = True
                     reading = None
@@ -234,9 +149,9 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             for task in waiting:
                 task.cancel()
 
-    async def streamed(self, body: bytes, context: Context) -> bytes:
+    async def streamed(self, body: bytes, context: Context, fields: Fields) -> bytes:
         """The ModelStreamInferResponse to one request of a stream."""
-        call = Call(self.core, context, SERVICE + "ModelStreamInfer")
+        call = Call(self.core, STREAM_INFER, context.peer(), fields)
         try:
             return field(2, await self.answered(call, body, context) + FINAL)
         except FastinferError as error:
@@ -334,9 +249,9 @@ def parsed(name: str, body: bytes) -> Any:
         raise InvalidMessageError(f"the message is not a {name}") from error
 
 
-async def refuse(context: Context, error: FastinferError) -> None:
+async def refuse(context: Context, error: FastinferError, beside: Sequence[tuple[str, str]] = ()) -> None:
     """End a call with an error: its gRPC status, its code and place beside it, and when to come back."""
-    trailing = [("fastinfer-code", error.code)]
+    trailing = [("fastinfer-code", error.code), *beside]
     if error.at is not None:
         trailing.append(("fastinfer-at", quote(error.at, safe="$.[]\"'_-/: ")))
     if error.retry_after is not None:
@@ -368,14 +283,3 @@ def same_id(body: bytes) -> bytes:
     except DecodeError:
         return b""
     return field(3, name.encode()) if name else b""
-
-
-@lru_cache(maxsize=4096)
-def client_of(peer: str) -> tuple[tuple[str, int] | None, int]:
-    """A client's address, and a number for its host, as of its HTTP connections: whose share its requests count to."""
-    kind, _, rest = peer.partition(":")
-    host, _, port = unquote(rest).rpartition(":")
-    if kind not in ("ipv4", "ipv6") or not port.isdigit():
-        return None, 0
-    host = host.strip("[]")
-    return (host, int(port)), -abs(hash(host)) or -1

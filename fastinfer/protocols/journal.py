@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fastinfer._core import AccessLog
     from fastinfer.errors import FastinferError
     from fastinfer.protocols.exchange import Exchange
-    from fastinfer.protocols.grpc import Call
+    from fastinfer.protocols.grpc_calls import Call
 
 PER_SECOND = 10  # records of one kind of refusal; an overload must not become a flood of its own log
 logger = logging.getLogger("fastinfer.request")
