@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 PATIENCE = 30.0  # seconds that a connection may take for anything
+NO_MEMORY = b'{"error":"Unable to open shared memory region: \'/x\'"}'
 STEP = 0.05  # seconds between two bytes of a slow answer
 
 
@@ -158,14 +159,12 @@ FAULTS: dict[str, tuple[Callable[[Call], bool] | str, set[int]]] = {
 }
 
 
-class FaultyProxy:
-    """Listens on a free port of the loopback; `fault` is one of FAULTS, or None for none."""
+class Listener:
+    """Listens on a free port of the loopback, and keeps it; each connection has a thread, which runs `serve`."""
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
         self.fault: str | None = None
-        self.calls = 0  # for inference
-        self.asked = b""  # the last of them
         self.listener: socket.socket | None = None
         self.port = 0
         self.open: set[socket.socket] = set()
@@ -176,19 +175,12 @@ class FaultyProxy:
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
 
-    def set(self, fault: str | None) -> None:
-        """From now on; connections that were kept end."""
-        self.fault = fault
-        if self.does == "refused":
+    def listens(self, yes: bool) -> None:
+        """Whether connections are taken from now on."""
+        if not yes:
             self.close()
         elif self.listener is None:
             self.listen()
-        if fault is not None:
-            self.drop()
-
-    @property
-    def does(self) -> Callable[[Call], bool] | str | None:
-        return None if self.fault is None else FAULTS[self.fault][0]
 
     def drop(self) -> None:
         for each in list(self.open):
@@ -211,6 +203,36 @@ class FaultyProxy:
             threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def serve(self, connection: socket.socket) -> None:
+        raise NotImplementedError
+
+
+class FaultyProxy(Listener):
+    """`fault` is one of FAULTS, or None for none.
+
+    Attributes:
+        calls: for inference, so far.
+        asked: the last of them.
+        no_memory: whether shared memory is refused, as by a Triton on another host.
+    """
+
+    def __init__(self, upstream: int) -> None:
+        self.calls = 0
+        self.asked = b""
+        self.no_memory = False
+        super().__init__(upstream)
+
+    def set(self, fault: str | None) -> None:
+        """From now on; connections that were kept end."""
+        self.fault = fault
+        self.listens(self.does != "refused")
+        if fault is not None:
+            self.drop()
+
+    @property
+    def does(self) -> Callable[[Call], bool] | str | None:
+        return None if self.fault is None else FAULTS[self.fault][0]
+
+    def serve(self, connection: socket.socket) -> None:
         self.open.add(connection)
         connection.settimeout(PATIENCE)
         try:
@@ -228,6 +250,10 @@ class FaultyProxy:
         self.calls += infers
         if infers:
             self.asked = asked
+        if self.no_memory and asked.split(b" ", 2)[1].endswith(b"/register"):
+            connection.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: %d\r\n\r\n%s"
+                               % (len(NO_MEMORY), NO_MEMORY))
+            return True
         does = self.does
         if does == "dead":
             return hung(Call(connection, b""))
@@ -269,56 +295,23 @@ BROKEN: dict[str, set[int]] = {
 }
 
 
-class BrokenWire:
-    """Carries bytes between a free port of the loopback and another; `fault` is one of BROKEN, or None for none."""
-
-    def __init__(self, upstream: int) -> None:
-        self.upstream = upstream
-        self.fault: str | None = None
-        self.listener: socket.socket | None = None
-        self.port = 0
-        self.open: set[socket.socket] = set()
-        self.listen()
-
-    def listen(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
+class BrokenWire(Listener):
+    """Carries bytes, whatever they are; `fault` is one of BROKEN, or None for none."""
 
     def set(self, fault: str | None) -> None:
         self.fault = fault
-        if fault == "no connection":
-            self.close()
-        elif self.listener is None:
-            self.listen()
+        self.listens(fault != "no connection")
         if fault != "connections that stall":
             self.drop()
 
-    def drop(self) -> None:
-        for each in list(self.open):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        if self.listener is not None:
-            self.listener.shutdown(socket.SHUT_RDWR)
-            self.listener.close()
-            self.listener = None
-        self.drop()
-
-    def accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                near, _ = listener.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection(("127.0.0.1", self.upstream), timeout=PATIENCE)
-            except OSError:
-                near.close()
-                continue
-            for source, target, answers in ((near, far, False), (far, near, True)):
-                threading.Thread(target=self.carry, args=(source, target, answers), daemon=True).start()
+    def serve(self, connection: socket.socket) -> None:
+        try:
+            far = socket.create_connection(("127.0.0.1", self.upstream), timeout=PATIENCE)
+        except OSError:
+            connection.close()
+            return
+        threading.Thread(target=self.carry, args=(far, connection, True), daemon=True).start()
+        self.carry(connection, far, False)
 
     def carry(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
         self.open.add(source)

@@ -76,6 +76,14 @@ def read_boolean(text: str) -> bool:
         raise ValueError from None
 
 
+def take_switch(value: object) -> bool | str:
+    return "auto" if value == "auto" else take_boolean(value)
+
+
+def read_switch(text: str) -> bool | str:
+    return "auto" if text.strip().lower() == "auto" else read_boolean(text)
+
+
 def take_integer(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError
@@ -217,6 +225,7 @@ PATH = Kind("path", "a path", take_path, take_path, {"type": "string", "minLengt
 NAME = Kind("name", "letters, digits, '.', '_' and '-', a letter or digit first, at most 128, and not 'stats'",
             take_model_name, take_model_name, {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"})
 BOOLEAN = Kind("boolean", "true or false", take_boolean, read_boolean, {"type": "boolean"})
+SWITCH = Kind("switch", 'true, false or "auto"', take_switch, read_switch, {"enum": [True, False, "auto"]})
 INTEGER = Kind("integer", "a whole number", take_integer, read_integer, {"type": "integer"})
 SIZE = Kind("size", "a number of bytes, such as 1048576 or 64MiB,", take_size, read_size,
             {"type": ["integer", "string"]})

@@ -27,6 +27,7 @@ from fastinfer.options import (
     PATH,
     PEERS,
     SIZE,
+    SWITCH,
     TEXT,
     TEXTS,
     URLS,
@@ -307,6 +308,9 @@ class TritonConfig:
         low=0.01, high=60)
     probe_interval: float = option(
         1.0, DURATION, "Time between two questions for readiness, while no batch tells.", low=0.05, high=3600)
+    shared_memory: bool | str = option(
+        "auto", SWITCH, "Hand tensors over in shared memory, where Triton takes it: true tries so at any url, auto at "
+        "those of the loopback.")
     ca_file: Path | None = option(
         None, PATH, "Certificates that Triton's is trusted by, PEM; relative to model.toml.", unset="the system's")
     cert_file: Path | None = option(

@@ -56,7 +56,8 @@ def server(proxy: FaultyProxy, wire: BrokenWire, tmp_path_factory: pytest.TempPa
     onnx_models.affine(root / "affine" / "1" / "model.onnx")
     for name, url in (("linear", f"http://127.0.0.1:{proxy.port}"), ("called", f"grpc://127.0.0.1:{wire.port}")):
         (root / name).mkdir()
-        table = f'[triton]\nurl = "{url}"\nmodel = "linear"\nprobe_interval = 0.1\nconnect_timeout = 0.3\n'
+        table = (f'[triton]\nurl = "{url}"\nmodel = "linear"\nprobe_interval = 0.1\nconnect_timeout = 0.3\n'
+                 "shared_memory = false\n")  # what is done to answers is done to tensors in them
         (root / name / "model.toml").write_text(f'runtime = "triton"\n{table}')
     with starting(tmp_path_factory) as start:
         yield start(root, "--grpc-port", "0")

@@ -15,6 +15,7 @@ from fastinfer.runtimes.triton.contract import Contract
 
 ANSWER_HEAD = 1 << 20  # bytes of an answer beside its tensors
 TEXT_BYTES = 64 << 20  # of an answer whose texts or shapes are of any length
+NO_REGION = "Unable to find shared memory region"  # as Triton words it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,20 @@ class Failed(Exception):  # noqa: N818 - it is not an error of ours, but how one
         error: what its requests are answered with.
         sick: whether the fault is the server's or the network's, and not this batch's.
         again: whether the batch may go out once more.
+        status: of HTTP, where the server has answered with an error; else None.
+        unseen: whether it is certain that nothing of the batch has reached the server.
+        forgotten: whether the server does not know the batch's shared memory.
     """
 
-    def __init__(self, error: FastinferError, *, sick: bool = True, again: bool = False) -> None:
+    def __init__(self, error: FastinferError, *, sick: bool = True, again: bool = False, status: int | None = None,
+                 unseen: bool = False, forgotten: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
         self.sick = sick
         self.again = again
+        self.status = status
+        self.unseen = unseen
+        self.forgotten = forgotten
 
 
 class Link(Protocol):
@@ -68,7 +76,8 @@ def microseconds(question: Question) -> int | None:
 
 def unreachable(why: object) -> Failed:
     """No connection came about: nothing was sent."""
-    return Failed(BackendUnavailableError(f"the model's server cannot be reached: {first_line(why)}"), again=True)
+    return Failed(BackendUnavailableError(f"the model's server cannot be reached: {first_line(why)}"), again=True,
+                  unseen=True)
 
 
 def lost(why: str, *, again: bool = False) -> Failed:
@@ -84,12 +93,15 @@ def garbage(why: object) -> Failed:
 def refused(status: int, message: object) -> Failed:
     """Triton answered, with an error of this HTTP status."""
     said = first_line(message)
+    forgotten = NO_REGION in str(message)
     if status == 400:
-        return Failed(BackendRefusedError(f"the model's server refuses the request: {said}"), sick=False)
+        return Failed(BackendRefusedError(f"the model's server refuses the request: {said}"), sick=False, status=status,
+                      forgotten=forgotten)
     if status in (404, 503):
         error = BackendUnavailableError(f"the model's server does not take requests: {said}")
-        return Failed(error, sick=status == 404, again=status == 404)
-    return Failed(BackendError(f"the model's server failed with status {status}: {said}"), sick=status != 500)
+        return Failed(error, sick=status == 404, again=status == 404, status=status, forgotten=forgotten)
+    return Failed(BackendError(f"the model's server failed with status {status}: {said}"), sick=status != 500,
+                  status=status)
 
 
 def first_line(why: object) -> str:
@@ -109,8 +121,12 @@ def most_bytes(contract: Contract, rows: int) -> int:
     return size
 
 
+def dtype_of(datatype: str) -> np.dtype[Any]:
+    return np.dtype(DTYPES[DATATYPES.index(datatype)])
+
+
 def itemsize(tensor: Tensor) -> int:
-    return int(np.dtype(DTYPES[DATATYPES.index(tensor.datatype)]).itemsize)
+    return int(dtype_of(tensor.datatype).itemsize)
 
 
 def for_client(tensor: Tensor, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -178,7 +194,6 @@ def for_core(tensor: Tensor, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
         return texts.reshape(array.shape)
     if tensor.datatype == "BF16":
         array = array.view(np.uint16)
-    dtype = np.dtype(DTYPES[DATATYPES.index(tensor.datatype)])
-    if array.dtype != dtype:
+    if array.dtype != dtype_of(tensor.datatype):
         raise ValueError(f"output {tensor.name!r} came as {array.dtype}")
     return np.ascontiguousarray(array).reshape(array.shape)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tritonclient.grpc
 import tritonclient.grpc.aio
 from tritonclient.utils import InferenceServerException
@@ -16,6 +17,7 @@ from fastinfer.runtimes.triton.contract import Contract
 from fastinfer.runtimes.triton.exchange import (
     Failed,
     Question,
+    dtype_of,
     for_client,
     garbage,
     lost,
@@ -24,6 +26,8 @@ from fastinfer.runtimes.triton.exchange import (
     taken,
     unreachable,
 )
+from fastinfer.runtimes.triton.layout import Place, Placed, Placer
+from fastinfer.runtimes.triton.regions import Consent, Regions
 from fastinfer.settings import TritonConfig
 
 MOST_BYTES = 256 << 20  # of an answer
@@ -40,11 +44,13 @@ class GrpcLink:
     made on threads.
     """
 
-    def __init__(self, address: str, config: TritonConfig, *, threads: bool) -> None:
+    def __init__(self, address: str, config: TritonConfig, consent: Consent, *, threads: bool) -> None:
         module = tritonclient.grpc if threads else tritonclient.grpc.aio
         self.threads = threads
         self.timeout = config.connect_timeout
         self.headers = {name.lower(): value for name, value in config.headers.items()} or None
+        self.regions = Regions(self, consent, config.connect_timeout)
+        self.placer = Placer(self.regions)
         milliseconds = max(1, int(config.connect_timeout * 1000))
         files = {name: None if path is None else str(path) for name, path in (
             ("root_certificates", config.ca_file), ("private_key", config.key_file),
@@ -89,37 +95,90 @@ class GrpcLink:
             return False
 
     async def infer(self, contract: Contract, question: Question) -> Arrays:
-        inputs = []
+        return await self.placer.infer(contract, question, self.exchange)
+
+    async def exchange(self, contract: Contract, question: Question, placed: Placed | None) -> Arrays:
+        """One batch, whose tensors travel but for those that were placed."""
+        inputs, outputs = [], []
         for tensor in contract.inputs:
             array = question.inputs[tensor.name]
-            each = tritonclient.grpc.InferInput(tensor.name, list(array.shape), tensor.datatype)
-            inputs.append(each.set_data_from_numpy(for_client(tensor, array)))
+            given = tritonclient.grpc.InferInput(tensor.name, list(array.shape), tensor.datatype)
+            if placed is not None and (place := placed.layout.inputs.get(tensor.name)):
+                given.set_shared_memory(placed.region.name, place.size, place.offset)
+            else:
+                given.set_data_from_numpy(for_client(tensor, array))
+            inputs.append(given)
+        for tensor in contract.outputs:
+            wanted = tritonclient.grpc.InferRequestedOutput(tensor.name)
+            if placed is not None and (place := placed.layout.outputs.get(tensor.name)):
+                wanted.set_shared_memory(placed.region.name, place.size, place.offset)
+            outputs.append(wanted)
         rows = len(question.inputs[contract.inputs[0].name]) if contract.max_batch_size else 1
         headers = self.headers
         if question.traceparent:
             headers = {**(headers or {}), "traceparent": question.traceparent}
         result = await self.call(
-            "infer", contract.model, inputs, contract.version,
-            outputs=[tritonclient.grpc.InferRequestedOutput(tensor.name) for tensor in contract.outputs],
+            "infer", contract.model, inputs, contract.version, outputs=outputs,
             request_id=question.id, priority=question.priority, timeout=microseconds(question), headers=headers,
             within=question.deadline - time.monotonic(),
         )
-        return taken(contract, rows, lambda name: described(result, name), result.as_numpy)
+        reader = Reader(result, placed)
+        return taken(contract, rows, reader.described, reader.array)
+
+    # ---- shared memory --------------------------------------------------------------------------------------------
+    async def server(self) -> Mapping[str, Any]:
+        return dict(await self.call("get_server_metadata", within=self.timeout, headers=self.headers, as_json=True))
+
+    async def register(self, name: str, size: int) -> None:
+        await self.call("register_system_shared_memory", name, f"/{name}", size, within=self.timeout,
+                        headers=self.headers)
+
+    async def unregister(self, name: str) -> None:
+        await self.call("unregister_system_shared_memory", name, within=self.timeout, headers=self.headers)
+
+    async def registered(self) -> set[str]:
+        answer = await self.call("get_system_shared_memory_status", within=self.timeout, headers=self.headers)
+        return set(answer.regions)
 
     async def close(self) -> None:
+        await self.regions.close()
         if self.threads:
             await asyncio.to_thread(self.client.close)
         else:
             await self.client.close()
 
 
-def described(result: Any, name: str) -> tuple[str, list[int], int] | None:
-    """Datatype, shape and bytes of an output."""
-    answer = result.get_response()
-    for i, output in enumerate(answer.outputs):
-        if output.name == name:
-            return output.datatype, list(output.shape), len(answer.raw_output_contents[i])
-    return None
+class Reader:
+    """The outputs of an answer."""
+
+    def __init__(self, result: Any, placed: Placed | None) -> None:
+        self.result = result
+        self.answer = result.get_response()
+        self.placed = placed
+
+    def described(self, name: str) -> tuple[str, list[int], int] | None:
+        """Datatype, shape and bytes of an output."""
+        for i, output in enumerate(self.answer.outputs):
+            if output.name == name:
+                size = len(self.answer.raw_output_contents[i]) if i < len(self.answer.raw_output_contents) else 0
+                if place := self.place(name):
+                    if size:
+                        raise ValueError(f"output {name!r} is not in shared memory")
+                    size = place.size
+                return output.datatype, list(output.shape), size
+        return None
+
+    def place(self, name: str) -> Place | None:
+        return None if self.placed is None else self.placed.layout.outputs.get(name)
+
+    def array(self, name: str) -> np.ndarray[Any, Any] | None:
+        """An output of a datatype of ours whose bytes are those of its shape."""
+        place = self.place(name)
+        if self.placed is None or place is None:
+            found: np.ndarray[Any, Any] | None = self.result.as_numpy(name)
+            return found
+        output = next(each for each in self.answer.outputs if each.name == name)
+        return self.placed.region.get(place.offset, output.shape, dtype_of(output.datatype), place.size)
 
 
 def failed(error: InferenceServerException) -> Failed:

@@ -6,42 +6,50 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
+import numpy as np
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from fastinfer._core import Tensor
 from fastinfer.errors import ConfigurationError
 from fastinfer.runtimes import Arrays
 from fastinfer.runtimes.triton.contract import MOST_INSTANCES, Contract
 from fastinfer.runtimes.triton.exchange import (
     Failed,
     Question,
-    for_client,
+    dtype_of,
     garbage,
     microseconds,
     most_bytes,
     refused,
     taken,
 )
-from fastinfer.runtimes.triton.wire import Pool
+from fastinfer.runtimes.triton.layout import Place, Placed, Placer
+from fastinfer.runtimes.triton.regions import Consent, Region, Regions
+from fastinfer.runtimes.triton.wire import Answer, Pool
 from fastinfer.settings import TritonConfig
 
 JSON_BYTES = 4 << 20  # of metadata and of an error
+STATUS_BYTES = 64 << 20  # of all regions that a Triton has
+SHARED = "/v2/systemsharedmemory"
 HEADER_LENGTH = b"inference-header-content-length"
 
 
 class HttpLink:
     """A pool of connections to one url, of the running event loop.
 
-    tritonclient makes the bodies and reads them. Its connections are not used: they know no bound on an answer, no time
-    for connecting, and do not tell whether a batch that failed can have run; they cost five times the rest of a batch.
+    tritonclient is used for texts only. Its connections know no bound on an answer, no time for connecting, and do not
+    tell whether a batch that failed can have run; with its bodies they cost ten times what a batch costs here.
     """
 
-    def __init__(self, address: str, config: TritonConfig) -> None:
+    def __init__(self, address: str, config: TritonConfig, consent: Consent) -> None:
         most = config.connections or (config.in_flight or MOST_INSTANCES + 1) + 2
         self.pool = Pool(address, tls(config) if config.secure else None, most, config.connect_timeout)
         fields = {"Host": address, "Accept-Encoding": "identity", **config.headers}
         self.fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
-        self.asked: tuple[str, str] = ("", "")  # of the infer head that follows
-        self.head = b""
+        self.regions = Regions(self, consent, config.connect_timeout)
+        self.placer = Placer(self.regions)
+        self.writer: Writer | None = None
+        self.head = b""  # of its requests
 
     async def metadata(self, model: str, version: str) -> Mapping[str, Any]:
         return await self.ask(path(model, version))
@@ -70,60 +78,159 @@ class HttpLink:
             return False
 
     async def infer(self, contract: Contract, question: Question) -> Arrays:
-        if self.asked != (contract.model, contract.version):
-            self.asked = (contract.model, contract.version)
-            self.head = self.opening("POST", f"{path(*self.asked)}/infer")
-        body, json_size = written(contract, question)
+        if self.writer is None or self.writer.contract is not contract:
+            self.writer = Writer(contract)
+            self.head = self.opening("POST", f"{path(contract.model, contract.version)}/infer")
+        return await self.placer.infer(contract, question, self.exchange)
+
+    async def exchange(self, contract: Contract, question: Question, placed: Placed | None) -> Arrays:
+        """One batch, whose tensors travel but for those that were placed."""
+        assert self.writer is not None
+        message, blobs = self.writer.write(question, placed)
         head = b"%scontent-type: application/octet-stream\r\n%s: %d\r\ncontent-length: %d\r\n" % (
-            self.head, HEADER_LENGTH, json_size, len(body))
+            self.head, HEADER_LENGTH, len(message), len(message) + sum(map(len, blobs)))
         if question.traceparent:
             head += f"traceparent: {question.traceparent}\r\n".encode()
         rows = len(question.inputs[contract.inputs[0].name]) if contract.max_batch_size else 1
-        answer = await self.pool.ask([head + b"\r\n", body], max(most_bytes(contract, rows), JSON_BYTES))
+        answer = await self.pool.ask([head + b"\r\n" + message, *blobs], max(most_bytes(contract, rows), JSON_BYTES))
         if answer.status != 200:
             raise refused(answer.status, error_of(answer.body))
         try:
-            length = answer.fields.get(HEADER_LENGTH)
-            result = InferenceServerClient.parse_response_body(
-                answer.body, header_length=None if length is None else length.decode())
-        except Exception as error:  # tritonclient's parser believes what it reads
+            reader = Reader(answer, placed)
+        except Exception as error:  # what a program that is not ours may send has no end
             raise garbage(error) from None
-        return taken(contract, rows, lambda name: described(result, name), result.as_numpy)
+        return taken(contract, rows, reader.described, reader.array)
+
+    # ---- shared memory --------------------------------------------------------------------------------------------
+    async def server(self) -> Mapping[str, Any]:
+        return await self.ask("/v2")
+
+    async def register(self, name: str, size: int) -> None:
+        body = json.dumps({"key": f"/{name}", "offset": 0, "byte_size": size}).encode()
+        await self.post(f"{SHARED}/region/{name}/register", body)
+
+    async def unregister(self, name: str) -> None:
+        await self.post(f"{SHARED}/region/{name}/unregister", b"{}")
+
+    async def registered(self) -> set[str]:
+        answer = await self.pool.ask([self.opening("GET", f"{SHARED}/status"), b"\r\n"], STATUS_BYTES)
+        if answer.status != 200:
+            raise refused(answer.status, error_of(answer.body))
+        try:
+            return {str(each["name"]) for each in json.loads(answer.body)}
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            raise garbage(error) from None
+
+    async def post(self, where: str, body: bytes) -> None:
+        head = self.opening("POST", where) + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        answer = await self.pool.ask([head + body], JSON_BYTES)
+        if answer.status != 200:
+            raise refused(answer.status, error_of(answer.body))
 
     def opening(self, verb: str, where: str) -> bytes:
         """A message's head but for its own fields and its end."""
         return f"{verb} {where} HTTP/1.1\r\n".encode() + self.fields
 
     async def close(self) -> None:
+        await self.regions.close()
         self.pool.close()
 
 
-def written(contract: Contract, question: Question) -> tuple[bytes, int]:
-    """A request's body, and the bytes of its JSON."""
-    inputs = []
-    for tensor in contract.inputs:
-        array = question.inputs[tensor.name]
-        each = InferInput(tensor.name, list(array.shape), tensor.datatype)
-        inputs.append(each.set_data_from_numpy(for_client(tensor, array)))
-    body, json_size = InferenceServerClient.generate_request_body(
-        inputs,
-        outputs=[InferRequestedOutput(tensor.name, binary_data=True) for tensor in contract.outputs],
-        request_id=question.id,
-        priority=question.priority,
-        timeout=microseconds(question),
-    )
-    return body, json_size if json_size is not None else len(body)
+class Writer:
+    """Writes a contract's requests, as the binary tensor extension and the one of shared memory have them."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self.inputs = [(each, f'{{"name":{json.dumps(each.name)},"datatype":"{each.datatype}","shape":')
+                       for each in contract.inputs]
+        self.outputs = [(each.name, f'{{"name":{json.dumps(each.name)},"parameters":') for each in contract.outputs]
+
+    def write(self, question: Question, placed: Placed | None) -> tuple[bytes, list[bytes]]:
+        """A request's JSON, and the tensors that travel behind it."""
+        blobs, inputs, outputs = [], [], []
+        for tensor, opening in self.inputs:
+            array = question.inputs[tensor.name]
+            if placed is not None and tensor.name in placed.layout.inputs:
+                where = shared(placed.region, placed.layout.inputs[tensor.name])
+            else:
+                blobs.append(bytes_of(tensor, array))
+                where = f'{{"binary_data_size":{len(blobs[-1])}}}'
+            inputs.append(f'{opening}{list(array.shape)},"parameters":{where}}}')
+        for name, opening in self.outputs:
+            if placed is not None and name in placed.layout.outputs:
+                where = shared(placed.region, placed.layout.outputs[name])
+            else:
+                where = '{"binary_data":true}'
+            outputs.append(f"{opening}{where}}}")
+        parts = [f'"inputs":[{",".join(inputs)}]', f'"outputs":[{",".join(outputs)}]']
+        told = {"priority": question.priority or None, "timeout": microseconds(question)}
+        if given := [f'"{name}":{value}' for name, value in told.items() if value is not None]:
+            parts.append(f'"parameters":{{{",".join(given)}}}')
+        if question.id:
+            parts.append(f'"id":{json.dumps(question.id)}')
+        return f"{{{','.join(parts)}}}".encode(), blobs
 
 
-def described(result: InferResult, name: str) -> tuple[str, list[int], int] | None:
-    """Datatype, shape and bytes of an output; -1 where it is not binary."""
-    for output in result.get_response()["outputs"]:
-        if output["name"] == name:
-            size = (output.get("parameters") or {}).get("binary_data_size", -1)
-            if type(size) is not int or size < 0:
+def bytes_of(tensor: Tensor, array: np.ndarray[Any, Any]) -> bytes:
+    """A C-contiguous input as it travels."""
+    if tensor.datatype != "BYTES":
+        return array.tobytes()
+    return bytes(serialize_byte_tensor(array).item()) if array.size else b""
+
+
+def shared(region: Region, place: Place) -> str:
+    return (f'{{"shared_memory_region":"{region.name}","shared_memory_offset":{place.offset},'
+            f'"shared_memory_byte_size":{place.size}}}')
+
+
+class Reader:
+    """The outputs of an answer with status 200.
+
+    Raises:
+        ValueError and others: it is none.
+    """
+
+    def __init__(self, answer: Answer, placed: Placed | None) -> None:
+        length = answer.fields.get(HEADER_LENGTH)
+        size = len(answer.body) if length is None else int(length)
+        if not 0 <= size <= len(answer.body):
+            raise ValueError(f"{HEADER_LENGTH.decode()}: {size} of {len(answer.body)} bytes")
+        self.blob = memoryview(answer.body)[size:]
+        self.placed = placed
+        self.outputs: dict[str, tuple[str, list[int], int, int]] = {}  # datatype, shape, size, where it begins
+        begin = 0
+        for output in json.loads(answer.body[:size])["outputs"]:
+            name, parameters = output["name"], output.get("parameters") or {}
+            if placed is not None and name in placed.layout.outputs:
+                if "data" in output or "binary_data_size" in parameters:
+                    raise ValueError(f"output {name!r} is not in shared memory")
+                self.outputs[name] = (output["datatype"], output["shape"], placed.layout.outputs[name].size, -1)
+                continue
+            count = parameters.get("binary_data_size", -1)
+            if type(count) is not int or not 0 <= count <= len(self.blob) - begin:
                 raise ValueError(f"output {name!r} is not binary")
-            return output["datatype"], output["shape"], size
-    return None
+            self.outputs[name] = (output["datatype"], output["shape"], count, begin)
+            begin += count
+        if begin != len(self.blob):
+            raise ValueError(f"{len(self.blob) - begin} bytes too many")
+
+    def described(self, name: str) -> tuple[str, list[int], int] | None:
+        """Datatype, shape and bytes of an output."""
+        found = self.outputs.get(name)
+        return None if found is None else found[:3]
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """An output of a datatype of ours whose bytes are those of its shape."""
+        datatype, shape, size, begin = self.outputs[name]
+        if not size:
+            return np.empty(shape, object if datatype == "BYTES" else dtype_of(datatype))
+        if begin < 0:
+            assert self.placed is not None
+            return self.placed.region.get(self.placed.layout.outputs[name].offset, shape, dtype_of(datatype), size)
+        if datatype == "BYTES":
+            texts: np.ndarray[Any, Any] = deserialize_bytes_tensor(bytes(self.blob[begin : begin + size]))
+            return texts.reshape(shape)
+        return np.frombuffer(self.blob, dtype_of(datatype), size // dtype_of(datatype).itemsize, begin).reshape(shape)
 
 
 def error_of(content: bytes) -> object:

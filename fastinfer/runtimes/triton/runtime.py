@@ -22,6 +22,7 @@ from fastinfer.runtimes import Arrays, RemoteRuntime
 from fastinfer.runtimes.triton.contract import Contract
 from fastinfer.runtimes.triton.exchange import Failed, Link, Question
 from fastinfer.runtimes.triton.pace import Pace
+from fastinfer.runtimes.triton.regions import Consent
 from fastinfer.runtimes.triton.targets import Target, shortest
 from fastinfer.settings import ModelConfig, TritonConfig
 
@@ -47,6 +48,7 @@ class TritonRuntime(RemoteRuntime):
         self.config: TritonConfig = config.triton
         self.timeout = (config.run_timeout_ms or 30_000) / 1000
         self.targets = [Target(address) for address in self.config.addresses]
+        self.consents = [Consent(address, self.config.shared_memory) for address in self.config.addresses]
         self.links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Link]] = weakref.WeakKeyDictionary()
         self.keeper = Keeper()
         self.end = weakref.finalize(self, self.keeper.stop)
@@ -159,7 +161,7 @@ class TritonRuntime(RemoteRuntime):
         links = self.links.get(loop)
         if links is None:
             own = loop is self.keeper.loop
-            links = self.links[loop] = [link_to(address, self.config, own) for address in self.config.addresses]
+            links = self.links[loop] = [link_to(consent, self.config, own) for consent in self.consents]
             if loop is self.keeper.loop:
                 self.keeper.links = links
         return links
@@ -197,15 +199,15 @@ def highest(metadata: Mapping[str, Any]) -> str:
     return max(filter(str.isdigit, map(str, told if isinstance(told, list) else [])), key=int, default="")
 
 
-def link_to(address: str, config: TritonConfig, own: bool) -> Link:
-    """`own` is for a loop of ours in place of a server's."""
+def link_to(consent: Consent, config: TritonConfig, own: bool) -> Link:
+    """To the url of the consent; `own` is for a loop of ours in place of a server's."""
     if config.transport == "grpc":
         from fastinfer.runtimes.triton.grpc import GrpcLink
 
-        return GrpcLink(address, config, threads=own)
+        return GrpcLink(consent.address, config, consent, threads=own)
     from fastinfer.runtimes.triton.http import HttpLink
 
-    return HttpLink(address, config)
+    return HttpLink(consent.address, config, consent)
 
 
 async def watch(runtime: "weakref.ref[TritonRuntime]") -> None:
