@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastinfer import precedence
 from fastinfer._core import Endpoint, Lane, Routes
 from fastinfer.errors import (
     BackendUnavailableError,
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastinfer.lifecycle")
 
-SWITCH_INTERVAL = 0.0005  # seconds a worker thread may keep the interpreter from the loop
-LOAD_INTERVAL = 0.0001  # the same for one that loads a model
+SWITCH_INTERVAL = 0.0001  # seconds a thread beside the loop may keep the interpreter from it
 FIRST_LOOK, LAST_LOOK = 0.01, 1.0  # seconds between two looks whether a version that was replaced is still needed
 AT = ("@", "%40")  # before an alias in a path
 
@@ -67,11 +67,10 @@ def find_one(path: Path, version: str | None = None) -> Found:
     return found[0]
 
 
-
-def spare_the_loop(seconds: float = SWITCH_INTERVAL) -> None:
-    """From now on a thread that runs Python beside the loop lets it have the interpreter after so long."""
-    if sys.getswitchinterval() > seconds:
-        sys.setswitchinterval(seconds)
+def spare_the_loop() -> None:
+    """From now on a thread that runs Python beside the loop lets it have the interpreter after a moment."""
+    if sys.getswitchinterval() > SWITCH_INTERVAL:
+        sys.setswitchinterval(SWITCH_INTERVAL)
 
 
 class Registry:
@@ -166,7 +165,9 @@ class Registry:
         """Load and warm everything that was found; blocks. What fails is kept with its reason, the rest is served."""
         if not self._loading and not self.loaded:
             self.find()
-        for key, found in list(self._loading.items()):
+        first = [key for key, found in self._loading.items() if found is not None and found.config.triton is not None]
+        for key in dict.fromkeys([*first, *self._loading]):  # whose threads would inherit what `_load` does
+            found = self._loading[key]
             assert found is not None
             try:
                 self._serve(self._away(found) or self._load(found))
@@ -183,11 +184,12 @@ class Registry:
 
     def _load(self, found: Found) -> Version:
         """Load a version of which nothing changes meanwhile; blocks; raises as `load_whole`."""
+        if self._loop is not None and found.config.triton is None:  # whose threads carry what it answers
+            precedence.follow()
         if self.loaded and self._loop is not None:
-            spare_the_loop(LOAD_INTERVAL)
+            spare_the_loop()
             with resting():
                 version = load_whole(found, self.settings, self._on_disk)
-            sys.setswitchinterval(SWITCH_INTERVAL)
         else:
             version = load_whole(found, self.settings, self._on_disk)
         assert version.model is not None
@@ -441,7 +443,7 @@ class Registry:
             return
         context = contextvars.Context()  # one for all, so that no request pays for a copy
         executor = version.executor or ThreadPoolExecutor(
-            model.config.instances + 1, thread_name_prefix=f"run-{model.name}")
+            model.config.instances + 1, f"run-{model.name}", precedence.follow)
         version.executor = executor
 
         def submit(work: Any, *arguments: Any) -> Any:

@@ -16,7 +16,7 @@ import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fastinfer import __version__, _core, logs, sockets
+from fastinfer import __version__, _core, logs, precedence, sockets
 from fastinfer.errors import ConfigurationError
 from fastinfer.protocols import exchange
 
@@ -186,6 +186,7 @@ class Server:
         """Serve on an event loop of this thread's until a signal; as `serve`."""
         import uvloop
 
+        precedence.lead()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         clean = loop.run_until_complete(self.serve())

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fastinfer import precedence
 from fastinfer.errors import (
     ConfigurationError,
     FastinferError,
@@ -324,7 +325,8 @@ class Service:
     async def on_worker(self, function: Callable[..., T], *args: Any) -> T:
         """Run on a worker thread what would hold the loop."""
         if self._workers is None:
-            self._workers = ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0))), "fastinfer-worker")
+            threads = min(4, len(os.sched_getaffinity(0)))
+            self._workers = ThreadPoolExecutor(threads, "fastinfer-worker", precedence.follow)
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
     def close(self) -> None:

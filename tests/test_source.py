@@ -16,8 +16,8 @@ PACKAGE = ROOT / "fastinfer"
 # A module imports only from its left (a folder stands for its modules).
 LAYERS = [
     "errors", "options", "engines", "settings", "_core", "preprocessing", "runtimes", "probe", "tensors", "policy",
-    "model", "importing", "formats", "repository", "versions", "lifecycle", "scoring", "metrics", "service",
-    "polling", "protocols", "conformance", "pages", "openapi", "app", "logs", "sockets", "changes", "server",
+    "model", "importing", "formats", "repository", "versions", "precedence", "lifecycle", "scoring", "metrics",
+    "service", "polling", "protocols", "conformance", "pages", "openapi", "app", "logs", "sockets", "changes", "server",
     "workers", "cli", "__main__",
 ]  # fmt: skip
 

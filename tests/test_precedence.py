@@ -1,0 +1,149 @@
+"""Which threads go before which, as the kernel has it; nothing here depends on how fast anything is."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_models
+import pytest
+from conftest import ServerProcess, Start, post, read_answer
+
+from fastinfer import precedence
+
+GETATTR = {"x86_64": 315, "aarch64": 275}
+PYTHON = """
+    import os, threading
+    import numpy as np
+
+    def nice():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    class Model:
+        inputs = {"x": ("INT64", (-1, 1))}
+        outputs = {"nice": ("INT64", (-1, 3))}
+
+        def __init__(self, folder):
+            self.made = nice()
+
+        def predict(self, inputs):
+            answer = [self.made, nice(), threading.get_native_id()]
+            return {"nice": np.array([answer] * len(inputs["x"]), np.int64)}
+"""
+
+
+def slice_of(thread: int) -> int:
+    """Nanoseconds; 0 where the kernel does not tell."""
+    attributes = ctypes.create_string_buffer(precedence.ATTRIBUTES.size)
+    if platform.machine() not in GETATTR:
+        return 0
+    ctypes.CDLL(None).syscall(GETATTR[platform.machine()], thread, attributes, precedence.ATTRIBUTES.size, 0)
+    return int(precedence.ATTRIBUTES.unpack(attributes.raw)[5])
+
+
+def niceness(server: ServerProcess) -> dict[int, int]:
+    """Of each thread."""
+    threads = Path(f"/proc/{server.process.pid}/task")
+    return {
+        int(each.name): int((each / "stat").read_text().rpartition(")")[2].split()[16]) for each in threads.iterdir()
+    }  # fmt: skip
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """What becomes of a thread that ends then."""
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(work()))
+    thread.start()
+    thread.join()
+    return answers[0]
+
+
+def own() -> tuple[int, int]:
+    thread = threading.get_native_id()
+    return os.getpriority(os.PRIO_PROCESS, thread), slice_of(thread)
+
+
+@pytest.fixture
+def server(tmp_path: Path, start_server: Start) -> ServerProcess:
+    onnx_models.affine(tmp_path / "m" / "affine" / "1" / "model.onnx")
+    (tmp_path / "m" / "affine" / "model.toml").write_text("inline_budget_us = 0\n[onnx]\nintra_op_threads = 3\n")
+    (tmp_path / "m" / "told" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "told" / "1" / "model.py").write_text(textwrap.dedent(PYTHON))
+    return start_server(
+        tmp_path / "m", "--model-control", "explicit", "--load-model", "affine", "--allow-python-models"
+    ).wait_until_ready()
+
+
+def ask(server: ServerProcess, path: str, document: Any) -> Any:
+    with server.connect() as connection:
+        connection.sendall(post(path, json.dumps(document).encode()))
+        answer = read_answer(connection)
+    assert answer.status == 200, answer.body
+    return None if not answer.body else answer.json()
+
+
+def test_who_loads_and_runs_models_stands_behind_the_loop(server: ServerProcess) -> None:
+    loop = server.process.pid
+    own_nice = os.getpriority(os.PRIO_PROCESS, 0)
+    behind = min(own_nice + precedence.BEHIND, 19)
+    rows = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+    ask(server, "/v2/models/affine/infer", rows)
+    nice = niceness(server)
+    assert nice[loop] == own_nice
+    assert sum(value == behind for value in nice.values()) >= 3  # a run's thread, and two of onnxruntime's own
+
+    ask(server, "/v2/repository/models/told/load", {})
+    one = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [1]}]}
+    made, runs, thread = ask(server, "/v2/models/told/infer", one)["outputs"][0]["data"]
+    assert (made, runs) == (behind, behind)
+    if slice_of(loop):  # Linux 6.12
+        assert slice_of(loop) == precedence.SLICE_NS < slice_of(thread)
+    assert server.process.poll() is None
+
+
+def test_a_thread_follows_once() -> None:
+    def twice() -> Any:
+        precedence.lead()
+        led = own()
+        precedence.follow()
+        precedence.follow()
+        return led, own()
+
+    before = own()
+    (led_nice, led_slice), (nice, slice_ns) = in_thread(twice)
+    assert (led_nice, nice) == (before[0], min(before[0] + precedence.BEHIND, 19))
+    assert led_slice in (0, precedence.SLICE_NS)
+    assert slice_ns == before[1]
+    assert own() == before
+
+
+def test_a_policy_that_somebody_chose_stays() -> None:
+    def idle() -> Any:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        precedence.lead()
+        precedence.follow()
+        return os.sched_getscheduler(0), own()[0]
+
+    assert in_thread(idle) == (os.SCHED_IDLE, own()[0])
+
+
+def test_a_system_that_does_not_know_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    monkeypatch.setattr(precedence, "SCHED_SETATTR", {})
+
+    def both() -> Any:
+        precedence.lead()
+        precedence.follow()
+        return own()
+
+    assert in_thread(both) == own()
