@@ -22,7 +22,7 @@ from typing import Any
 import gevent
 import payloads
 import targets
-from locust import events
+from locust import constant, constant_pacing, events
 from locust.contrib.fasthttp import FastHttpSession
 from locust.exception import StopTest
 from locust.runners import MasterRunner, WorkerRunner
@@ -214,6 +214,8 @@ class Test:
             self.environment.user_classes[:] = self.left
             if not self.environment.user_classes:
                 abandon(self.environment, "no user class is left")
+        pace = scenario.pace if scenario is not None else 0.0
+        InferenceUser.wait_time = constant_pacing(pace) if pace else constant(0)
         InferenceUser.pending.clear()
         clock, share = Clock(), local_share(self.environment, self.runner)
         self.recorder.timetables = {group: Timetable(phases, clock) for group, phases in self.schedules().items()}

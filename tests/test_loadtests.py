@@ -717,6 +717,15 @@ def locust(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([LOCUST, "-m", "locust", *options], capture_output=True, text=True, timeout=90)
 
 
+def test_the_users_of_a_closed_loop_pause_where_a_load_is_asked_for(tmp_path: Path, slow_server: str) -> None:
+    recording = tmp_path / "r.json"
+    finished = locust("-f", LOCUSTFILE, "--host", slow_server, "--model", "slow", "--headless", "--scenario",
+                      "closed-loop", "--capacity", "40", "--load", "0.5", "-u", "4", "--seconds", "3", "--warmup", "1",
+                      "--recording", str(recording))
+    assert finished.returncode == 0, finished.stderr
+    assert 20 < Recording.load(recording).phases["closed"].requests <= 64  # 60 are asked for
+
+
 def test_a_scenarios_file_beside_the_locustfile_is_the_load_of_workers_too(tmp_path: Path, slow_server: str) -> None:
     """Two worker processes carry half of the rate each; Locust's own files are written as ever."""
     recording, port = tmp_path / "r.json", str(free_port())

@@ -81,6 +81,11 @@ class Scenario(LoadTestShape):
         return load * self.capacity
 
     @property
+    def pace(self) -> float:
+        """Seconds from one request of a user to its next, at least; 0 where answers or arrivals say when."""
+        return 0.0
+
+    @property
     def length(self) -> float:
         return sum(phase.seconds for phase in self.phases())
 
