@@ -589,7 +589,8 @@ cdef enum:
     LANE_CELLS
 
 cdef enum:                              # of a worker; from GAUGE_READY on they die with it
-    GAUGE_PID, GAUGE_RESTARTS, GAUGE_SPARE, GAUGE_READY, GAUGE_BODY_BYTES, GAUGE_CONNECTIONS, GAUGE_HEARTBEAT
+    GAUGE_PID, GAUGE_RESTARTS, GAUGE_SPARE, GAUGE_LOOP_WAIT
+    GAUGE_READY, GAUGE_BODY_BYTES, GAUGE_CONNECTIONS, GAUGE_HEARTBEAT
 
 cdef struct Durations:                  # a histogram over BOUNDS
     uint64_t counts[HISTOGRAM_BOUNDS + 1]
@@ -621,6 +622,8 @@ cdef struct Row:
 
 cdef struct WorkerSlot:
     int64_t gauges[GAUGE_CELLS]
+    Durations loop_lag
+    uint64_t spare[4]                   # up to a whole number of cache lines
     Row rows[MAX_ROWS + 2]              # and two more: of other models, and of no model
     SizeStats sizes[MAX_SIZES]
 

@@ -91,6 +91,11 @@ class Counters:
         """The event loop turns: what a supervisor looks for."""
         self.board.set_gauge(self.worker, "heartbeat", time.monotonic_ns())
 
+    def tell_loop(self, late_ns: int, waited_ns: int) -> None:
+        """How late the event loop came to what was due, and how long it had no core since it was told last."""
+        self.board.note_lag(self.worker, late_ns)
+        self.board.set_gauge(self.worker, "loop_wait", self.board.gauge(self.worker, "loop_wait") + waited_ns)
+
     def tell_ready(self, ready: bool) -> None:
         """Whether this worker's /v2/health/ready answers 200."""
         self.board.set_gauge(self.worker, "ready", ready)
@@ -163,7 +168,7 @@ class Snapshot:
         yield waiting
 
     def _gauges(self) -> Iterator[Metric]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         places = [worker for worker in range(self.board.workers) if not self.board.gauge(worker, "spare")]
         ready, restarts = [self.board.gauge(worker, "ready") for worker in places], self._gauge("restarts")
@@ -178,6 +183,14 @@ class Snapshot:
         yield GaugeMetricFamily(
             "fastinfer_body_bytes_in_flight", "Bytes of the bodies of those requests.", sum(self._gauge("body_bytes"))
         )
+        counts, total = self.board.loop_lag()
+        lag = HistogramMetricFamily("fastinfer_loop_lag_seconds", "How late the event loops come to what is due.")
+        lag.add_metric([], list(zip(EDGES, counts, strict=True)), total)
+        yield lag
+        yield CounterMetricFamily(
+            "fastinfer_loop_wait_seconds", "Time in which event loops had something to do and no core.",
+            sum(self._gauge("loop_wait")) / 1e9,
+        )  # fmt: skip
 
     def _gauge(self, name: str) -> list[int]:
         return [self.board.gauge(worker, name) for worker in range(self.board.workers)]

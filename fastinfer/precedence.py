@@ -51,3 +51,12 @@ def ask_for_slice(nanoseconds: int) -> None:
     nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     asked = ATTRIBUTES.pack(ATTRIBUTES.size, os.sched_getscheduler(0), 0, nice, 0, nanoseconds, 0, 0)
     ctypes.CDLL(None).syscall(number, 0, asked, 0)
+
+
+def waited_ns() -> int:
+    """How long this thread has been ready to run and had no core, since it began; 0 where the system does not tell."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as stream:
+            return int(stream.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0

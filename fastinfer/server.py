@@ -313,8 +313,12 @@ class Server:
         self.announce(describe(settings, self.app, self.url))
 
     async def _every_second(self) -> None:
+        waited = precedence.waited_ns()
         while True:
+            due = time.monotonic_ns() + 1_000_000_000
             await asyncio.sleep(1.0)
+            late, before, waited = time.monotonic_ns() - due, waited, precedence.waited_ns()
+            self.app.service.counters.tell_loop(max(late, 0), waited - before)
             self._tick()
 
     def _tick(self) -> None:

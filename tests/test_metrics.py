@@ -67,6 +67,8 @@ def test_rows_are_summed_over_the_workers(file: Path) -> None:
         counters.count("", "", 404, "fast")
         counters.inflight_bytes += 100
         counters.connections += 2
+        counters.tell_loop(30_000_000, 2_000_000)
+        counters.tell_loop(0, 1_000_000)
         statistics = model.statistics()
     assert [(name, version) for _, name, version in board.rows()] == [("affine", "1"), ("other", ""), ("", "")]
     assert (statistics["inference_count"], statistics["execution_count"]) == (7, 7)
@@ -83,6 +85,9 @@ def test_rows_are_summed_over_the_workers(file: Path) -> None:
     assert shown["fastinfer_total_seconds_count", "affine", "1"] == 7
     assert shown["fastinfer_body_bytes_in_flight",] == 300
     assert shown["fastinfer_connections",] == 6
+    assert [shown["fastinfer_loop_lag_seconds_bucket", le] for le in ("5e-05", "0.02", "0.05", "+Inf")] == [3, 3, 6, 6]
+    assert shown["fastinfer_loop_lag_seconds_sum",] == pytest.approx(0.09)
+    assert shown["fastinfer_loop_wait_seconds_total",] == pytest.approx(0.009)
 
 
 def test_a_dead_workers_counters_stay_and_its_gauges_go(file: Path) -> None:
@@ -95,6 +100,7 @@ def test_a_dead_workers_counters_stay_and_its_gauges_go(file: Path) -> None:
     model.endpoint.submit(0, BODY, -1, lambda _: None)
     counters.inflight_bytes, counters.connections = 10, 1
     counters.tell_ready(True)
+    counters.tell_loop(1_000, 2_000_000_000)
     board.set_gauge(1, "restarts", 4)
     shown = samples(board)
     assert (shown["fastinfer_requests_in_flight",], shown["fastinfer_queue_rows", "affine", "1"]) == (1, 1)
@@ -108,6 +114,7 @@ def test_a_dead_workers_counters_stay_and_its_gauges_go(file: Path) -> None:
     assert shown["fastinfer_queue_rows", "affine", "1"] == 0
     assert shown["fastinfer_rows_total", "affine", "1"] == 3
     assert shown["fastinfer_worker_restarts_total",] == 4
+    assert shown["fastinfer_loop_wait_seconds_total",] == 2
     replacement, again = Counters(board, 1), load(file)
     replacement.register(again)
     ask(again)

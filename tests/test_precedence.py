@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_models
 import pytest
 from conftest import ServerProcess, Start, post, read_answer
@@ -147,3 +148,10 @@ def test_a_system_that_does_not_know_it_changes_nothing(monkeypatch: pytest.Monk
         return own()
 
     assert in_thread(both) == own()
+
+
+def test_the_wait_for_a_core_only_grows() -> None:
+    before = precedence.waited_ns()
+    assert before >= 0
+    np.ones((64, 64)) @ np.ones((64, 64))
+    assert precedence.waited_ns() >= before

@@ -26,7 +26,8 @@ BOUNDS = (50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 
 LANES = ("standard", "fast", "grpc")    # in the order of LANE_*
 # Of answers, 200 first; 499 is a client that left, 0 whatever is not in this list.
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 429, 431, 499, 500, 501, 502, 503, 504, 0)
-GAUGES = ("pid", "restarts", "spare", "ready", "body_bytes", "connections", "heartbeat")  # in the order of GAUGE_*
+GAUGES = ("pid", "restarts", "spare", "loop_wait", "ready", "body_bytes", "connections",
+          "heartbeat")  # in the order of GAUGE_*
 
 cdef int64_t[HISTOGRAM_BOUNDS] UPPER
 for _i in range(HISTOGRAM_BOUNDS):
@@ -224,6 +225,23 @@ cdef class Scoreboard:
 
     def gauge(self, Py_ssize_t worker, str name):
         return self.slot(worker).gauges[GAUGES.index(name)]
+
+    def note_lag(self, Py_ssize_t worker, int64_t nanoseconds):
+        """That worker's loop came so late to something; only it calls this."""
+        observe(&self.slot(worker).loop_lag, nanoseconds)
+
+    def loop_lag(self):
+        """Of all workers' loops: counts up to each of BOUNDS and a last one for everything, and the sum in seconds."""
+        cdef Durations total
+        cdef Durations* lag
+        cdef int worker, i
+        memset(&total, 0, sizeof(Durations))
+        for worker in range(self.workers):
+            lag = &self.slot(worker).loop_lag
+            total.total += lag.total
+            for i in range(HISTOGRAM_BOUNDS + 1):
+                total.counts[i] += lag.counts[i]
+        return cumulative(&total)
 
     def reset_gauges(self, Py_ssize_t worker):
         """Forget what a dead worker had under way, and keep what it has counted."""
