@@ -420,6 +420,7 @@ cdef extern from *:
         const uint8_t* categorical
         const void* thresholds
         const void* values
+        const Reader* readers
         const int64_t* set_starts
         const uint32_t* set_words
         bint strict

@@ -248,6 +248,7 @@ cdef class Forest(Engine):
         given.categorical = <const uint8_t*>cnp.PyArray_DATA(categorical)
         given.thresholds = cnp.PyArray_DATA(threshold)
         given.values = cnp.PyArray_DATA(leaves)
+        given.readers = self.reader_data
         given.set_starts = <const int64_t*>cnp.PyArray_DATA(set_starts)
         given.set_words = <const uint32_t*>cnp.PyArray_DATA(sets)
         given.strict = strict

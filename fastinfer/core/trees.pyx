@@ -19,7 +19,9 @@ cdef extern from *:
     #include <cstdint>
     #include <cstring>
     #include <limits>
+    #include <map>
     #include <memory>
+    #include <set>
     #include <vector>
 
     namespace fastinfer {
@@ -81,6 +83,7 @@ cdef extern from *:
         const int32_t *left, *right, *column, *target;
         const uint8_t* categorical;
         const void *thresholds, *values;
+        const Reader* readers;      // columns
         const int64_t* set_starts;  // sets + 1
         const uint32_t* set_words;
         bool strict;                // a value equal to the threshold goes right
@@ -133,6 +136,8 @@ cdef extern from *:
         std::vector<Sum> exits;             // of the trees that are marked: their leaves' values, from the left
         std::vector<uint32_t> sets;         // each its bits' number, then its bits: which codes go right
         int64_t leaf_width = 1;
+        Passes<Key, Sum> passes;            // where all trees have few leaves, and it pays
+        std::vector<Reader> ways;           // how each of its groups reads its feature
 
         Flaw plant(const Natural& given, int64_t* place) {
             columns = given.columns;
@@ -156,7 +161,100 @@ cdef extern from *:
                     return flaw;
             }
             nodes_held = nodes.size();
+            lay_passes(given.readers);
             return SOUND;
+        }
+
+        size_t tree_size(size_t t) const {
+            return (t + 1 < trees.size() ? trees[t + 1].first : nodes.size()) - trees[t].first;
+        }
+
+        // By column, which of `ways` its nodes' keys are read in. A missing value has a range of its own; and a
+        // threshold far from zero does not tell zero from what is as small, so it may be read as those that do.
+        std::vector<uint32_t> group_columns(const Reader* readers) {
+            std::vector<bool> near(columns), used(columns);
+            for (size_t t = 0; t < trees.size(); ++t)
+                for (size_t i = 0; i < tree_size(t); ++i) {
+                    const Node<Key>& node = nodes[trees[t].first + i];
+                    if (node.left == static_cast<int32_t>(i))
+                        continue;
+                    const int64_t column = (node.column < 0 ? ~node.column : node.column) / GROUP;
+                    used[column] = true;
+                    near[column] = near[column] || (node.column >= 0 &&
+                        node.key >= key_of(static_cast<Value>(-LIGHTGBM_ZERO)) &&
+                        node.key < key_of(static_cast<Value>(LIGHTGBM_ZERO)));
+                }
+            std::map<std::pair<int32_t, uint32_t>, uint32_t> known;
+            std::set<int32_t> flushed;
+            for (int64_t c = 0; c < columns; ++c)
+                if (used[c] && (readers[c].how & READ_FLUSHED))
+                    flushed.insert(readers[c].feature);
+            std::vector<uint32_t> group(columns);
+            for (int64_t c = 0; c < columns; ++c) {
+                if (!used[c])
+                    continue;
+                Reader way = readers[c];
+                if (!(way.how & (READ_CODE | READ_TABLE)) && !near[c] && flushed.count(way.feature))
+                    way.how |= READ_FLUSHED;
+                way.how &= ~READ_MISSING_RIGHT;
+                const auto found = known.emplace(std::pair(way.feature, way.how), static_cast<uint32_t>(ways.size()));
+                if (found.second)
+                    ways.push_back(way);
+                group[c] = found.first->second;
+            }
+            return group;
+        }
+
+        void lay_passes(const Reader* readers) {
+            size_t most = 1;
+            for (size_t t = 0; t < trees.size(); ++t)
+                most = std::max(most, (tree_size(t) + 1) / 2);
+            if (most > 64 || trees.empty())
+                return;
+            const std::vector<uint32_t> group = group_columns(readers);
+            std::vector<Asked<Key>> asked;
+            passes.begin(trees.size(), most, leaf_width);
+            for (size_t t = 0; t < trees.size(); ++t) {
+                const size_t size = tree_size(t);
+                const std::vector<Leaves> spans = leaf_spans(trees[t], size);
+                for (size_t i = 0; i < size; ++i) {
+                    const size_t at = trees[t].first + i;
+                    const Node<Key>& node = nodes[at];
+                    if (node.left == static_cast<int32_t>(i)) {
+                        passes.keep(t, spans[i].begin, leaf_values(at));
+                        continue;
+                    }
+                    const int64_t column = (node.column < 0 ? ~node.column : node.column) / GROUP;
+                    asked.push_back({group[column], static_cast<int32_t>(t), node.column < 0 ? 0 : node.key,
+                                     node.column < 0 ? &sets[static_cast<size_t>(node.key)] : nullptr,
+                                     (readers[column].how & READ_MISSING_RIGHT) != 0, spans[node.left].bits()});
+                }
+                passes.targets[t] = trees[t].target;
+            }
+            const bool laid = passes.lay(asked, ways.size());
+            const int64_t rows = laid ? passed_rows(asked.size()) : 0;
+            if (rows == 0) {
+                passes = {};
+                ways.clear();
+            }
+            passes.rows = rows;
+        }
+
+        // How many rows go faster through passes than in another way, in ns as they were measured (bench/NOTES.md).
+        int64_t passed_rows(size_t splits) const {
+            const double one = passes.blocks * ways.size() * 1.2 + ways.size() * 14.0 + trees.size();
+            double levels = 0;
+            bool marked = true;
+            for (const Tree& tree : trees) {
+                levels += tree.depth;
+                marked = marked && tree.marked;
+            }
+            if (one > levels)
+                return 0;                                       // rows one by one are better walked
+            if (!marked)
+                return std::numeric_limits<int64_t>::max();
+            const double group = splits + 8.0 * trees.size();   // of rows that are marked together
+            return std::clamp<int64_t>(static_cast<int64_t>(group / one), FEW_ROWS, GROUP);
         }
 
         Flaw add_tree(const Natural& given, int64_t t, const std::vector<Key>& set_at, int64_t* leaf, int64_t* set) {
@@ -221,30 +319,47 @@ cdef extern from *:
             return SOUND;
         }
 
+        const Sum* leaf_values(size_t node) const {
+            return leaf_width == 1 ? &values[node] : &values[leaf_of[node]];
+        }
+
+        // The leaves below each node of a tree, counted from the left.
+        struct Leaves {
+            int32_t begin, leaves;
+            uint64_t bits() const { return ((uint64_t(1) << leaves) - 1) << begin; }    // of fewer than 64
+        };
+        std::vector<Leaves> leaf_spans(const Tree& tree, size_t size) const {
+            const Node<Key>* first = &nodes[tree.first];
+            std::vector<Leaves> spans(size, {0, 1});
+            for (size_t i = size; i-- > 0;)             // children stand behind their parent
+                if (first[i].left != static_cast<int32_t>(i))
+                    spans[i].leaves = spans[first[i].left].leaves + spans[first[i].left + 1].leaves;
+            for (size_t i = 0; i < size; ++i)
+                if (first[i].left != static_cast<int32_t>(i)) {
+                    spans[first[i].left].begin = spans[i].begin;
+                    spans[first[i].left + 1].begin = spans[i].begin + spans[first[i].left].leaves;
+                }
+            return spans;
+        }
+
         // Lay a tree of few leaves out as Splits, where it has no split on categories.
         void mark(Tree* tree, size_t size) {
             const Node<Key>* first = &nodes[tree->first];
             if (tree->categorical || size > 2 * 8 * sizeof(Key) - 1)
                 return;
-            std::vector<int32_t> leaves(size, 1), begin(size, 0);
-            for (size_t i = size; i-- > 0;)             // children stand behind their parent
-                if (first[i].left != static_cast<int32_t>(i))
-                    leaves[i] = leaves[first[i].left] + leaves[first[i].left + 1];
+            const std::vector<Leaves> spans = leaf_spans(*tree, size);
             tree->marked = true;
             tree->first_split = splits.size();
             tree->first_exit = exits.size();
-            exits.resize(exits.size() + leaves[0] * leaf_width);
+            exits.resize(exits.size() + spans[0].leaves * leaf_width);
             for (size_t i = 0; i < size; ++i) {
                 const int32_t left = first[i].left;
                 if (left == static_cast<int32_t>(i)) {
-                    const Sum* leaf = leaf_width == 1 ? &values[tree->first + i] : &values[leaf_of[tree->first + i]];
-                    std::copy(leaf, leaf + leaf_width, &exits[tree->first_exit + begin[i] * leaf_width]);
-                    continue;
+                    const Sum* leaf = leaf_values(tree->first + i);
+                    std::copy(leaf, leaf + leaf_width, &exits[tree->first_exit + spans[i].begin * leaf_width]);
+                } else {
+                    splits.push_back({first[i].key, static_cast<Key>(spans[left].bits()), first[i].column});
                 }
-                begin[left] = begin[i];
-                begin[left + 1] = begin[i] + leaves[left];
-                const uint64_t passed = ((uint64_t(1) << leaves[left]) - 1) << begin[i];
-                splits.push_back({first[i].key, static_cast<Key>(passed), first[i].column});
             }
             tree->n_splits = static_cast<int32_t>(splits.size() - tree->first_split);
         }
@@ -479,6 +594,17 @@ cdef extern from *:
             }
         }
 
+        void add_passed(const Value* rows, size_t width, int64_t count, const double* tables, Value sentinel,
+                        uint32_t* at, Sum* sums) const {
+            const size_t groups = ways.size();          // no more than columns, and so is the scratch
+            for (int64_t r = 0; r < count; ++r)
+                for (size_t g = 0; g < groups; ++g) {
+                    const Key key = read(rows[r * width + ways[g].feature], ways[g], tables, sentinel);
+                    at[r * groups + g] = passes.place(g, key);
+                }
+            passes.add(at, count, sums, outputs);
+        }
+
         template <int BYTES> inline __attribute__((always_inline))
         void add_rows(const Key* keys, int64_t count, Sum* sums) const {
             for (const Tree& tree : trees) {
@@ -497,6 +623,11 @@ cdef extern from *:
                  double sentinel, void* scratch, void* to) const override {
             Key* keys = static_cast<Key*>(scratch);
             Sum* sums = static_cast<Sum*>(to);
+            if (count <= passes.rows) {
+                add_passed(static_cast<const Value*>(rows), width, count, tables, static_cast<Value>(sentinel),
+                           static_cast<uint32_t*>(scratch), sums);
+                return;
+            }
             for (int64_t r = 0; r < count; r += GROUP)
                 read_group(static_cast<const Value*>(rows) + r * width, width,
                            static_cast<int>(std::min<int64_t>(GROUP, count - r)), readers, tables,
