@@ -749,6 +749,7 @@ cdef class Batcher:
     cdef object run
     cdef object pace                    # how many of those may be in flight, from what came back
     cdef object run_async               # in place of `run`, where another server runs the model
+    cdef public object forwards         # what of a head's fields that server is told, or None
     cdef Engine engine                  # in place of `run`, where the core has one
     cdef Policy policy                  # what becomes of a run's outputs; None: they are answered as they are
     cdef readonly Py_ssize_t max_batch_size
@@ -837,6 +838,7 @@ cdef class Batcher:
 # ---- infer.pyx ------------------------------------------------------------------------------------------------
 cdef class Arrival:
     cdef public bytes trace             # traceparent as the client gave it
+    cdef public object fields           # of the head, pairs of name and value, or None
     cdef int64_t arrived_ns             # when the first byte was read
     cdef readonly int64_t timeout_ns             # that the head gives; 0: none
     cdef int64_t key                    # whose it is, for the fair share
@@ -858,6 +860,7 @@ cdef class Ticket:
     cdef Ticket next                    # of the connection's requests whose answers are due
     cdef bytes request_id               # as the client gave it
     cdef bytes trace                    # traceparent as the client gave it, where another server is told
+    cdef object fields                  # of the head that another server is told, or why it cannot be; None: none
     cdef tuple answer                   # rendered on a worker thread
     cdef bint closes                    # the connection, after this answer
     cdef bint timed                     # the answer tells its durations

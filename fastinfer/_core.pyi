@@ -211,6 +211,7 @@ class Batcher:
     signature: Signature
     lost: int
     max_batch_size: int
+    forwards: Callable[[Iterable[tuple[bytes, bytes]]], object] | None
     def __init__(
         self,
         signature: Signature,
@@ -257,6 +258,7 @@ def mix_answers(yes: bool) -> None: ...
 class Arrival:
     timeout_ns: int
     trace: bytes | None
+    fields: Iterable[tuple[bytes, bytes]] | None
     def __init__(self, arrived_ns: int, timeout_ns: int = 0, key: int = 0) -> None: ...
 
 @final

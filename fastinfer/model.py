@@ -318,7 +318,7 @@ class Model:
             return int(getattr(settings, key) if own is None else own)
 
         remote = self.runtime if isinstance(self.runtime, runtimes.RemoteRuntime) else None
-        return Batcher(
+        batcher = Batcher(
             self.inner,
             self.runtime.run,
             max_batch_size=max(self.config.max_batch_size, 1),
@@ -336,6 +336,8 @@ class Model:
             pace=None if remote is None else remote.pace,
             stop=getattr(self.runtime, "stop", None),
         )
+        batcher.forwards = None if remote is None else remote.forwards
+        return batcher
 
     def _warm_up(self) -> None:
         """Run what a server will run, so that the first request is not the slow one, and learn what it costs."""

@@ -20,6 +20,7 @@ DURATION_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 MOST_NUMBERS = 100  # of one list
 MOST_PEERS = 1000
+FIELD_NAME = re.compile(r"[A-Za-z0-9_.*-]{1,64}")
 EVERYBODY = ("*", "unix:")
 QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
@@ -138,6 +139,17 @@ def take_names(value: object) -> tuple[str, ...]:
     return names
 
 
+def take_field_names(value: object) -> tuple[str, ...]:
+    names = take_names(value)
+    if len(names) > MOST_NUMBERS or not all(map(FIELD_NAME.fullmatch, names)):
+        raise ValueError
+    return names
+
+
+def read_field_names(text: str) -> tuple[str, ...]:
+    return take_field_names(read_names(text))
+
+
 def take_texts(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError
@@ -233,6 +245,9 @@ DURATION = Kind("duration", "a number of seconds, such as 30, 2.5 or 500ms,", ta
                 {"type": ["number", "string"]})
 NAMES = Kind("names", "a list of names without repetition", take_names, read_names,
              {"type": "array", "items": {"type": "string", "minLength": 1}, "uniqueItems": True})
+FIELD_NAMES = Kind("field names", 'a list of names of header fields, in which * stands for any characters',
+                   take_field_names, read_field_names,
+                   {"type": "array", "items": {"type": "string", "pattern": f"^{FIELD_NAME.pattern}$"}})
 TEXTS = Kind("texts", "a list of texts that are not empty", take_texts, read_texts,
              {"type": "array", "items": {"type": "string", "minLength": 1}})
 URLS = Kind("urls", "an address such as 127.0.0.1:8001, or a list of several", take_urls, read_names,

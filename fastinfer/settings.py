@@ -17,6 +17,7 @@ from fastinfer.options import (
     BOOLEAN,
     CLASS,
     DURATION,
+    FIELD_NAMES,
     INTEGER,
     LINE,
     MODEL_NAME,
@@ -308,6 +309,8 @@ class TritonConfig:
         low=0.01, high=60)
     probe_interval: float = option(
         1.0, DURATION, "Time between two questions for readiness, while no batch tells.", low=0.05, high=3600)
+    forward_headers: tuple[str, ...] = option(
+        (), FIELD_NAMES, "Header fields of clients' requests, and metadata of their gRPC calls, that go on to Triton.")
     shared_memory: bool | str = option(
         "auto", SWITCH, "Hand tensors over in shared memory, where Triton takes it: true tries so at any url, auto at "
         "those of the loopback.")

@@ -45,7 +45,7 @@ class World:
                             call_soon_threadsafe=loop.call_soon_threadsafe, create_task=loop.create_task)
         self.endpoint = Endpoint("m", "1", SIGNATURE, self.batcher)
 
-    def send(self, x: Any, **more: Any) -> tuple[Any, asyncio.Future[Any]]:
+    def send(self, x: Any, *, arrival: Any = None, **more: Any) -> tuple[Any, asyncio.Future[Any]]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         array = np.asarray(x, np.float32)
         tensor = {"name": "x", "shape": list(array.shape), "datatype": "FP32", "data": array.ravel().tolist()}
@@ -56,7 +56,8 @@ class World:
             except FastinferError as error:
                 future.set_result(error)
 
-        return self.endpoint.submit(0, json.dumps({"inputs": [tensor], **more}).encode(), -1, done), future
+        body = json.dumps({"inputs": [tensor], **more}).encode()
+        return self.endpoint.submit(0, body, -1, done, arrival), future
 
 
 def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

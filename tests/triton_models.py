@@ -46,6 +46,10 @@ TOLD = '''\
                 "timeout": np.full((len(given("x")), 1), request.timeout(), dtype=np.int64),
                 "rows": np.full((len(given("x")), 1), len(given("x")), dtype=np.int64)}
 '''
+# What Triton makes of the header fields that it lets through, a row at a time.
+HEADS = '''\
+        return {"told": np.array([[request.parameters()]] * len(given("x")), dtype=object), "y": 2 * given("x") + 1}
+'''
 SAME = '''\
         return {"out" + each["name"][2:]: given(each["name"]) for each in self.config["input"]}
 '''
@@ -77,6 +81,7 @@ def repository(folder: Path) -> Path:
     write(folder, "linear", config("linear", x, y, more=everything), LINEAR, (1, 3))
     told = [tensor("id", "STRING", "1"), tensor("timeout", "INT64", "1"), tensor("rows", "INT64", "1")]
     write(folder, "told", config("told", x, ",".join(told)), TOLD)
+    write(folder, "heads", config("heads", x, tensor("told", "STRING", "1") + "," + y), HEADS)
     write(folder, "delayed", config("delayed", x, y, more=BATCHING % 500), LINEAR)
     write(folder, "alone", config("alone", tensor("in", "FP32", "-1, 2"), tensor("out", "FP32", "-1, 2"), 0), SAME)
     write(folder, "wide", config("wide", tensor("in", "FP32", "-1"), tensor("out", "FP32", "-1")), SAME)

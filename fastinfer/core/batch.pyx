@@ -142,23 +142,13 @@ cdef int run_by_halves(Batcher batcher, Batch batch) except -1:
     cdef Slot slot
     cdef list pending = [batch.slots[len(batch.slots) // 2:], batch.slots[:len(batch.slots) // 2]]
     cdef list part, tags
-    cdef Rows rows
-    cdef Py_ssize_t start
     while pending and not batch.timed_out:
         part = still_wanted(pending.pop())
         if not part:
             continue
         tags = []
-        rows = Rows(batcher.signature)
-        for i in range(rows.count):
-            rows.set_dims(i, batch.rows.ranks[i], &batch.rows.dims[i * MAX_RANK])
         try:
-            for slot in part:
-                if not rows.append(batch.rows, slot.start, slot.rows):
-                    raise MemoryError
-                if TAGGED:
-                    tags += batch.tags[slot.start:slot.start + slot.rows]
-            outputs = batcher.run_rows(rows, batch)
+            outputs = batcher.run_rows(rows_of(batcher, batch, part, tags), batch)
         except Exception as error:
             if len(part) == 1:
                 slot = part[0]
@@ -167,13 +157,36 @@ cdef int run_by_halves(Batcher batcher, Batch batch) except -1:
                 pending.append(part[len(part) // 2:])
                 pending.append(part[:len(part) // 2])
             continue
-        start = 0
-        for slot in part:
-            slot.own_outputs = outputs
-            slot.own_tags = tags
-            slot.start = start
-            start += slot.rows
+        give_outputs(part, outputs, tags)
     batch.finished_ns = monotonic_ns()
+    return 0
+
+
+cdef Rows rows_of(Batcher batcher, Batch batch, list slots, list tags):
+    """A copy of the rows of some of a batch; what they are tagged with is added to ``tags``."""
+    cdef Rows rows = Rows(batcher.signature)
+    cdef Slot slot
+    cdef int i
+    for i in range(rows.count):
+        if not rows.set_dims(i, batch.rows.ranks[i], &batch.rows.dims[i * MAX_RANK]):
+            raise MemoryError
+    for slot in slots:
+        if not rows.append(batch.rows, slot.start, slot.rows):
+            raise MemoryError
+        if TAGGED:
+            tags += batch.tags[slot.start:slot.start + slot.rows]
+    return rows
+
+
+cdef int give_outputs(list slots, Outputs outputs, list tags) except -1:
+    """What a run of only these gave."""
+    cdef Slot slot
+    cdef Py_ssize_t start = 0
+    for slot in slots:
+        slot.own_outputs = outputs
+        slot.own_tags = tags
+        slot.start = start
+        start += slot.rows
     return 0
 
 

@@ -1,7 +1,8 @@
 # A batch that runs in another server: the loop goes on meanwhile, and nobody waits past a deadline.
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t
 
-from fastinfer.errors import BackendTimeoutError
+from fastinfer.errors import BackendTimeoutError, FastinferError
 
 
 cdef int run_elsewhere(Batcher batcher, Batch batch) except -1:
@@ -15,39 +16,121 @@ cdef int run_elsewhere(Batcher batcher, Batch batch) except -1:
 
 async def wait_for(Batcher batcher, Batch batch):
     """Run a batch as it is; any failure is left in it. All but the wait is done on the loop."""
-    cdef Py_ssize_t asked = batch.rows.rows, rows = max(asked, batcher.fixed_rows)
+    cdef Py_ssize_t asked = batch.rows.rows
+    cdef list groups = [batch.slots] if batcher.forwards is None else alike(batch)
     try:
-        if asked < rows and not batch.rows.fill_up(rows):
-            raise MemoryError
-        try:
-            run = batcher.run_async(batch.rows.arrays(), *passed_on(batcher, batch))
-        finally:
-            batch.rows.rows = asked
-        batch.outputs = batcher.judged(batcher.outputs_in(await run), rows)
+        if len(groups) == 1:
+            batch.outputs = await ask(batcher, batch, batch.rows, batch.slots)
+        else:
+            batch.bisected = True
+            await ask_each(batcher, batch, groups)
     except Exception as error:
         batch.error = as_runtime_error(error)
     batch.finished_ns = monotonic_ns()
     if batch.state != DONE:
+        if batch.bisected:
+            batcher.learn(asked, batch.finished_ns - batch.started_ns)
         if batcher.pace is not None:
             batcher.instances = batcher.pace(asked, batcher.waiting_rows > 0, batch.finished_ns / 1e9)
         batcher.complete(batch)
 
 
-cdef tuple passed_on(Batcher batcher, Batch batch):
-    """What goes with a batch: its last deadline, and the ids, the highest priority and the trace of its requests."""
+async def ask(Batcher batcher, Batch batch, Rows rows, list slots):
+    """The outputs of a batch's rows, or of those of them that these slots are."""
+    cdef Py_ssize_t asked = rows.rows, most = max(asked, batcher.fixed_rows)
+    if asked < most and not rows.fill_up(most):
+        raise MemoryError
+    try:
+        run = batcher.run_async(rows.arrays(), *passed_on(batcher, batch, slots))
+    finally:
+        rows.rows = asked
+    return batcher.judged(batcher.outputs_in(await run), most)
+
+
+cdef list alike(Batch batch):
+    """The batch's slots in groups, of whose heads the other server is told the same: only such go in one request."""
+    cdef dict groups = {}
+    cdef Slot slot
+    for slot in batch.slots:
+        groups.setdefault(slot.ticket.fields, []).append(slot)
+    return list(groups.values())
+
+
+async def ask_each(Batcher batcher, Batch batch, list groups):
+    """A request for each group at the same time; what fails one of them is not the others' fault."""
+    cdef list tasks = [batcher.create_task(ask_one(batcher, batch, slots)) for slots in groups]
+    try:
+        for task in tasks:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def ask_one(Batcher batcher, Batch batch, list slots):
+    cdef Slot slot
+    cdef Outputs outputs
+    cdef Rows rows
+    cdef list tags = []
+    try:
+        rows = rows_of(batcher, batch, slots, tags)
+        outputs = await ask(batcher, batch, rows, slots)
+    except Exception as error:
+        for slot in slots:
+            slot.error = as_runtime_error(error)
+        return
+    batch.answer_bytes = <double>outputs.nbytes() / max(rows.rows, batcher.fixed_rows, <Py_ssize_t>1)
+    give_outputs(slots, outputs, tags)
+
+
+cdef tuple passed_on(Batcher batcher, Batch batch, list slots):
+    """What goes with a batch's slots: the last deadline of their requests, the ids, the highest priority, the trace
+    and, where there are some, fields of their heads, which are the same for all. Raises why those cannot go on."""
     cdef int64_t deadline = 0
     cdef int rank = LOWEST_RANK
     cdef Slot slot
     cdef list ids = []
     cdef str trace = ""
-    for slot in batch.slots:
+    cdef object fields = None
+    for slot in slots:
         deadline = max(deadline, slot.ticket.deadline)
         rank = min(rank, slot.ticket.rank)
         if slot.ticket.request is not None and slot.ticket.request.id:
             ids.append(slot.ticket.request.id)
         if not trace and is_trace(slot.ticket.trace):
             trace = slot.ticket.trace.decode()
-    return min(deadline, last_moment(batcher, batch)) / 1e9, ids, 0 if rank == LOWEST_RANK else rank + 1, trace
+        fields = slot.ticket.fields
+    if isinstance(fields, FastinferError):
+        raise fields
+    told = min(deadline, last_moment(batcher, batch)) / 1e9, ids, 0 if rank == LOWEST_RANK else rank + 1, trace
+    return told if fields is None else (*told, fields)
+
+
+cdef int note_context(Ticket ticket, const Head* head, const char* p, const char* body) except -1:
+    """Keep what another server is told of a head on the fast lane, which lies between two pointers."""
+    if head.trace_size:
+        ticket.trace = head.trace[:head.trace_size]
+    if ticket.endpoint.batcher.forwards is not None:
+        ticket.fields = ticket.endpoint.batcher.forwards(fields_between(p, body))
+    return 0
+
+
+cdef int take_context(Ticket ticket, Arrival arrival) except -1:
+    """As ``note_context``, on the standard lane and over gRPC."""
+    ticket.trace = arrival.trace
+    if arrival.fields is not None and ticket.endpoint.batcher.forwards is not None:
+        ticket.fields = ticket.endpoint.batcher.forwards(arrival.fields)
+    return 0
+
+
+cdef list fields_between(const char* p, const char* body):
+    """The fields of a head that was found to be well-formed: names in lower case, and values."""
+    cdef list fields = []
+    for line in PyBytes_FromStringAndSize(p, body - p).split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            fields.append((name.lower(), value.strip(b" \t")))
+    return fields
 
 
 cdef bint is_trace(bytes given):

@@ -445,6 +445,8 @@ cdef class Connection:
                                       self.arrival(p), self.fair_key())
         if ticket is None:
             return False
+        if endpoint.batcher.run_async is not None:
+            note_context(ticket, head, p, body)
         self.expect(ticket, head)
         return True
 
@@ -493,8 +495,6 @@ cdef class Connection:
                 ticket.client = address_text(&self.sender)
         if head.request_id_size:
             ticket.request_id = head.request_id[:head.request_id_size]
-        if head.trace_size and ticket.endpoint.batcher.run_async is not None:
-            ticket.trace = head.trace[:head.trace_size]
         if head.close:
             self.last = True
         if self.first is None:

@@ -233,7 +233,7 @@ cdef class Ticket:
             self.arrived_ns = arrival.arrived_ns
             self.timeout_ns = arrival.timeout_ns
             self.key = arrival.key
-            self.trace = arrival.trace
+            take_context(self, arrival)
 
     cdef void enter(self, Arrival arrival):
         """In flight from here."""

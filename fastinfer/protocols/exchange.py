@@ -113,6 +113,7 @@ class Exchange:
         wire: Connection | None = self.scope.get(WIRE)
         arrival = Arrival(self.started_ns, timeout_ns) if wire is None else wire.arrived(timeout_ns)
         arrival.trace = self.headers.get(b"traceparent")
+        arrival.fields = self.scope["headers"]
         return arrival
 
     # ---- the body -------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return await self.inferred(body, context, fields_of(context.invocation_metadata() or ()))
 
     async def inferred(self, body: bytes, context: Context, fields: Fields) -> bytes:
-        call = Call(self.core, INFER, context.peer(), fields)
+        call = Call(self.core, INFER, context, fields)
         try:
             answer = await self.answered(call, body, context)
         except FastinferError as error:
@@ -151,7 +151,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def streamed(self, body: bytes, context: Context, fields: Fields) -> bytes:
         """The ModelStreamInferResponse to one request of a stream."""
-        call = Call(self.core, STREAM_INFER, context.peer(), fields)
+        call = Call(self.core, STREAM_INFER, context, fields)
         try:
             return field(2, await self.answered(call, body, context) + FINAL)
         except FastinferError as error:

@@ -86,16 +86,17 @@ class Call:
     """
 
     __slots__ = (
-        "_request_id", "arrival", "body", "endpoint", "error", "fields", "infer", "method", "model",
+        "_request_id", "arrival", "body", "endpoint", "error", "fields", "infer", "metadata", "method", "model",
         "peer", "rows", "service", "size", "started_ns", "status", "ticket", "told", "version", "waiter",
     )  # fmt: skip
     lane = "grpc"
 
-    def __init__(self, service: Service, method: str, peer: str, fields: Fields) -> None:
+    def __init__(self, service: Service, method: str, context: Context, fields: Fields) -> None:
         self.started_ns = time.monotonic_ns()
+        self.metadata = context.invocation_metadata  # all of it
         self.service = service
         self.method = method
-        self.peer = peer_of(peer)
+        self.peer = peer_of(context.peer())
         self.fields = fields
         self.told: list[tuple[str, str]] = []
         self.infer = True
@@ -143,6 +144,9 @@ class Call:
         arrival = Arrival(self.started_ns, timeout_ns, self.peer.key)
         if TRACE in self.fields:
             arrival.trace = self.fields[TRACE][-1]
+        if model.batcher.forwards is not None:
+            arrival.fields = [(key.encode(), value if isinstance(value, bytes) else value.encode())
+                              for key, value in self.metadata() or ()]
         model.endpoint.gate(MESSAGE, len(body), arrival)
         counters = service.counters
         if counters.inflight_bytes + len(body) > service.settings.inflight_bytes:

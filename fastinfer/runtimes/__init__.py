@@ -5,7 +5,7 @@ them: dicts of name to C-contiguous array, rows first.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +94,8 @@ class RemoteRuntime(ABC):
         mixes: whether it puts several requests together itself.
         in_flight: batches that it may be given at the same time, to begin with.
         pace: how many from then on, or None: as the batcher's.
+        forwards: gives of the fields of a client's head, pairs of name in lower case and value, those that go on to
+            that server, something hashable; None where none do; a FastinferError where they cannot. None: none ever do.
     """
 
     platform: str
@@ -107,6 +109,7 @@ class RemoteRuntime(ABC):
     mixes: bool
     in_flight: int
     pace: Callable[[int, bool, float], int] | None
+    forwards: Callable[[Iterable[tuple[bytes, bytes]]], object] | None = None
 
     @property
     @abstractmethod
@@ -118,7 +121,8 @@ class RemoteRuntime(ABC):
         """Run one batch; on any thread but a loop's."""
 
     @abstractmethod
-    async def run_async(self, inputs: Arrays, deadline: float, ids: list[str], priority: int, trace: str) -> Arrays:
+    async def run_async(self, inputs: Arrays, deadline: float, ids: list[str], priority: int, trace: str,
+                        fields: Any = ()) -> Arrays:
         """Run one batch from a loop, which goes on meanwhile.
 
         Args:
@@ -127,6 +131,7 @@ class RemoteRuntime(ABC):
             ids: of those requests in it that have one.
             priority: of its most urgent request, 1 the highest; 0 where none says so.
             trace: a W3C traceparent, or empty.
+            fields: as ``forwards`` gave them, of all its requests.
         """
 
     @abstractmethod

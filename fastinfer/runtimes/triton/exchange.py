@@ -12,6 +12,7 @@ from fastinfer._core import DATATYPES, DTYPES, Tensor
 from fastinfer.errors import BackendError, BackendRefusedError, BackendUnavailableError, FastinferError
 from fastinfer.runtimes import Arrays
 from fastinfer.runtimes.triton.contract import Contract
+from fastinfer.runtimes.triton.forwarding import Fields
 
 ANSWER_HEAD = 1 << 20  # bytes of an answer beside its tensors
 TEXT_BYTES = 64 << 20  # of an answer whose texts or shapes are of any length
@@ -27,6 +28,7 @@ class Question:
     id: str = ""
     priority: int = 0
     traceparent: str = ""
+    fields: Fields = ()  # of its requests' heads
 
 
 class Failed(Exception):  # noqa: N818 - it is not an error of ours, but how one comes about

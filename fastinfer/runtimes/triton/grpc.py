@@ -26,6 +26,7 @@ from fastinfer.runtimes.triton.exchange import (
     taken,
     unreachable,
 )
+from fastinfer.runtimes.triton.forwarding import Fields
 from fastinfer.runtimes.triton.layout import Place, Placed, Placer
 from fastinfer.runtimes.triton.regions import Consent, Regions
 from fastinfer.settings import TritonConfig
@@ -117,6 +118,8 @@ class GrpcLink:
         headers = self.headers
         if question.traceparent:
             headers = {**(headers or {}), "traceparent": question.traceparent}
+        if question.fields:
+            headers = {**(headers or {}), **joined(question.fields)}
         result = await self.call(
             "infer", contract.model, inputs, contract.version, outputs=outputs,
             request_id=question.id, priority=question.priority, timeout=microseconds(question), headers=headers,
@@ -146,6 +149,14 @@ class GrpcLink:
             await asyncio.to_thread(self.client.close)
         else:
             await self.client.close()
+
+
+def joined(fields: Fields) -> dict[str, str]:
+    """Fields as tritonclient takes them, those of one name in one."""
+    values: dict[str, list[str]] = {}
+    for name, value in fields:
+        values.setdefault(name, []).append(value)
+    return {name: ", ".join(each) for name, each in values.items()}
 
 
 class Reader:

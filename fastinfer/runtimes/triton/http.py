@@ -91,6 +91,8 @@ class HttpLink:
             self.head, HEADER_LENGTH, len(message), len(message) + sum(map(len, blobs)))
         if question.traceparent:
             head += f"traceparent: {question.traceparent}\r\n".encode()
+        if question.fields:
+            head += "".join(f"{name}: {value}\r\n" for name, value in question.fields).encode()
         rows = len(question.inputs[contract.inputs[0].name]) if contract.max_batch_size else 1
         answer = await self.pool.ask([head + b"\r\n" + message, *blobs], max(most_bytes(contract, rows), JSON_BYTES))
         if answer.status != 200:

@@ -21,6 +21,7 @@ from fastinfer.errors import (
 from fastinfer.runtimes import Arrays, RemoteRuntime
 from fastinfer.runtimes.triton.contract import Contract
 from fastinfer.runtimes.triton.exchange import Failed, Link, Question
+from fastinfer.runtimes.triton.forwarding import Fields, Forwarding
 from fastinfer.runtimes.triton.pace import Pace
 from fastinfer.runtimes.triton.regions import Consent
 from fastinfer.runtimes.triton.targets import Target, shortest
@@ -65,6 +66,8 @@ class TritonRuntime(RemoteRuntime):
         pace = Pace(*((self.contract.instances + more) * len(self.targets) for more in (0, 1)))
         self.pace = pace.note if fixed is None else None
         self.in_flight = pace.limit if fixed is None else fixed * len(self.targets)
+        if self.config.forward_headers:
+            self.forwards = Forwarding(self.config.forward_headers, self.config.headers)
         self.inputs = list(self.contract.inputs)
         self.outputs = list(self.contract.outputs)
         self.classes: dict[str, tuple[str, ...]] = {}
@@ -102,8 +105,9 @@ class TritonRuntime(RemoteRuntime):
         question = Question(inputs, time.monotonic() + self.timeout)
         return self.keeper.do(self.send(question), self.timeout + SHORT)
 
-    async def run_async(self, inputs: Arrays, deadline: float, ids: list[str], priority: int, trace: str) -> Arrays:
-        return await self.send(Question(inputs, deadline, ",".join(ids)[:MOST_ID], priority, trace))
+    async def run_async(self, inputs: Arrays, deadline: float, ids: list[str], priority: int, trace: str,
+                        fields: Fields = ()) -> Arrays:
+        return await self.send(Question(inputs, deadline, ",".join(ids)[:MOST_ID], priority, trace, fields))
 
     def run_nothing(self) -> Arrays:
         empty = {}
