@@ -556,11 +556,6 @@ cdef struct Asked:
     int64_t key
     int64_t now, arrived, deadline
 
-# What one client has of it.
-cdef struct Holding:
-    Py_ssize_t rows
-    size_t nbytes
-
 cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns)
 
 # ---- cost.pyx -------------------------------------------------------------------------------------------------
@@ -678,6 +673,11 @@ cdef extern from *:
     """
     const int64_t NEVER "FASTINFER_NEVER"
 
+# Who goes when, of one priority: those within their client's share, then the excess; then, likewise, those without a
+# deadline.
+cdef enum Turn:
+    FAIR, EXCESS, ENDLESS, ENDLESS_EXCESS
+
 # A slot that waits.
 cdef struct Waiting:
     int64_t deadline                    # monotonic, or NEVER
@@ -687,12 +687,34 @@ cdef struct Waiting:
     size_t nbytes
     void* slot                          # which is kept alive
     int rank
+    int turn
+
+# A client of whom something waits.
+cdef struct Holder:
+    int64_t key
+    Py_ssize_t slots                    # that wait; 0: nobody stands here
+    Py_ssize_t rows
+    size_t nbytes
+    Py_ssize_t counted                  # rows, for the while of one look at the queue
 
 cdef struct Queue:
     Waiting* data
     size_t begin, end                   # of those who wait, first to go first
     size_t capacity
     uint64_t orders                     # given away
+    Waiting* spare                      # as large as data, where it was needed
+    size_t spare_capacity
+    Py_ssize_t level                    # rows of one client that go before others' excess
+    size_t excess                       # slots that are that
+    Holder* holders                     # by a hash of their keys
+    size_t holder_slots                 # a power of two, or 0
+    size_t holder_count
+
+# ---- shares.pyx -----------------------------------------------------------------------------------------------
+cdef bint has_company(Batcher batcher, int64_t now) noexcept
+cdef int take_turns(Batcher batcher, int64_t now) except -1
+cdef int keep_places(Batcher batcher) except -1
+cdef int give_way(Batcher batcher) except -1
 
 # ---- batch.pyx ------------------------------------------------------------------------------------------------
 cdef enum BatchState:
@@ -715,6 +737,7 @@ cdef class Slot:
     cdef Py_ssize_t rows
     cdef size_t nbytes                  # as the queue counts them
     cdef uint64_t order                 # in the queue; 0: it does not wait
+    cdef int turn                       # there
     cdef Outputs own_outputs            # where the batch was bisected
     cdef list own_tags                  # of their rows, in a checked build
     cdef object error
@@ -777,6 +800,7 @@ cdef class Batcher:
     cdef object expiry                  # a timer that runs out when the next deadline passes
     cdef int64_t expiry_ns, swept_ns
     cdef bint expired_some              # and their answers have not left
+    cdef list yielding                  # tickets that give way to the one that was judged last, once it is let in
     cdef int64_t fit_budget             # what rows_within last said
     cdef uint64_t fit_changes
     cdef Py_ssize_t fit_rows
@@ -870,6 +894,7 @@ cdef class Ticket:
     cdef uint64_t tag                   # a number of its own, in a checked build
     cdef Py_ssize_t tagged              # rows of it that have one
     cdef bint finished                  # answered, failed or cancelled
+    cdef bint yields                    # it is to give way
     cdef object done
     cdef Outputs empty_outputs          # of a request without rows
     cdef readonly object error

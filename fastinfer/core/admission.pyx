@@ -1,8 +1,8 @@
 # Whether a request can still make it: asked at its head, from what is known then, and again when it is decoded.
 #
-# Predicted is the rest of what runs, the queue ahead of it by priority and deadline, its own batch, and how late the
-# loop itself is. Only those ahead are counted; but nobody is let in who would push one past its deadline that was let
-# in before, unless it is of a higher priority.
+# Predicted is the rest of what runs, the queue ahead of it by priority, turn and deadline, its own batch, and how late
+# the loop itself is. Only those ahead are counted; but nobody is let in who would push one past its deadline that was
+# let in before, unless it is of a higher priority, or the other's client has more than its share (shares.pyx).
 from libc.math cimport ceil, sqrt
 from libc.stdint cimport int64_t
 
@@ -10,7 +10,6 @@ from fastinfer.errors import (DeadlineUnreachableError, ExpiredError, FairShareE
                               QueueFullError)
 
 cdef int64_t LONG_TURN_NS = 5_000_000       # of the loop; one that takes longer counts as queue
-cdef int64_t COMPANY_NS = 10 * SECOND_NS    # for which another client that was seen counts as about
 cdef int64_t URGENT_NS = 60 * SECOND_NS        # for which a head passes for as urgent as bodies said they were
 cdef int64_t STALE_NS = SECOND_NS              # since the last run, after which an idle model is tried again
 cdef int64_t HOPELESS_NS = 10 * SECOND_NS   # and one that has never been fast enough, as far as is known
@@ -49,30 +48,34 @@ cdef double takes(const Outlook* outlook, double rows) noexcept nogil:
 
 
 cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns):
-    """ADMITTED, or why it is refused, and then in how many nanoseconds there may be room."""
-    cdef Holding held
+    """ADMITTED, or why it is refused, and then in how many nanoseconds there may be room.
+
+    What is to give way to it where it is let in stands in ``yielding``.
+    """
+    cdef Reason reason
+    cdef Holder* holder
+    keep_places(batcher)
     retry_ns[0] = SECOND_NS
-    held.rows = -1
     if asked.key and asked.key != batcher.last_key:
         if batcher.last_key:
             batcher.company_ns = asked.now
         batcher.last_key = asked.key
     if batcher.waiting_rows:
-        if batcher.waiting_rows + asked.rows > batcher.queue_rows:
-            return ROWS_FULL
         if batcher.waiting_bytes + asked.nbytes > <size_t>batcher.queue_bytes:
             return BYTES_FULL
+        if batcher.waiting_rows + asked.rows > batcher.queue_rows and not make_room(batcher, asked):
+            return ROWS_FULL
         if asked.key and passes_share(batcher, asked, batcher.waiting_rows, batcher.waiting_bytes):
-            held = queue_held(&batcher.queue, asked.key)
-            if held.rows and passes_share(batcher, asked, held.rows, held.nbytes):
+            holder = queue_holder(&batcher.queue, asked.key)
+            if holder != NULL and passes_share(batcher, asked, holder.rows, holder.nbytes):
+                keep_places(batcher)
                 return SHARE_FULL
     if asked.deadline == NEVER:
         return ADMITTED
-    return judge_deadline(batcher, asked, held, retry_ns)
-
-
-cdef bint has_company(Batcher batcher, const Asked* asked) noexcept:
-    return asked.now - batcher.company_ns < COMPANY_NS
+    reason = judge_deadline(batcher, asked, retry_ns)
+    if reason != ADMITTED:
+        keep_places(batcher)
+    return reason
 
 
 cdef bint passes_share(Batcher batcher, const Asked* asked, Py_ssize_t rows, size_t nbytes) noexcept:
@@ -81,15 +84,17 @@ cdef bint passes_share(Batcher batcher, const Asked* asked, Py_ssize_t rows, siz
     Alone it may have nearly all: another that comes finds room for its first request, and from then on has its half.
     """
     cdef Py_ssize_t most_rows = batcher.queue_rows // 2, most_bytes = batcher.queue_bytes // 2
-    if not has_company(batcher, asked):
+    if not has_company(batcher, asked.now):
         most_rows = batcher.queue_rows - batcher.queue_rows // 32
         most_bytes = batcher.queue_bytes - batcher.queue_bytes // 32
     return rows + asked.rows > most_rows or nbytes + asked.nbytes > <size_t>most_bytes
 
 
-cdef Reason judge_deadline(Batcher batcher, const Asked* asked, Holding held, int64_t* retry_ns):
+cdef Reason judge_deadline(Batcher batcher, const Asked* asked, int64_t* retry_ns):
     cdef Outlook outlook
     cdef Guess own
+    cdef Holder* holder
+    cdef bint company = asked.key and has_company(batcher, asked.now)
     cdef Py_ssize_t ahead = batcher.waiting_rows
     cdef bint idle = ahead == 0 and len(batcher.running) < batcher.instances
     cdef double predicted
@@ -110,6 +115,15 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, Holding held, in
     elif not batcher.running and ahead + asked.rows < outlook.rows:
         own = batcher.cost.guess(ahead + asked.rows)
         outlook.run.mean, outlook.run.high = own.mean, own.high
+    if company and not idle and ahead + asked.rows > outlook.rows:  # past the next run it matters who goes first
+        if takes(&outlook, 2 * (ahead + asked.rows)) > outlook.remaining:
+            holder = queue_holder(&batcher.queue, asked.key)  # one client may take at most half of the time there is
+            if holder != NULL and takes(&outlook, 2 * (holder.rows + asked.rows)) > outlook.remaining:
+                retry_ns[0] = <int64_t>outlook.run.mean
+                return SHARE_FULL
+        return fit_in(batcher, asked, &outlook, retry_ns)
+    if batcher.queue.excess:
+        return fit_in(batcher, asked, &outlook, retry_ns)
     if not idle and not displaces(batcher, asked, &outlook, &ahead):
         retry_ns[0] = <int64_t>outlook.run.mean
         return PAST_DEADLINE
@@ -122,17 +136,10 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, Holding held, in
             return ADMITTED  # nothing has told for a while how fast it is, and nobody is kept waiting
         retry_ns[0] = <int64_t>min(max(predicted - outlook.remaining, 0.0), 60.0 * SECOND_NS)
         return PAST_DEADLINE
-    if not asked.key or idle:
-        return ADMITTED
-    retry_ns[0] = <int64_t>outlook.run.mean
-    if has_company(batcher, asked):  # at most half of the time there is may be taken by one client
-        if takes(&outlook, 2 * (batcher.waiting_rows + asked.rows)) > outlook.remaining:
-            if held.rows < 0:
-                held = queue_held(&batcher.queue, asked.key)
-            if takes(&outlook, 2 * (held.rows + asked.rows)) > outlook.remaining:
-                return SHARE_FULL
-    elif takes(&outlook, ahead + asked.rows + max(outlook.rows // 16, <Py_ssize_t>1)) > outlook.remaining:
-        return PAST_DEADLINE
+    if asked.key and not idle and not company:  # who comes next is to find room
+        if takes(&outlook, ahead + asked.rows + max(outlook.rows // 16, <Py_ssize_t>1)) > outlook.remaining:
+            retry_ns[0] = <int64_t>outlook.run.mean
+            return PAST_DEADLINE
     return ADMITTED
 
 

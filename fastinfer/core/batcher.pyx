@@ -77,6 +77,7 @@ cdef class Batcher:
         self.forming = []
         self.spare = []
         self.running = set()
+        self.yielding = []
         self.output_names = [tensor.name for tensor in signature.outputs]
         self.n_sizes = self.max_batch_size + 1
         self.own = calloc(1, sizeof(Row) + self.n_sizes * sizeof(SizeStats))
@@ -217,7 +218,7 @@ cdef class Batcher:
         """Make the ``rows`` rows that were written at the batch's end the ticket's, and see that the batch runs."""
         self.enter(batch, new_slot(ticket, batch, batch.rows.rows, rows, nbytes))
         batch.rows.rows += rows
-        return 0
+        return give_way(self)
 
     cdef int append(self, Rows source, Ticket ticket) except -1:
         """Queue rows that were decoded elsewhere, in as many batches as they need."""
@@ -243,7 +244,7 @@ cdef class Batcher:
             ticket.finished = True
             self.withdraw(ticket)
             raise
-        return 0
+        return give_way(self)
 
     cdef int enter(self, Batch batch, Slot slot) except -1:
         cdef Ticket ticket = slot.ticket
@@ -283,9 +284,10 @@ cdef class Batcher:
 
     cdef void withdraw_slot(self, Slot slot):
         cdef Batch batch = slot.batch
-        queue_remove(&self.queue, queue_position(&self.queue, slot.ticket.rank, slot.ticket.deadline, slot.order))
+        cdef Ticket ticket = slot.ticket
+        queue_remove(&self.queue, queue_position(&self.queue, ticket.rank, slot.turn, ticket.deadline, slot.order))
         self.strike(slot)
-        slot.ticket.missing -= 1
+        ticket.missing -= 1
         slot.batch = None  # which still has it, until its rows are closed up
         if batch.live == 0:
             self.discard(batch)
@@ -395,6 +397,7 @@ cdef class Batcher:
         self.scheduled = False
         self.thread = PyThread_get_thread_ident()
         while len(self.running) < self.instances:
+            take_turns(self, now)
             batch = self.next_batch(now)
             if batch is None:
                 break
@@ -478,6 +481,7 @@ cdef class Batcher:
             entry = &queue.data[i]
             if (<Slot>entry.slot).batch is batch:
                 self.strike(<Slot>entry.slot)
+                queue_let_go(queue, entry)
                 (<Slot>entry.slot).order = 0
                 Py_DECREF(<Slot>entry.slot)
             else:

@@ -446,6 +446,7 @@ cdef class Endpoint:
         asked.now, asked.arrived = now, arrived_ns
         asked.deadline = arrived_ns + budget if budget and budget < FOREVER else NEVER
         reason = judge(batcher, &asked, retry_ns)
+        keep_places(batcher)  # until its rows are there
         if reason == PAST_DEADLINE and asked.now < asked.deadline:
             batcher.head_refused += 1
             if batcher.head_refused % SAMPLED == 0:
