@@ -165,9 +165,7 @@ class Registry:
         """Load and warm everything that was found; blocks. What fails is kept with its reason, the rest is served."""
         if not self._loading and not self.loaded:
             self.find()
-        first = [key for key, found in self._loading.items() if found is not None and found.config.triton is not None]
-        for key in dict.fromkeys([*first, *self._loading]):  # whose threads would inherit what `_load` does
-            found = self._loading[key]
+        for key, found in list(self._loading.items()):
             assert found is not None
             try:
                 self._serve(self._away(found) or self._load(found))
@@ -184,8 +182,8 @@ class Registry:
 
     def _load(self, found: Found) -> Version:
         """Load a version of which nothing changes meanwhile; blocks; raises as `load_whole`."""
-        if self._loop is not None and found.config.triton is None:  # whose threads carry what it answers
-            precedence.follow()
+        if self._loop is not None:
+            precedence.beside()
         if self.loaded and self._loop is not None:
             spare_the_loop()
             with resting():
@@ -443,7 +441,8 @@ class Registry:
             return
         context = contextvars.Context()  # one for all, so that no request pays for a copy
         executor = version.executor or ThreadPoolExecutor(
-            model.config.instances + 1, f"run-{model.name}", precedence.follow)
+            model.config.instances + 1, f"run-{model.name}",
+            precedence.beside if model.runtime.native is None else precedence.behind)
         version.executor = executor
 
         def submit(work: Any, *arguments: Any) -> Any:

@@ -11,7 +11,7 @@ import platform
 import struct
 import threading
 
-BEHIND = 10  # nice values that the other threads stand behind the loop: a tenth of a core that both want
+BEHIND = 10  # nice values after the loop's: a tenth of a core that both want
 SLICE_NS = 500_000  # of the loop; shorter than the system's own of 0.7 ms and more, so that a wake-up interrupts those
 ORDINARY = (os.SCHED_OTHER, os.SCHED_BATCH)  # who chose another policy for the server knows better
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
@@ -27,24 +27,34 @@ def lead() -> None:
         ask_for_slice(SLICE_NS)
 
 
-def follow() -> None:
-    """Let this thread stand behind the loop's. For good: to come back takes a privilege.
+def beside() -> None:
+    """Let this thread, which runs Python, be an ordinary one: one that the loop has started has the loop's slice.
 
-    The threads that it starts inherit it, as onnxruntime's do. A tenth of the core is left to it where the loop never
-    sleeps, since it may hold what the loop waits for: the interpreter.
+    No more than that. It holds the interpreter's lock, which the loop waits for: if anything else had the core
+    meanwhile because it is more important than this thread, the loop would wait for that too.
+    """
+    if os.sched_getscheduler(0) in ORDINARY:
+        ask_for_slice(0)
+
+
+def behind() -> None:
+    """Let this thread, which computes for long without the interpreter's lock, stand behind the loop's.
+
+    For good: to come back takes a privilege. The threads that it starts inherit it. A tenth of the core is left to it
+    where the loop never sleeps.
     """
     if os.sched_getscheduler(0) not in ORDINARY:
         return
     with contextlib.suppress(OSError):
-        behind = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + BEHIND, 19)  # of the main thread
+        nice = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + BEHIND, 19)  # of the main thread
         thread = threading.get_native_id()
-        if os.getpriority(os.PRIO_PROCESS, thread) < behind:
-            os.setpriority(os.PRIO_PROCESS, thread, behind)
-    ask_for_slice(0)  # the system's own: a thread that the loop has started has the loop's
+        if os.getpriority(os.PRIO_PROCESS, thread) < nice:
+            os.setpriority(os.PRIO_PROCESS, thread, nice)
+    ask_for_slice(0)
 
 
 def ask_for_slice(nanoseconds: int) -> None:
-    """Source: sched(7) and sched_setattr(2); before Linux 6.12 the value is ignored."""
+    """Of time; 0 for the system's own. Source: sched(7) and sched_setattr(2); before Linux 6.12 it is ignored."""
     number = SCHED_SETATTR.get(platform.machine())
     if number is None:
         return

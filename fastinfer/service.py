@@ -326,7 +326,7 @@ class Service:
         """Run on a worker thread what would hold the loop."""
         if self._workers is None:
             threads = min(4, len(os.sched_getaffinity(0)))
-            self._workers = ThreadPoolExecutor(threads, "fastinfer-worker", precedence.follow)
+            self._workers = ThreadPoolExecutor(threads, "fastinfer-worker", precedence.behind)
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
     def close(self) -> None:
