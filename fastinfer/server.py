@@ -262,6 +262,7 @@ class Server:
         settings = self.settings
         connection = self._protocol()
         if self.grpc_addresses:
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core tells stderr of each bad head that clients send
             from fastinfer.protocols.grpc import Server as GrpcServer
 
             calls = settings.max_connections or allowed_connections()

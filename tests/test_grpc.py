@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -263,11 +264,118 @@ def test_methods_that_do_not_exist(channel: Any) -> None:
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+# ---- what no client of a library sends ------------------------------------------------------------------------------
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2 (RFC 9113, 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def headers(path: bytes, *more: tuple[bytes, bytes], end: bool = False) -> bytes:
+    """A HEADERS frame of a call, of literal fields without a table (RFC 7541, 6.2.2)."""
+    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"test"),
+              (b"content-type", b"application/grpc"), (b"te", b"trailers"), *more]  # fmt: skip
+    block = b"".join(bytes([0, len(name)]) + name + bytes([len(value)]) + value for name, value in fields)
+    return frame(1, 5 if end else 4, 1, block)
+
+
+def exchange(port: int, *frames: bytes) -> bytes:
+    """What a connection answers to frames, up to the end of its first stream, or of itself."""
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as wire, wire.makefile("rb") as answers:
+        wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + b"".join(frames))
+        seen = b""
+        while head := answers.read(9):
+            payload = answers.read(int.from_bytes(head[:3], "big"))
+            seen += payload
+            if (head[3] == 1 and head[4] & 1) or head[3] in (3, 7):  # trailers, a reset, the connection's end
+                break
+        return seen
+
+
+WHOLE = request(ROWS).SerializeToString()
+MESSAGE = b"\0" + len(WHOLE).to_bytes(4, "big") + WHOLE
+
+
+@pytest.mark.parametrize(
+    ("frames", "says"),
+    [
+        ([headers(INFER.encode()), frame(0, 1, 1, MESSAGE)], b"grpc-status\x010"),
+        ([headers(b"/\xff\xfe"), frame(0, 1, 1, MESSAGE)], b"Method not found!"),
+        ([headers(b"/inference.GRPCInferenceService/\xc3("), frame(0, 1, 1)], b"Method not found!"),
+        ([headers(INFER.encode(), end=True)], b"the call has no whole message"),
+        ([headers(INFER.encode()), frame(0, 1, 1, MESSAGE[:40])], b"the call has no whole message"),
+        ([headers(HEALTH.encode() + b"Watch", end=True)], b"the call has no whole message"),
+        ([headers(INFER.encode()), frame(0, 1, 1, b"\0\xff\xff\xff\xff" + WHOLE)], b"grpc-status\x018"),
+        ([headers(INFER.encode()), frame(0, 1, 1, b"\1" + MESSAGE[1:])], b"grpc-status\x0213"),
+        ([headers(INFER.encode(), (b"grpc-encoding", b"gzip")), frame(0, 1, 1, b"\1" + MESSAGE[1:])], b"\x0213"),
+        ([headers(INFER.encode(), (b"traceparent", b"\xff")), frame(0, 1, 1, MESSAGE)], b"grpc-status\x010"),
+        ([headers(INFER.encode(), (b"grpc-timeout", b"soon")), frame(0, 1, 1, MESSAGE)], b"grpc-status\x0213"),
+        ([headers(INFER.encode())] + 200 * [frame(6, 0, 0, bytes(8))], b"too_many_pings"),
+    ],
+)
+def test_calls_that_are_none_harm_nobody(grpc_server: ServerProcess, client: Any, frames: list[bytes],
+                                         says: bytes) -> None:
+    assert says in exchange(grpc_server.grpc_port, *frames)
+    np.testing.assert_allclose(client.infer("affine", [infer_input(ROWS)]).as_numpy("y"), EXPECTED, rtol=1e-6)
+
+
+def test_calls_that_are_reset_at_once_harm_nobody(grpc_server: ServerProcess, client: Any) -> None:
+    with socket.create_connection(("127.0.0.1", grpc_server.grpc_port), timeout=WAIT) as wire:
+        wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
+        for i in range(2000):
+            head = bytearray(headers(INFER.encode()))
+            head[5:9] = number = (2 * i + 1).to_bytes(4, "big")
+            wire.sendall(bytes(head) + frame(3, 0, int.from_bytes(number, "big"), b"\0\0\0\x08"))
+        np.testing.assert_allclose(client.infer("affine", [infer_input(ROWS)]).as_numpy("y"), EXPECTED, rtol=1e-6)
+
+
+def test_thousands_of_calls_at_once(grpc_server: ServerProcess) -> None:
+    """More than gRPC's core lets wait by default."""
+
+    async def ask() -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_server.grpc_port}") as channel:
+            infer = channel.unary_unary(INFER)
+            assert len(set(await asyncio.gather(*(infer(WHOLE, timeout=WAIT) for _ in range(2000))))) == 1
+
+    asyncio.run(ask())
+
+
+def test_what_an_error_says_fits_into_a_header(channel: Any) -> None:
+    for name in ("m" * 100_000, "\u20ac" * 100_000, "a\nb\0c%\u20ac"):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, "ModelInfer", request(ROWS, name), pb.ModelInferResponse.FromString)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert dict(caught.value.trailing_metadata())["fastinfer-code"] == "unknown_model"
+        assert repr(name)[1:20] in caught.value.details()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(channel, "ModelMetadata", pb.ModelMetadataRequest(name="\u20ac" * 100_000), None)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_another_grpc_serves_without_our_acceptors(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("customized")
+    hide = "import sys; sys.modules['fastinfer.protocols.grpc_acceptors'] = None"
+    (folder / "sitecustomize.py").write_text(hide)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
+    with starting(tmp_path_factory) as start:
+        server = start(repository, "--grpc-port", "0")
+        with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+            np.testing.assert_allclose(client.infer("affine", [infer_input(ROWS)]).as_numpy("y"), EXPECTED, rtol=1e-6)
+            assert client.is_server_ready()
+        assert server.stop() == 0, server.log()
+        assert "is not one that fastinfer was made for" in server.log()
+
+
 def test_health_service(channel: Any) -> None:
     assert call(channel, HEALTH + "Check", b"", None) == b"\x08\x01"
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, HEALTH + "Check", b"\x0a\x01q", None)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    for method in (channel.unary_unary(HEALTH + "Check"), channel.unary_stream(HEALTH + "Watch")):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(method(b"\xff", timeout=WAIT))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     watch = channel.unary_stream(HEALTH + "Watch")(b"", timeout=WAIT)
     assert next(watch) == b"\x08\x01"
     watch.cancel()

@@ -15,6 +15,7 @@ import random
 import time
 from collections import deque
 from contextlib import suppress
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -23,9 +24,15 @@ import grpc.aio
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from fastinfer.errors import ConfigurationError, FastinferError, InvalidMessageError, ShuttingDownError
+from fastinfer.errors import (
+    ConfigurationError,
+    FastinferError,
+    InvalidMessageError,
+    ShuttingDownError,
+    UnavailableError,
+)
 from fastinfer.protocols.exchange import CLIENT_GONE
-from fastinfer.protocols.grpc_calls import NOTHING, Call, Gathering, counts, fields_of
+from fastinfer.protocols.grpc_calls import Call, Gathering, fields_of
 from fastinfer.protocols.grpc_messages import message
 from fastinfer.protocols.grpc_methods import METHODS, health
 
@@ -39,9 +46,13 @@ if TYPE_CHECKING:
 SERVICE = "/inference.GRPCInferenceService/"
 INFER, STREAM_INFER = SERVICE + "ModelInfer", SERVICE + "ModelStreamInfer"
 HEALTH = "/grpc.health.v1.Health/"
+ACCEPTORS = {INFER: 16, STREAM_INFER: 4}  # calls that may wait to be accepted without a turn of the loop between them
+MOST_CALLS = 32_768  # that are open at a time; an idle stream takes some 25 KB
+KEEPALIVE = 75  # seconds after which a silent client with open calls has to say that it is still there
 WINDOW = 32  # requests of one stream that are under way at a time
 LOOK = 0.1  # seconds between looks at the health that a client watches
-MAX_DETAILS = 4096  # characters of an error's message: a status travels in a header
+MAX_DETAILS, MAX_PLACE = 4096, 1024  # bytes of an error's text and of its place: a status travels in header fields
+IN_PLACE = "$.[]\"'_-/: "  # what stands in one as it is
 logger = logging.getLogger("fastinfer.request")
 
 
@@ -52,8 +63,10 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.core = service
         self.journal = journal
         self.closing = asyncio.Event()
+        self.changed = asyncio.Event()  # the health has; then there is another one
+        self.watching = 0
+        self.look: asyncio.Future[None]
         self.gathering = Gathering()
-        self.told = grpc.unary_unary_rpc_method_handler(self.infer_told)
         self.handlers = {
             INFER: grpc.unary_unary_rpc_method_handler(self.infer),
             STREAM_INFER: grpc.stream_stream_rpc_method_handler(self.stream_infer),
@@ -65,21 +78,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.handlers[SERVICE + name] = grpc.unary_unary_rpc_method_handler(answer)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        method = handler_call_details.method
-        if method == INFER and counts(handler_call_details.invocation_metadata):
-            return self.told
-        return self.handlers.get(method)
+        return self.handlers.get(handler_call_details.method)
 
     # ---- inference ----------------------------------------------------------------------------------------------
     async def infer(self, body: bytes, context: Context) -> bytes:
-        """Of a call without metadata that counts, which is cheaper not to look at again."""
-        return await self.inferred(body, context, NOTHING)
-
-    async def infer_told(self, body: bytes, context: Context) -> bytes:
-        return await self.inferred(body, context, fields_of(context.invocation_metadata() or ()))
-
-    async def inferred(self, body: bytes, context: Context, fields: Fields) -> bytes:
-        call = Call(self.core, INFER, context, fields)
+        call = Call(self.core, INFER, context, fields_of(context.invocation_metadata() or ()))
         try:
             answer = await self.answered(call, body, context)
         except FastinferError as error:
@@ -155,7 +158,11 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             return field(2, await self.answered(call, body, context) + FINAL)
         except FastinferError as error:
-            return field(1, str(error).encode("utf-8", "replace")) + field(2, same_id(body))
+            return field(1, fitting(str(error), MAX_DETAILS).encode()) + field(2, same_id(body))
+
+    async def full(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """A call that is one too many, of whatever method."""
+        await refuse(context, UnavailableError("as many gRPC calls are open as may be"))
 
     # ---- the rest -----------------------------------------------------------------------------------------------
     def unary(self, path: str, request: str, response: str, method: Any) -> Callable[[bytes, Context], Any]:
@@ -183,43 +190,65 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return handler
 
     async def check(self, body: bytes, context: Context) -> bytes:
-        asked: Any = parsed("HealthCheckRequest", body)
-        status = health(self.core, asked.service)
+        asked = await asked_health(body, context)
+        status = health(self.core, asked)
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {asked.service!r}")
+            await context.abort(grpc.StatusCode.NOT_FOUND, fitting(f"there is no service {asked!r}", MAX_DETAILS))
         return bytes(message("HealthCheckResponse")(status=status).SerializeToString())
 
     async def watch(self, body: bytes, context: Context) -> AsyncIterator[bytes]:
-        asked: Any = parsed("HealthCheckRequest", body)
+        asked = await asked_health(body, context)
         told = None
-        while True:
-            status = health(self.core, asked.service)
-            status = 3 if status is None else status  # SERVICE_UNKNOWN
-            if status != told:
-                yield message("HealthCheckResponse")(status=status).SerializeToString()
-                told = status
-            if self.closing.is_set():
-                return
+        self.watching += 1
+        if self.watching == 1:
+            self.look = asyncio.ensure_future(self.look_at_health())
+        try:
+            while True:
+                changed = self.changed
+                status = health(self.core, asked)
+                status = 3 if status is None else status  # SERVICE_UNKNOWN
+                if status != told:
+                    yield message("HealthCheckResponse")(status=status).SerializeToString()
+                    told = status
+                    continue
+                if self.closing.is_set():
+                    return
+                await changed.wait()
+        finally:
+            self.watching -= 1
+            if self.watching == 0:
+                self.look.cancel()
+
+    async def look_at_health(self) -> None:
+        """Wake all who watch the health when it changes."""
+        ready = self.core.ready
+        while not self.closing.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.closing.wait(), LOOK)
+            if ready != self.core.ready or self.closing.is_set():
+                ready = self.core.ready
+                changed, self.changed = self.changed, asyncio.Event()
+                changed.set()
 
 
 class Server:
     """A gRPC server over an application's models, on addresses that the process holds already."""
 
     def __init__(self, service: Service, journal: Journal, addresses: list[str], connections: int) -> None:
-        """`connections`: as many calls may be open at once; the next one is refused."""
+        """`connections`: as many may be open at once."""
         limit = service.settings.max_body_bytes
         self.servicer = Servicer(service, journal)
-        self.server = grpc.aio.server(
-            handlers=[self.servicer],
-            options=[
-                ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", min(limit, (1 << 31) - 1)),
-                ("grpc.max_send_message_length", -1),
-            ],
-            maximum_concurrent_rpcs=connections,
-        )
+        options = [
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", min(limit, (1 << 31) - 1)),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_allowed_incoming_connections", connections),
+            # By default the core cancels some of those that wait to be accepted from the 1,000th on, without a word.
+            ("grpc.server.max_pending_requests", MOST_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", MOST_CALLS),
+            ("grpc.keepalive_time_ms", 1000 * KEEPALIVE),
+        ]
+        self.server = accepting(self.servicer, options, MOST_CALLS)
         for address in addresses:
             try:
                 self.server.add_insecure_port(address)
@@ -235,6 +264,26 @@ class Server:
         started = time.monotonic()
         await self.server.stop(max(grace, 0.0))
         return time.monotonic() - started < max(grace, 0.001)
+
+
+def accepting(servicer: Servicer, options: list[tuple[str, Any]], most: int) -> grpc.aio.Server:
+    """A server with our own acceptors, or grpc.aio's own where this grpc is not one that those were made for."""
+    try:
+        from fastinfer.protocols.grpc_acceptors import AcceptingServer, faults
+
+        missing = faults()
+        if not missing:
+            full = grpc.stream_stream_rpc_method_handler(servicer.full)
+            return AcceptingServer(servicer.handlers, options, acceptors=ACCEPTORS, most=most, full=full)
+    except (ImportError, AttributeError, TypeError) as error:
+        missing = [str(error)]
+    logger.warning(
+        "grpcio %s is not one that fastinfer was made for: %s is missing or of another kind. Calls are accepted by "
+        "grpc.aio itself, which takes longer, and which a call whose path is not UTF-8 brings down",
+        grpc.__version__,
+        ", ".join(missing),
+    )
+    return grpc.aio.server(handlers=[servicer], options=options, maximum_concurrent_rpcs=most)
 
 
 def parsed(name: str, body: bytes) -> Any:
@@ -253,12 +302,31 @@ async def refuse(context: Context, error: FastinferError, beside: Sequence[tuple
     """End a call with an error: its gRPC status, its code and place beside it, and when to come back."""
     trailing = [("fastinfer-code", error.code), *beside]
     if error.at is not None:
-        trailing.append(("fastinfer-at", quote(error.at, safe="$.[]\"'_-/: ")))
+        trailing.append(("fastinfer-at", quote(fitting(error.at, MAX_PLACE), safe=IN_PLACE)))
     if error.retry_after is not None:
         # Jittered: clients that were refused together must not come back together.
         milliseconds = max(1, int(1000 * error.retry_after * random.uniform(1.0, 2.0)))  # noqa: S311 - no secret
         trailing.append(("grpc-retry-pushback-ms", str(milliseconds)))
-    await context.abort(getattr(grpc.StatusCode, error.grpc), str(error)[:MAX_DETAILS], tuple(trailing))
+    await context.abort(getattr(grpc.StatusCode, error.grpc), fitting(str(error), MAX_DETAILS), tuple(trailing))
+
+
+def fitting(text: str, most: int) -> str:
+    """So much of a text as takes so many bytes percent-encoded; what UTF-8 cannot carry becomes a question mark."""
+    text = text[:most].encode("utf-8", "replace").decode()
+    if 3 * len(text) <= most and text.isascii():
+        return text
+    sizes = accumulate(len(quote(character, safe=IN_PLACE)) for character in text)
+    return "".join(character for character, size in zip(text, sizes, strict=True) if size <= most)
+
+
+async def asked_health(body: bytes, context: Context) -> str:
+    """The service that a HealthCheckRequest names."""
+    try:
+        asked: Any = parsed("HealthCheckRequest", body)
+    except InvalidMessageError as error:
+        await refuse(context, error)
+        raise
+    return str(asked.service)
 
 
 def field(number: int, data: bytes) -> bytes:

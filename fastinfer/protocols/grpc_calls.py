@@ -42,7 +42,6 @@ GATHERING_NS = 2_000_000  # longest time that one waits for others
 QUIET_TURNS = 8  # of the loop, without another call, after which none is waited for
 LONE = 4  # calls in a row that came alone, after which none waits for others
 SELDOM = 32  # of those that then come, the one with which it is tried again whether others come
-NOTHING: Fields = {}
 
 
 class Peer(NamedTuple):
@@ -61,11 +60,6 @@ def peer_of(text: str) -> Peer:
         return Peer(None, 0)
     host = host.strip("[]")
     return Peer((host, int(port)), -abs(hash(host)) or -1)
-
-
-def counts(metadata: Metadata) -> bool:
-    """Whether anything of a call's metadata does."""
-    return any(name in COUNTS for name, _ in metadata)
 
 
 def fields_of(metadata: Metadata) -> Fields:

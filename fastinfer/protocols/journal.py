@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastinfer.protocols.exchange import Exchange
     from fastinfer.protocols.grpc_calls import Call
 
+MAX_TEXT = 4096  # characters of an error's text, which may have a name that a client made up
 PER_SECOND = 10  # records of one kind of refusal; an overload must not become a flood of its own log
 logger = logging.getLogger("fastinfer.request")
 access_logger = logging.getLogger("fastinfer.access")
@@ -52,7 +53,7 @@ class Journal:
     def write(self, error: FastinferError, fields: dict[str, Any]) -> None:
         """Write an error's record."""
         level = logging.ERROR if error.status >= 500 and error.status != 503 else logging.WARNING
-        logger.log(level, str(error), extra={"fields": fields | {"code": error.code}})
+        logger.log(level, str(error)[:MAX_TEXT], extra={"fields": fields | {"code": error.code}})
 
     def _may_write(self, kind: str) -> bool:
         second = int(time.monotonic())
