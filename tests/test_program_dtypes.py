@@ -197,3 +197,38 @@ def test_the_last_digit_of_a_matrix_product_decides_no_category() -> None:
         pipeline = make_pipeline(PCA(2), StandardScaler(), after).fit(frame)
         with pytest.raises(ImportRefusedError, match=r"pipeline\.steps\[2\]: .*last digits of a product"):
             Program.from_sklearn(pipeline)
+
+
+@pytest.mark.parametrize("step", [SimpleImputer(strategy="most_frequent"), MissingIndicator(features="all"),
+                                  SimpleImputer(strategy="constant", fill_value=-1.0)], ids=repr)
+def test_none_among_numbers_is_no_nan_in_an_array_of_objects(step: Any) -> None:
+    """There scikit-learn leaves None alone; where it makes floats of the array, None is NaN."""
+    data = np.array([[1.5, None], [2.0, 3.0], [np.nan, 4.0], [2.0, 3.0]], dtype=object)
+    with pytest.raises(ImportRefusedError, match=r"pipeline: the column 'x1' has None among its numbers"):
+        Program.from_sklearn(quietly(step.fit, data), sample=data)
+    fitted = SimpleImputer(add_indicator=True).fit(data)
+    program = Program.from_sklearn(fitted, sample=data)
+    assert np.array_equal(fitted.transform(data), program.transform(data))
+    weighted = FeatureUnion([("same", "passthrough")], transformer_weights={"same": 2}).fit(data)
+    with pytest.raises(ImportRefusedError, match=r"transformer_list\['same'\]: a weight"):
+        Program.from_sklearn(weighted, sample=data)
+
+
+def test_a_mean_is_filled_in_beside_objects() -> None:
+    """A frame of objects and of nullable numbers becomes floats before anything is compared with pandas.NA."""
+    frame = pd.DataFrame({"a": pd.array([1, 2, pd.NA, 4], "UInt16"),
+                          "b": pd.Series([1, 2.5, np.nan, -1], dtype=object)})
+    same(SimpleImputer(add_indicator=True).fit(frame), frame)
+
+
+def test_a_union_of_nullable_columns() -> None:
+    """Of several of them numpy makes objects, in which pandas.NA is no number; of one, floats."""
+    frame = pd.DataFrame({"a": pd.array([1, 2, pd.NA, 4], "Int8"), "b": np.arange(4, dtype=np.int32)})
+    one = FeatureUnion([("same", FunctionTransformer(feature_names_out="one-to-one"))])
+    same(one.fit(frame[["a"]]), frame[["a"]])
+    pipeline = make_pipeline(FeatureUnion([("same", FunctionTransformer()), ("again", "passthrough")]))
+    program = Program.from_sklearn(pipeline.fit(frame), sample=frame)
+    full = frame.drop(index=2)
+    assert np.array_equal(pipeline.transform(full).astype("float64"), program.transform(full))
+    with pytest.raises(FastinferError, match="row 2, field 'a': missing"):
+        program.transform(frame)

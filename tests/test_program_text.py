@@ -15,7 +15,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import Binarizer, StandardScaler
 from sklearn_pipelines import quietly
 
 from fastinfer.errors import ConfigurationError, ImportRefusedError, InvalidRecordError
@@ -262,6 +262,14 @@ def test_a_vocabulary_of_odd_terms() -> None:
     for wrong in ({"a": 0, 3: 1}, {"a": 0, "\ud800": 1}):
         with pytest.raises(ImportRefusedError, match="is not valid text"):
             imported(CountVectorizer(vocabulary=wrong))
+
+
+def test_terms_that_begin_with_nul() -> None:
+    """Their columns may be taken one by one, and the program is loaded again."""
+    texts = ["\0a b", "b\0", "a\0\0"]
+    pipeline = make_pipeline(CountVectorizer(analyzer="char"), Binarizer(threshold=1)).fit(texts)
+    program = Program.from_json(Program.from_sklearn(pipeline).to_json())
+    assert np.array_equal(program.transform(texts).toarray(), pipeline.transform(texts).toarray())
 
 
 def test_long_text() -> None:

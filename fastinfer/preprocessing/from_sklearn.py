@@ -24,6 +24,7 @@ from fastinfer.preprocessing.evidence import Sampled, columns_of
 from fastinfer.preprocessing.spec import MAX_WIDTH, Column, Output, Spec
 from fastinfer.preprocessing.tracing import (
     FLOAT64,
+    NUL,
     OBJECT,
     Container,
     Feature,
@@ -159,7 +160,10 @@ def feature_union(trace: Trace, fitted: Any, matrix: Matrix, path: str) -> Matri
         if isinstance(transformer, str) and transformer == "drop":
             continue
         inner = f"{path}.transformer_list[{name!r}]"
-        part = weighted(trace, convert(trace, transformer, matrix, inner), weights.get(name), inner)
+        part = convert(trace, transformer, matrix, inner)
+        if part.width > 1:  # of one column numpy makes floats, of several objects
+            part = without_na(trace, fitted, part, inner)
+        part = weighted(trace, part, weights.get(name), inner)
         parts.append(prefixed(part, fitted, name))
     sparse = any(part.container == "sparse" for part in parts)
     frame = frame_of(fitted) if hold_frames(fitted, parts) else None
@@ -193,6 +197,8 @@ def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> M
         part = replace(matrix.take(indices), container="array").as_array(result)
         if result.kind in "iu" and any(feature.kind == "integer" or not feature.unsigned for feature in part.features):
             raise refuse(path, f"a weight of {result}, which may overflow; make the part float64")
+        if any(feature.none for feature in part.features):
+            raise refuse(path, "a weight of an array of objects that may hold None")
         if result == OBJECT and weight < 0:
             raise refuse(path, "a negative weight of an array of objects, whose zeros may be integers, without a sign")
         part = trace.numbers(part, path)
@@ -332,6 +338,9 @@ def trace_sklearn(
     Raises:
         ImportRefusedError: what cannot be expressed, by its path.
     """
+    for name in names:
+        if name.startswith(NUL):
+            raise refuse(path, f"the column {name!r} begins with NUL; give it another name")
     columns = columns_of(transformer, names, samples, framed=container != "array", missing=missing, path=path)
     trace = Trace(taken=set(names))
     matrix = convert(trace, transformer, raw_matrix(columns, container, samples), path)
@@ -368,7 +377,7 @@ def raw_matrix(columns: Sequence[Column], container: Container, samples: Mapping
         Feature(column.name, column.name, kinds[column.datatype],  # type: ignore[arg-type]
                 OBJECT if column.dtype in ("str", "object") else np.dtype(column.dtype),
                 unsigned=column.datatype != "FP64",
-                none=column.datatype == "BYTES" and column.missing == "none",
+                none=column.missing == "none" and (column.datatype == "BYTES" or column.dtype == "object"),
                 whole=whole(column, None if samples is None else samples[column.name].dtype),
                 extension=samples is not None and bool(samples[column.name].extension))
         for column in columns

@@ -41,8 +41,11 @@ def import_sklearn(fitted: Any, *, sample: Any, dtype: str, allow: str, path: st
     got = certificate.run(compiled, spec, certificate.as_columns(rows, spec))
     extensions = {name: sample.extension for name, sample in (samples or {}).items() if sample.extension}
     expected = transformed(fitted, raw_frame(spec, rows, names, container, extensions), path)
-    with np.errstate(over="ignore"):
-        expected = (expected.tocsr() if certificate.is_wide(spec) else dense(expected)).astype(dtype)
+    try:
+        with np.errstate(over="ignore"):
+            expected = (expected.tocsr() if certificate.is_wide(spec) else dense(expected)).astype(dtype)
+    except (TypeError, ValueError) as error:  # as of pandas.NA among objects
+        raise refuse(path, f"what scikit-learn gives cannot be made {dtype}: {error}") from None
     if expected.shape != got.shape:
         raise refuse(path, f"scikit-learn gives {expected.shape[1]} features, the program {got.shape[1]}")
     found = certificate.difference(expected, got, precision)

@@ -31,9 +31,9 @@ def missing_parameter(value: Any, matrix: Matrix, kind: str, path: str) -> str |
 def imputer_input(trace: Trace, imputer: Any, matrix: Matrix, path: str) -> Matrix:
     """The array that SimpleImputer works on."""
     allow_nan = is_pandas_na(imputer.missing_values) or is_nan(imputer.missing_values)
-    refuse_na(trace, imputer.missing_values, matrix, path)
     fitted_object = imputer._fit_dtype.kind == "O"
     if fitted_object or imputer.strategy in ("most_frequent", "constant"):
+        refuse_na(trace, imputer.missing_values, matrix, path)
         dtype = OBJECT if fitted_object else None
         if matrix.container == "frame" and not fitted_object and matrix.dtype == OBJECT:
             dtype = frame_dtype(matrix)
@@ -41,6 +41,7 @@ def imputer_input(trace: Trace, imputer: Any, matrix: Matrix, path: str) -> Matr
         if matrix.dtype.kind not in "iufO":
             raise refuse(path, f"it gets an array of dtype {matrix.dtype}")
         matrix = matrix if matrix.dtype == OBJECT else trace.numbers(matrix, path)
+        refuse_none(matrix, path)
         return trace.checked(matrix, path, allow_nan=allow_nan)
     return trace.floats(matrix, path, allow_nan=allow_nan, sparse=True)
 
@@ -49,6 +50,14 @@ def refuse_na(trace: Trace, missing: Any, matrix: Matrix, path: str) -> None:
     """In an array of objects pandas.NA can be compared with nothing: scikit-learn fails on the row."""
     if matrix.dtype == OBJECT and not is_pandas_na(missing):
         trace.write("check", path, [feature for feature in matrix.features if feature.extension], allow="finite")
+
+
+def refuse_none(matrix: Matrix, path: str) -> None:
+    """Among objects None is not NaN, and numbers do not tell them apart here."""
+    for feature in matrix.features:
+        if feature.none and feature.kind == "number":
+            raise refuse(path, f"the column {feature.name!r} has None among its numbers, in an array of objects, which "
+                               "scikit-learn tells from NaN; make it float64")
 
 
 def frame_dtype(matrix: Matrix) -> np.dtype[Any] | None:
@@ -112,6 +121,7 @@ def missing_indicator(trace: Trace, indicator: Any, matrix: Matrix, path: str) -
     if matrix.dtype.kind not in "iufO":
         raise refuse(path, f"it gets an array of dtype {matrix.dtype}")
     matrix = matrix if matrix.dtype == OBJECT else trace.numbers(matrix, path)
+    refuse_none(matrix, path)
     matrix = trace.checked(matrix, path, allow_nan=is_nan(value))
     marks = indicators(trace, indicator, matrix, path, np.dtype(bool))
     if indicator.features == "missing-only" and indicator.error_on_new:

@@ -19,6 +19,7 @@ from fastinfer.preprocessing.spec import Kind, Step
 OBJECT = np.dtype(object)
 FLOAT64 = np.dtype(np.float64)
 FLOAT32 = np.dtype(np.float32)
+NUL = "\0"
 EXACT = ("onehot", "ordinal", "bucketize")  # operations to which the last digit matters
 Container = Literal["frame", "polars", "array", "sparse", "series", "records", "pairs"]
 
@@ -33,7 +34,7 @@ class Feature:
         kind: what the value is, whatever the dtype of the array around it.
         dtype: of the frame's column, or of the whole array.
         unsigned: never -0.0, so that going through a sparse matrix leaves its bits alone.
-        none: text that may be None.
+        none: may be None, which an array of objects tells from NaN: text, and numbers among objects.
         names: of a vector's columns; `name` goes before them.
         whole: whether scikit-learn may have held integers where the program has floats, which numpy's functions tell
             apart: "no", "yes", "narrow" (of 8 or 16 bits) or "unknown".
@@ -101,7 +102,9 @@ class Matrix:
         dtype = self.dtype if dtype is None else dtype
         found = {feature.whole for feature in self.features}
         whole = "no" if not found or "no" in found else found.pop() if len(found) == 1 else max(found)
-        features = tuple([replace(feature, dtype=dtype, whole=whole, extension=False) for feature in self.features])
+        features = tuple([replace(feature, dtype=dtype, whole=whole, extension=False,
+                                  none=feature.none and (feature.kind == "text" or dtype == OBJECT))
+                          for feature in self.features])
         return Matrix(features, "sparse" if self.container == "sparse" else "array")
 
 
@@ -127,7 +130,7 @@ class Trace:
         self.serial += 1
         names = []
         for name in wanted:
-            fresh = f"{name}@{self.serial}"
+            fresh = f"{name.lstrip(NUL)}@{self.serial}"  # with NUL begin those that the lowering makes
             while fresh in self.taken:
                 fresh += "'"
             self.taken.add(fresh)
