@@ -37,6 +37,7 @@ class Model:
         policy: what is decided of the runtime's outputs, or None.
         task: what its outputs mean, or None.
         unbatched: why requests run alone, or None where they are batched.
+        filename: of the file that was loaded; empty where it is a folder, or not here.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Model:
         program: "Program | None",
         config: ModelConfig,
         settings: Settings,
+        filename: str = "",
     ) -> None:
         self.name = name
         self.version = version
+        self.filename = filename
         if isinstance(runtime, runtimes.RemoteRuntime):
             self.version = runtime.version
             most = min(config.max_batch_size, runtime.max_batch_size)
@@ -105,7 +108,7 @@ class Model:
         runtime = runtimes.load(config.runtime or kind, file, config, settings)
         program = None if features is None else load_program(features)
         try:
-            return cls(name, version, runtime, program, config, settings)
+            return cls(name, version, runtime, program, config, settings, "" if file.is_dir() else file.name)
         except ModelLoadError as error:
             raise ModelLoadError(str(error) if str(file.parent) in str(error) else f"{file}: {error}") from None
 
@@ -224,7 +227,7 @@ class Model:
             "input": [configured(tensor, batched) for tensor in self.signature.inputs],
             "output": [configured(tensor, batched) for tensor in self.signature.outputs],
             "instance_group": [{"name": self.name, "kind": "KIND_CPU", "count": self.config.instances}],
-            "default_model_filename": "model.onnx",
+            "default_model_filename": self.filename,
             "parameters": {},
         }
         if batched:

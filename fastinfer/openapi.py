@@ -171,7 +171,7 @@ def _record(model: Model) -> Schema:
         seen = number_range(model, tensor.name)
         if seen is not None:
             schema["description"] = f"Seen from {seen[0]:.6g} to {seen[1]:.6g}"
-        if tensor.nullable:
+        if tensor.nullable and tensor.column:
             # 3.0 writes null as "nullable", 3.1 as a type: no schema at all is valid as both and takes either.
             schema = {"description": "; ".join(filter(None, [f"{schema['type']}, or null", schema.get("description")]))}
         else:
@@ -247,6 +247,8 @@ def _row(model: Model, tensor: Tensor) -> tuple[int, ...]:
 def _value(tensor: Tensor, row: tuple[int, ...]) -> Schema:
     """A record's value: a scalar for one element a row, else nested arrays."""
     schema = _scalar(tensor.datatype)
+    if tensor.nullable and not tensor.column:
+        schema = {"description": f"{schema['type']}, or null"}
     for _ in () if row in ((), (1,)) else row:
         schema = {"type": "array", "items": schema}
     return schema

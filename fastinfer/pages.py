@@ -182,7 +182,7 @@ def _inputs(model: Model) -> str:
         if is_date(model, tensor.name):
             notes.append("an ISO 8601 date, or date and time")
         if tensor.nullable:
-            notes.append("may be null")
+            notes.append("may be null" if tensor.column else "values may be null")
         rows.append([*_cells(tensor), ", ".join(notes)])
     return _table(["name", "datatype", "shape", "example"], rows)
 

@@ -191,3 +191,39 @@ def test_linear_trees_are_refused() -> None:
                              lightgbm.Dataset(RNG.normal(size=(200, 2)), RNG.normal(size=200)), 2)
     with pytest.raises(ModelLoadError, match="linear leaves"):
         planted(booster.model_to_string().encode())
+
+
+# ---- missing values in JSON -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("option", [(), ("--no-fast-lane",)])
+def test_null_is_a_missing_value(tmp_path: Path, start_server: Any, option: tuple[str, ...]) -> None:
+    booster = trained("regression")
+    booster.save_model(tmp_path / "prices.txt")
+    server = start_server(tmp_path / "prices.txt", *option)
+    rows = RNG.normal(size=(40, 6))
+    rows[RNG.random(rows.shape) < 0.3] = np.nan
+    expected = booster.predict(rows).tolist()
+    listed = [[None if np.isnan(each) else each for each in row] for row in rows.tolist()]
+    with server.client() as client:
+        for data in (listed, [each for row in listed for each in row]):
+            tensor = {"name": "features", "shape": [40, 6], "datatype": "FP64", "data": data}
+            answer = client.post("/v2/models/prices/infer", json={"inputs": [tensor]})
+            assert answer.json()["outputs"][0]["data"] == expected
+        answer = client.post("/v1/models/prices:predict", json={"records": [{"features": row} for row in listed]})
+        assert [each["value"] for each in answer.json()["predictions"]] == expected
+        configuration = client.get("/v2/models/prices/config").json()
+        assert configuration["default_model_filename"] == "prices.txt"
+
+
+@pytest.mark.parametrize("option", [(), ("--no-fast-lane",)])
+def test_a_record_has_a_whole_row(tmp_path: Path, start_server: Any, option: tuple[str, ...]) -> None:
+    """What is not sent must not be what another client sent."""
+    trained("regression", 1).save_model(tmp_path / "prices.txt")
+    bad: list[list[dict[str, Any]]] = [
+        [{"features": [1.5] * 6}, {}], [{}] * 5, [{"features": None}], [{"features": [None] * 5}],
+        [{"features": [None] * 5 + ["NaN"]}],
+    ]  # fmt: skip
+    with start_server(tmp_path / "prices.txt", *option).client() as client:
+        for records in bad:
+            answer = client.post("/v1/models/prices:predict", json={"records": records})
+            assert answer.status_code == 400
+            assert "features" in answer.json()["error"]

@@ -34,9 +34,9 @@ cdef extern from *:
     template <typename Key, typename Sum> struct Passes {
         struct alignas(LINE_BYTES) Line { uint64_t words[LINE_BYTES / 8]; };
         struct Group {                  // the nodes that read a feature in one way
+            uint32_t way, first_place;
             uint32_t first_key, keys;   // of numbers: where ranges end, ascending; a value that is equal is below
             uint32_t codes;             // of categories, else 0
-            uint32_t first_place;
         };
 
         std::vector<Group> groups;
@@ -149,7 +149,8 @@ cdef extern from *:
             lines.assign(1, Line{});
             for (size_t begin = 0, end; begin < nodes.size(); begin = end) {
                 Group& group = groups[nodes[begin].group];
-                group = {static_cast<uint32_t>(keys.size()), 0, 0, static_cast<uint32_t>(places.size())};
+                group = {nodes[begin].group, static_cast<uint32_t>(places.size()), static_cast<uint32_t>(keys.size()),
+                         0, 0};
                 for (end = begin; end < nodes.size() && nodes[end].group == nodes[begin].group; ++end)
                     if (nodes[end].set)
                         group.codes = std::max(group.codes, nodes[end].set[0]);
@@ -174,6 +175,10 @@ cdef extern from *:
                         return false;
                 }
             }
+            // Searches of as many steps follow each other: so the processor guesses their ends.
+            std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) {
+                return __builtin_clz(a.keys | 1) < __builtin_clz(b.keys | 1);
+            });
             return true;
         }
 

@@ -52,7 +52,7 @@ cdef size_t smallest_record(Request self) noexcept nogil:
     cdef size_t size = 2
     cdef int i
     for i in range(self.signature.n_inputs):
-        if not self.signature.input_info[i].nullable:
+        if not may_lack(&self.signature.input_info[i]):
             size += self.signature.input_info[i].name_size + 4
     return size
 
@@ -96,9 +96,14 @@ cdef int find_required(Request self, Py_ssize_t row) noexcept nogil:
     """The first field that the record does not have and must have, or -1."""
     cdef int i
     for i in range(self.signature.n_inputs):
-        if self.stamps[i] != row + 1 and not self.signature.input_info[i].nullable:
+        if self.stamps[i] != row + 1 and not may_lack(&self.signature.input_info[i]):
             return i
     return -1
+
+
+cdef inline bint may_lack(const TensorInfo* info) noexcept nogil:
+    """Whether a record need not have the field: a column that may be missing, but not a whole row of a tensor."""
+    return info.nullable and info.column
 
 
 cdef bint set_row(Request self, int i) noexcept nogil:

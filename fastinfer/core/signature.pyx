@@ -35,7 +35,7 @@ class Tensor(NamedTuple):
         name: as clients write it.
         datatype: an Open Inference Protocol datatype.
         shape: whole shape, -1 where variable; the first dimension is the rows where the model is batched.
-        nullable: (a feature program's column) may be missing.
+        nullable: its values may be missing; a column's, in records the whole field.
         column: (a feature program's column) [n] is accepted for [n, 1].
     """
 

@@ -599,7 +599,8 @@ cdef extern from *:
             const size_t groups = ways.size();          // no more than columns, and so is the scratch
             for (int64_t r = 0; r < count; ++r)
                 for (size_t g = 0; g < groups; ++g) {
-                    const Key key = read(rows[r * width + ways[g].feature], ways[g], tables, sentinel);
+                    const Reader& way = ways[passes.groups[g].way];
+                    const Key key = read(rows[r * width + way.feature], way, tables, sentinel);
                     at[r * groups + g] = passes.place(g, key);
                 }
             passes.add(at, count, sums, outputs);

@@ -62,14 +62,19 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     return served(path, planted, "forest", "fastinfer_forest")
 
 
-def served(path: Path, plant: Callable[[bytes], Planted], what: str, platform: str) -> Runtime:
+def served(
+    path: Path, plant: Callable[[bytes], Planted], what: str, platform: str, *, nullable: bool = False
+) -> Runtime:
     """The forest that ``plant`` makes of a file's bytes; ``what`` the file is, for the message.
+
+    Args:
+        nullable: a value may be missing, which JSON says with null.
 
     Raises:
         ModelLoadError: it cannot be read.
     """
     try:
-        return ForestRuntime(plant(path.read_bytes()).forest(), platform)
+        return ForestRuntime(plant(path.read_bytes()).forest(), platform, nullable)
     except OSError as error:
         raise ModelLoadError(f"{path}: {error.strerror or error}") from None
     except ModelLoadError as error:
@@ -168,14 +173,15 @@ class ForestRuntime:
     Args:
         forest: laid out.
         platform: as the protocol's metadata names it.
+        nullable: a value may be missing.
     """
 
     inline = True
 
-    def __init__(self, forest: Forest, platform: str) -> None:
+    def __init__(self, forest: Forest, platform: str, nullable: bool = False) -> None:
         self.native: Engine | None = forest
         self.platform = platform
-        self.inputs = [Tensor(*each) for each in forest.inputs]
+        self.inputs = [Tensor(*each, nullable=nullable) for each in forest.inputs]
         self.outputs = [Tensor(*each) for each in forest.outputs]
         self.classes: dict[str, tuple[str, ...]] = {}
         self.run_forest = forest.run

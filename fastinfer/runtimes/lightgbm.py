@@ -60,7 +60,7 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     Raises:
         ModelLoadError: it is damaged, or holds what is not supported; the message names it.
     """
-    return served(path, planted, "LightGBM model", "lightgbm_txt")
+    return served(path, planted, "LightGBM model", "lightgbm_txt", nullable=True)
 
 
 def planted(data: bytes) -> Planted:

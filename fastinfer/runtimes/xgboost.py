@@ -48,7 +48,7 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     """
     binary = path.suffix.lower() == ".ubj"
     platform = "xgboost_ubj" if binary else "xgboost_json"
-    return served(path, lambda data: planted(data, binary), "XGBoost model", platform)
+    return served(path, lambda data: planted(data, binary), "XGBoost model", platform, nullable=True)
 
 
 def planted(data: bytes, binary: bool, *, rounds: int = 0, inplace: bool = False) -> Planted:
