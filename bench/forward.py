@@ -1,7 +1,10 @@
 """A model behind a Triton: asked through fastinfer, and asked of the same Triton directly.
 
-    python bench/forward.py             # with the environment of fastinfer that the harness makes
-    python bench/forward.py --python …  # with another one, as the other benchmarks
+    python bench/forward.py                    # with the environment of fastinfer that the harness makes
+    python bench/forward.py --python …         # with another one, as the other benchmarks
+    python bench/forward.py --perf-analyzer …  # a command that runs perf_analyzer, for whole batches over gRPC; else
+                                               # tritonclient from several threads stands in for it
+    python bench/forward.py --keys 'shared_memory = false'  # more of [triton], lines
 
 One-row requests at 64 connections go to Triton with its dynamic batching, at the best of several delays, and to
 fastinfer before it; requests of whole batches go to both. fastinfer stands on Triton's core ("together"), or on the
@@ -12,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
+import shlex
 import shutil
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +73,8 @@ def before(server: RealTriton, protocol: str, core: int, options: argparse.Names
     folder = WORK / f"before-{protocol}-{core}"
     (folder / MODEL).mkdir(parents=True)
     port = {"http": server.http, "grpc": server.grpc}[protocol]
-    text = f'runtime = "triton"\n[triton]\nurl = "{protocol}://127.0.0.1:{port}"\nmodel = "{MODEL}-0"\n'
+    text = (f'runtime = "triton"\n[triton]\nurl = "{protocol}://127.0.0.1:{port}"\nmodel = "{MODEL}-0"\n'
+            f"{options.keys}\n")
     (folder / MODEL / "model.toml").write_text(text)
     with harness.serving(f"forward-{protocol}", [str(folder)], options, Cores(core, core)) as found:
         yield found
@@ -115,9 +122,25 @@ def by_grpc(server: RealTriton, seconds: float, core: int) -> float:
     return rate
 
 
+def by_perf_analyzer(command: str, server: RealTriton, seconds: float, core: int) -> float:
+    """Batches a second as perf_analyzer tells them, at the same concurrency."""
+    with pinned(core):
+        done = subprocess.run(
+            [*shlex.split(command), "-m", f"{MODEL}-0", "-u", f"127.0.0.1:{server.grpc}", "-i", "grpc", "-b", str(ROWS),
+             "--concurrency-range", f"{CALLERS}:{CALLERS}", "--measurement-interval", str(int(1000 * seconds / 2)),
+             "--stability-percentage", "999", "--max-trials", "3"],
+            capture_output=True, text=True, timeout=120)
+    told = re.search(r"Throughput: ([0-9.]+) infer/sec", done.stdout)
+    if told is None:
+        raise SystemExit(f"perf_analyzer: {done.stdout[-2000:]} {done.stderr[-2000:]}")
+    return float(told[1]) / ROWS
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_options(parser, rounds=3, seconds=2)
+    parser.add_argument("--perf-analyzer", help="the command that runs it")
+    parser.add_argument("--keys", default="", help="more of the table [triton]")
     options = parser.parse_args()
     if absent := real_triton.why_absent():
         raise SystemExit(absent)
@@ -143,7 +166,9 @@ def main() -> None:
                 window(name, server.http, script, 64)
             for name, front in fronts.items():
                 window(f"fastinfer {name}", front.port, wrk.infer_script(MODEL), 64)
-            seen.setdefault("Triton, whole, gRPC", []).append(ROWS * by_grpc(server, options.seconds, cores.client))
+            rate = (by_perf_analyzer(options.perf_analyzer, server, options.seconds, cores.client)
+                    if options.perf_analyzer else by_grpc(server, options.seconds, cores.client))
+            seen.setdefault("Triton, whole, gRPC", []).append(ROWS * rate)
             window("Triton, whole, HTTP", server.http, whole_batches(f"{MODEL}-0"), CALLERS, ROWS)
             for name, front in fronts.items():
                 window(f"fastinfer {name}, whole", front.port, whole_batches(MODEL), CALLERS, ROWS)

@@ -313,7 +313,7 @@ class TritonConfig:
         (), FIELD_NAMES, "Header fields of clients' requests, and metadata of their gRPC calls, that go on to Triton.")
     shared_memory: bool | str = option(
         "auto", SWITCH, "Hand tensors over in shared memory, where Triton takes it: true tries so at any url, auto at "
-        "those of the loopback.")
+        "those of the loopback, and for batches that are worth it.")
     ca_file: Path | None = option(
         None, PATH, "Certificates that Triton's is trusted by, PEM; relative to model.toml.", unset="the system's")
     cert_file: Path | None = option(

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 import triton_models
 from conftest import Start, starting
-from test_triton import add, tensor, wait_for
+from test_triton import add as add_model
+from test_triton import tensor, wait_for
 
 import fastinfer
 from fastinfer._core import DATATYPES, DTYPES, Tensor
@@ -57,6 +58,11 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
 @pytest.fixture(params=["http", "grpc"])
 def protocol(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def add(root: Path, name: str, triton: RealTriton, keys: str = "", protocol: str = "http") -> Path:
+    """A model whose batches are handed over in shared memory, however small they are."""
+    return add_model(root, name, triton, keys, "shared_memory = true", protocol)
 
 
 def registered(triton: RealTriton) -> list[str]:
@@ -259,7 +265,7 @@ def test_a_triton_that_takes_none_gets_tensors(triton: RealTriton, tmp_path: Pat
 
 def test_it_can_be_left_off(triton: RealTriton, protocol: str, tmp_path: Path,
                             caplog: pytest.LogCaptureFixture) -> None:
-    path = add(tmp_path, "linear", triton, table="shared_memory = false", protocol=protocol)
+    path = add_model(tmp_path, "linear", triton, table="shared_memory = false", protocol=protocol)
     with Loaded(path) as model:
         for _ in range(4):
             assert np.array_equal(model.predict({"x": X})["y"], 2 * X + 1)
@@ -313,9 +319,9 @@ CONTRACT = Contract("m", "1", "python", (Tensor("x", "FP32", (-1, 4)),), (Tensor
 
 
 class World:
-    def __init__(self, registrar: Registrar | None = None) -> None:
+    def __init__(self, registrar: Registrar | None = None, wanted: bool | str = True) -> None:
         self.registrar = registrar or Registrar()
-        self.consent = Consent("127.0.0.1:8000", "auto")
+        self.consent = Consent("127.0.0.1:8000", wanted)
         self.regions = Regions(self.registrar, self.consent, 5)
         self.placer = Placer(self.regions)
         self.placed: list[Region | None] = []
@@ -512,6 +518,17 @@ async def test_no_room_is_no_fault() -> None:
         assert world.placed == [None] * 5
     finally:
         os.posix_fallocate = fallocate
+    await world.regions.close()
+
+
+@on_a_loop
+async def test_small_batches_are_not_worth_it() -> None:
+    world, large = World(wanted="auto"), np.ones((2100, 4), np.float32)
+    await world.warm(large)
+    await world.infer(X)
+    await world.infer(large)
+    assert world.placed[-2] is None
+    assert world.placed[-1] is not None
     await world.regions.close()
 
 

@@ -16,6 +16,7 @@ from fastinfer.runtimes.triton.forwarding import Fields
 
 ANSWER_HEAD = 1 << 20  # bytes of an answer beside its tensors
 TEXT_BYTES = 64 << 20  # of an answer whose texts or shapes are of any length
+KNOWN_DTYPES = {name: np.dtype(dtype) for name, dtype in zip(DATATYPES, DTYPES, strict=True)}
 NO_REGION = "Unable to find shared memory region"  # as Triton words it
 
 
@@ -124,7 +125,7 @@ def most_bytes(contract: Contract, rows: int) -> int:
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
-    return np.dtype(DTYPES[DATATYPES.index(datatype)])
+    return KNOWN_DTYPES[datatype]
 
 
 def itemsize(tensor: Tensor) -> int:

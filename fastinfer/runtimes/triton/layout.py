@@ -73,8 +73,10 @@ class Placer:
         if self.regions.consent.given is False:
             return None
         layout = self.layout(contract, question)
-        region = None if layout is None else self.regions.take(layout.size)
-        if layout is None or region is None:
+        if layout is None or layout.size < self.regions.consent.least:
+            return None
+        region = self.regions.take(layout.size)
+        if region is None:
             return None
         for name, place in layout.inputs.items():
             region.put(place.offset, question.inputs[name])

@@ -32,6 +32,7 @@ FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open has its objects
 PREFIX = "fastinfer-triton-"
 MOST_BYTES = 256 << 20  # of the regions of one url, those included that Triton may still use
 MOST_REGIONS = 64
+WORTH = 64 << 10  # bytes of a batch and its answer below which sending them costs no more
 COUNTING = (2, 51)  # the first Triton that does not take away a region under a request
 MARK = 16  # random bytes at an output's end: where they still are, Triton has not written it
 IDLE_S = 60.0  # seconds after which a region that nobody used goes
@@ -146,6 +147,7 @@ class Consent:
 
     def __init__(self, address: str, wanted: bool | str) -> None:
         self.address = address
+        self.least = WORTH if wanted == "auto" else 0  # bytes of a batch
         self.given: bool | None = None if wanted is True or (wanted == "auto" and is_here(address)) else False
 
     def refuse(self, why: object) -> None:
