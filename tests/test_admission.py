@@ -18,7 +18,6 @@ from fastinfer import _core
 from fastinfer.errors import (
     DeadlineUnreachableError,
     FairShareError,
-    InvalidRequestError,
     OverloadedError,
     QueueBytesFullError,
     QueueFullError,
@@ -233,23 +232,6 @@ def test_one_client_has_at_most_half_of_a_queue() -> None:
     assert world.endpoint.counters()["refused_by"]["fair_share"] == 2
 
 
-def test_who_has_most_of_a_full_queue_gives_way_to_one_that_has_nothing() -> None:
-    world = World(queue_rows=20)
-    busy(world)
-    for key in (-7, -8):
-        for tag in range(10):
-            world.send(-key + tag / 16, key=key)
-    assert refused(world, 60, key=-9) is None
-    assert world.failures() == {8 + 9 / 16: FairShareError}
-    assert refused(world, 61, 2, key=-9) is None
-    assert world.failures().keys() == {8 + 9 / 16, 7 + 9 / 16, 8 + 8 / 16}
-    assert refused(world, 62, 20, key=-9) is QueueFullError
-    assert world.batcher.pending_rows == 20
-    world.drain()
-    assert len(world.told) == 23
-    assert world.endpoint.counters()["refused_by"]["fair_share"] == 3
-
-
 def test_one_client_alone_has_nearly_all_of_a_queue() -> None:
     world = World(queue_rows=64)
     world.send(0, key=-7)
@@ -281,121 +263,6 @@ def test_one_client_alone_has_nearly_all_of_the_time() -> None:
     assert refused(world, 98, key=-8) is None  # who comes finds room
     assert not world.told
     assert refused(world, 99, key=-7) is FairShareError
-
-
-def behind_a_greedy_one(**options: Any) -> World:
-    """Four batches of four can follow what runs; one client has all the room that there is for one."""
-    world = world_of(10, slo_ms=50, **options)
-    world.send(0.5, key=-7)
-    world.turn()
-    assert fill(world, key=-7) == 15
-    return world
-
-
-def test_who_asks_modestly_goes_before_what_one_client_has_beyond_its_share() -> None:
-    world = behind_a_greedy_one()
-    assert refused(world, 98, key=-8) is None
-    assert not world.told
-    world.finish_run(10 * MS)
-    world.drain()
-    assert world.batches[1] == [1, 2, 3, 98]
-    assert sorted(world.answered) == [0.5, *range(1, 16), 98]
-    assert not world.failures()
-
-
-def test_where_there_is_no_time_for_all_the_last_of_the_one_that_has_most_give_way() -> None:
-    world = behind_a_greedy_one()
-    for i in range(8):
-        assert refused(world, 50 + i, key=-8) is None
-    assert world.failures() == dict.fromkeys(range(15, 8, -1), FairShareError)
-    assert refused(world, 59, key=-8) is FairShareError  # now both have as much
-    assert refused(world, 60, key=-9) is None
-    assert len(world.told) == 8
-    assert refused(world, 61) is DeadlineUnreachableError  # nobody in particular has no share
-    world.finish_run(10 * MS)
-    while world.runs:
-        world.finish_run(10 * MS)
-    assert (world.counted("late"), world.counted("goodput")) == (0, 17)
-    assert len(world.told) == len(set(world.answered)) == 25
-    counters = world.endpoint.counters()
-    assert counters["refused_by"]["fair_share"] == 9
-    assert counters["in_flight"] == 0
-
-
-def test_who_gives_way_is_told_when_to_come_again() -> None:
-    world = behind_a_greedy_one()
-    for i in range(3):
-        world.send(50 + i, key=-8)
-    tag, error = world.told[0]
-    assert tag == 15
-    assert isinstance(error, FairShareError)
-    assert error.retry_after == pytest.approx(0.010, abs=1e-4)
-    assert json.loads(error_answer(error)[0])["reason"] == "fair_share"
-
-
-def test_nobody_gives_way_to_one_that_is_not_let_in() -> None:
-    world = behind_a_greedy_one()
-    world.send(50, key=-8)
-    waiting = world.batcher.pending_rows
-    for _ in range(9):
-        world.endpoint.gate(0, len(BODY), _core.Arrival(world.now, 0, -8))
-        with pytest.raises(InvalidRequestError):
-            world.endpoint.submit(0, BODY.replace(b"7", b'"seven"'), -1, print, _core.Arrival(world.now, 0, -8))
-    assert world.batcher.pending_rows == waiting
-    assert not world.told
-    world.send(51, key=-8)
-    assert world.failures() == {15: FairShareError}
-
-
-def test_a_client_with_one_large_request_keeps_it() -> None:
-    world = world_of(10, slo_ms=50)
-    world.send(0.5, key=-7)
-    world.turn()
-    assert refused(world, 1, 15, key=-7) is None
-    assert refused(world, 2, key=-8) is None
-    assert refused(world, 3, key=-8) is DeadlineUnreachableError
-    world.drain()
-    assert not world.failures()
-
-
-def test_priorities_come_before_shares() -> None:
-    world = world_of(10, slo_ms=50)
-    world.send(0.5, key=-7)
-    world.turn()
-    assert fill(world, key=-7, priority=1) == 15
-    assert refused(world, 98, key=-8) is None
-    assert refused(world, 99, key=-8) is DeadlineUnreachableError
-    world.drain()
-    assert world.batches[4][-1] == 98
-
-
-def test_who_gives_way_on_the_fast_lane_has_its_answer_in_its_place() -> None:
-    world = world_of(10, slo_ms=35)
-    lane = lane_to(world)
-    peers = [Peer(world, lane), Peer(world, lane)]
-    for peer, host in zip(peers, (b"10.0.0.1", b"10.0.0.2"), strict=True):
-        peer.wire.attach(peer, host, host)
-    for i in range(11):
-        peers[0].wire.data_received(request(value=i))
-    world.turn()
-    assert world.batcher.pending_rows == 7
-    for i in range(3):
-        peers[1].wire.data_received(request(value=20 + i))
-    assert peers[0].written == peers[1].written == b""
-    while world.runs:
-        world.finish_run(10 * MS)
-    for peer, good in zip(peers, ([*range(9)], [20, 21, 22]), strict=True):
-        replies, rest = parse_replies(peer.written)
-        assert rest == b""
-        values = [json.loads(reply.body)["outputs"][0]["data"][0] / 2 for reply in replies if reply.status == 200]
-        assert values == good
-        for reply in replies[len(good):]:
-            assert (reply.status, json.loads(reply.body)["reason"]) == (503, "fair_share")
-            assert int(reply.field(b"retry-after") or 0) >= 1
-        assert len(replies) == (11 if peer is peers[0] else 3)
-    counters = world.endpoint.counters()
-    assert counters["answered"]["fast", 503] == 2
-    assert (counters["in_flight"], counters["refused_by"]["fair_share"]) == (0, 2)
 
 
 class Simulation:

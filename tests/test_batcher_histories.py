@@ -96,6 +96,7 @@ class Histories(RuleBasedStateMachine):
         )  # fmt: skip
         self.expected: dict[int, list[float]] = {}
         self.tickets: dict[int, _core.Ticket] = {}
+        self.clients: dict[int, int] = {}
         self.left: set[int] = set()
         self.refused: dict[int, FastinferError] = {}
         self.unlimited: dict[int, tuple[bool, bool]] = {}  # of those: whether it had no deadline, and no client
@@ -108,6 +109,7 @@ class Histories(RuleBasedStateMachine):
     def submit(self, rows: int, columns: int, priority: int, timeout_ms: int, client: int, bad: bool) -> int:
         tag, world = len(self.expected), self.world
         content, self.expected[tag] = body(tag, rows, columns, priority=priority, timeout=timeout_ms * 1000)
+        self.clients[tag] = client
         limits = [limit for limit in (timeout_ms, self.slo_ms) if limit]
         world.deadlines[tag] = world.now + min(limits) * MS if limits else float("inf")
         if bad:
@@ -126,6 +128,11 @@ class Histories(RuleBasedStateMachine):
             self.refused[tag] = error
             self.unlimited[tag] = (not limits, not client)
         return tag
+
+    @rule(rows=st.sampled_from([1, 1, 2]), times=st.integers(2, 12), timeout_ms=st.sampled_from([0, 10, 40]))
+    def one_client_sends_much(self, rows: int, times: int, timeout_ms: int) -> None:
+        for _ in range(times):
+            self.submit(rows, 1, 0, timeout_ms, 1, False)
 
     @rule(tag=consumes(waiting))
     def cancel(self, tag: int) -> None:
@@ -175,6 +182,8 @@ class Histories(RuleBasedStateMachine):
                 assert tag in self.world.bad
             elif isinstance(what, ExpiredError):
                 assert self.world.deadlines[tag] <= self.world.now
+            elif isinstance(what, FairShareError):  # it gave way
+                assert self.clients[tag]
             elif not isinstance(what, RunTimeoutError | NotReadyError | ShuttingDownError):
                 assert what == self.expected[tag]
                 assert tag not in self.world.bad

@@ -1,0 +1,333 @@
+"""How clients share a queue: who goes first, who gives way, and what becomes of a modest one beside a greedy one."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+from collections import Counter
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_admission import fill, refused, request, world_of
+from test_deadlines import BODY, Peer, lane_to
+from wire import parse_replies
+from world import MS, World, busy, clock
+
+from fastinfer import _core
+from fastinfer.errors import (
+    DeadlineUnreachableError,
+    FairShareError,
+    InvalidRequestError,
+    OverloadedError,
+    QueueFullError,
+)
+from fastinfer.protocols.exchange import error_answer
+
+__all__ = ["clock"]  # holds and lets go of the core's clocks around every test
+
+
+def test_who_has_most_of_a_full_queue_gives_way_to_one_that_has_nothing() -> None:
+    world = World(queue_rows=20)
+    busy(world)
+    for key in (-7, -8):
+        for tag in range(10):
+            world.send(-key + tag / 16, key=key)
+    assert refused(world, 60, key=-9) is None
+    assert world.failures() == {8 + 9 / 16: FairShareError}
+    assert refused(world, 61, 2, key=-9) is None
+    assert world.failures().keys() == {8 + 9 / 16, 7 + 9 / 16, 8 + 8 / 16}
+    assert refused(world, 62, 20, key=-9) is QueueFullError
+    assert world.batcher.pending_rows == 20
+    world.drain()
+    assert len(world.told) == 23
+    assert world.endpoint.counters()["refused_by"]["fair_share"] == 3
+
+
+def behind_a_greedy_one(**options: Any) -> World:
+    """Four batches of four can follow what runs; one client has all the room that there is for one."""
+    world = world_of(10, slo_ms=50, **options)
+    world.send(0.5, key=-7)
+    world.turn()
+    assert fill(world, key=-7) == 15
+    return world
+
+
+def test_who_asks_modestly_goes_before_what_one_client_has_beyond_its_share() -> None:
+    world = behind_a_greedy_one()
+    assert refused(world, 98, key=-8) is None
+    assert not world.told
+    world.finish_run(10 * MS)
+    world.drain()
+    assert world.batches[1] == [1, 2, 3, 98]
+    assert sorted(world.answered) == [0.5, *range(1, 16), 98]
+    assert not world.failures()
+
+
+def test_where_there_is_no_time_for_all_the_last_of_the_one_that_has_most_give_way() -> None:
+    world = behind_a_greedy_one()
+    for i in range(8):
+        assert refused(world, 50 + i, key=-8) is None
+    assert world.failures() == dict.fromkeys(range(15, 8, -1), FairShareError)
+    assert refused(world, 59, key=-8) is FairShareError  # now both have as much
+    assert refused(world, 60, key=-9) is None
+    assert len(world.told) == 8
+    assert refused(world, 61) is DeadlineUnreachableError  # nobody in particular has no share
+    world.finish_run(10 * MS)
+    while world.runs:
+        world.finish_run(10 * MS)
+    assert (world.counted("late"), world.counted("goodput")) == (0, 17)
+    assert len(world.told) == len(set(world.answered)) == 25
+    counters = world.endpoint.counters()
+    assert counters["refused_by"]["fair_share"] == 9
+    assert counters["in_flight"] == 0
+
+
+def test_who_gives_way_is_told_when_to_come_again() -> None:
+    world = behind_a_greedy_one()
+    for i in range(3):
+        world.send(50 + i, key=-8)
+    tag, error = world.told[0]
+    assert tag == 15
+    assert isinstance(error, FairShareError)
+    assert error.retry_after == pytest.approx(0.010, abs=1e-4)
+    assert json.loads(error_answer(error)[0])["reason"] == "fair_share"
+
+
+def test_nobody_gives_way_to_one_that_is_not_let_in() -> None:
+    world = behind_a_greedy_one()
+    world.send(50, key=-8)
+    waiting = world.batcher.pending_rows
+    for _ in range(9):
+        world.endpoint.gate(0, len(BODY), _core.Arrival(world.now, 0, -8))
+        with pytest.raises(InvalidRequestError):
+            world.endpoint.submit(0, BODY.replace(b"7", b'"seven"'), -1, print, _core.Arrival(world.now, 0, -8))
+    assert world.batcher.pending_rows == waiting
+    assert not world.told
+    world.send(51, key=-8)
+    assert world.failures() == {15: FairShareError}
+
+
+def test_a_client_with_one_large_request_keeps_it() -> None:
+    world = world_of(10, slo_ms=50)
+    world.send(0.5, key=-7)
+    world.turn()
+    assert refused(world, 1, 15, key=-7) is None
+    assert refused(world, 2, key=-8) is None
+    assert refused(world, 3, key=-8) is DeadlineUnreachableError
+    world.drain()
+    assert not world.failures()
+
+
+def test_priorities_come_before_shares() -> None:
+    world = world_of(10, slo_ms=50)
+    world.send(0.5, key=-7)
+    world.turn()
+    assert fill(world, key=-7, priority=1) == 15
+    assert refused(world, 98, key=-8) is None
+    assert refused(world, 99, key=-8) is DeadlineUnreachableError
+    world.drain()
+    assert world.batches[4][-1] == 98
+
+
+def test_who_gives_way_on_the_fast_lane_has_its_answer_in_its_place() -> None:
+    world = world_of(10, slo_ms=35)
+    lane = lane_to(world)
+    peers = [Peer(world, lane), Peer(world, lane)]
+    for peer, host in zip(peers, (b"10.0.0.1", b"10.0.0.2"), strict=True):
+        peer.wire.attach(peer, host, host)
+    for i in range(11):
+        peers[0].wire.data_received(request(value=i))
+    world.turn()
+    assert world.batcher.pending_rows == 7
+    for i in range(3):
+        peers[1].wire.data_received(request(value=20 + i))
+    assert peers[0].written == peers[1].written == b""
+    while world.runs:
+        world.finish_run(10 * MS)
+    for peer, good in zip(peers, ([*range(9)], [20, 21, 22]), strict=True):
+        replies, rest = parse_replies(peer.written)
+        assert rest == b""
+        values = [json.loads(reply.body)["outputs"][0]["data"][0] / 2 for reply in replies if reply.status == 200]
+        assert values == good
+        for reply in replies[len(good):]:
+            assert (reply.status, json.loads(reply.body)["reason"]) == (503, "fair_share")
+            assert int(reply.field(b"retry-after") or 0) >= 1
+        assert len(replies) == (11 if peer is peers[0] else 3)
+    counters = world.endpoint.counters()
+    assert counters["answered"]["fast", 503] == 2
+    assert (counters["in_flight"], counters["refused_by"]["fair_share"]) == (0, 2)
+
+
+# ---- in what order ------------------------------------------------------------------------------------------------
+class Entry(NamedTuple):
+    rank: int
+    order: int
+    client: int
+    rows: int
+
+
+def next_run(waiting: list[Entry], room: int) -> list[int]:
+    """The numbers of those that run next, in the plainest words."""
+    rows = Counter[int]()
+    for entry in waiting:
+        rows[entry.client] += entry.rows
+    level = sum(rows.values())
+    rows.pop(0, None)  # nobody in particular
+    if level > room and len(rows) > 1:
+        level = max([n for n in range(1, room + 1) if sum(min(each, n) for each in rows.values()) <= room], default=1)
+    before = Counter[int]()
+    keyed = []
+    for entry in sorted(waiting):
+        is_excess = entry.client != 0 and before[entry.client] >= level
+        before[entry.client] += entry.rows
+        keyed.append((entry.rank, is_excess, entry.order, entry.rows))
+    chosen, size = [], 0
+    for _, _, order, count in sorted(keyed):
+        if size + count > room:
+            break
+        size += count
+        chosen.append(order)
+    return sorted(chosen)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(
+    st.none(), st.tuples(st.sampled_from([1, 1, 1, 2, 3, 4]), st.integers(0, 3), st.sampled_from([0, 0, 0, 1, 2])),
+), min_size=4, max_size=40))  # fmt: skip
+def test_each_run_has_of_every_client_what_is_fair(steps: list[tuple[int, int, int] | None]) -> None:
+    """Beside a plain twin: requests of several clients, and runs that come back (None)."""
+    world = World()
+    busy(world)
+    waiting: list[Entry] = []
+    begun: list[list[float]] = [[0.5]]
+    for order, step in enumerate([*steps, *[None] * 50], 1):
+        if step is not None:
+            rows, client, priority = step
+            world.send(order, rows, key=-client, priority=priority)
+            waiting.append(Entry(priority - 1 if priority else 7, order, client, rows))
+            world.turn()
+        elif world.runs:
+            world.finish_run(MS)
+        if waiting and len(begun) == len(world.batches):
+            begun.append(next_run(waiting, 4))
+            waiting = [entry for entry in waiting if entry.order not in begun[-1]]
+    assert [sorted(set(batch)) for batch in world.batches] == begun
+    assert not world.failures()
+    assert world.batcher.idle
+
+
+# ---- beside a greedy client ---------------------------------------------------------------------------------------
+GREEDY = -1
+
+
+class Load(NamedTuple):
+    """What one client sends: requests a second as a Poisson process, or so many at once at random times."""
+
+    client: int
+    rate: float
+    burst: int = 1
+
+
+class Street(World):
+    """A model under several clients' load, on a clock of its own; one run in fifty is disturbed.
+
+    Attributes:
+        counts: by client, how many were asked, good (answered in time), late, refused at once, and gave way.
+    """
+
+    def __init__(self, model: tuple[float, float, int, int], seed: int) -> None:
+        self.base, self.per_row, batch, self.slo_ms = model
+        super().__init__(max_batch_size=batch, slo_ms=self.slo_ms)
+        self.source = random.Random(seed)
+        self.counts: dict[int, Counter[str]] = {}
+        self.ends = 0
+        self.capacity = 1000 * batch / (self.base + self.per_row * batch) / 1.02
+        for rows in (1, batch):
+            self.batcher.seed(rows, round((self.base + self.per_row * rows) * MS))
+
+    def turn(self) -> None:
+        waiting, running = self.batcher.pending_rows, len(self.runs)
+        super().turn()
+        if len(self.runs) > running:
+            usual = self.base + self.per_row * (waiting - self.batcher.pending_rows)
+            took = usual * (1 + abs(self.source.gauss(0, 0.02)))
+            if self.source.random() < 0.02:
+                took += usual * self.source.uniform(0.1, 0.5)
+            self.ends = self.now + round(took * MS)
+
+    def until(self, time: int) -> None:
+        while self.runs and self.ends <= time:
+            self.pass_time(self.ends - self.now)
+            self.finish_run()
+        self.pass_time(time - self.now)
+
+    def ask(self, client: int) -> None:
+        count = self.counts.setdefault(client, Counter())
+        count["asked"] += 1
+        arrival = _core.Arrival(self.now, 0, client)
+        due = self.now + self.slo_ms * MS
+
+        def done(ticket: Any) -> None:
+            if ticket.error is None:
+                count["good" if self.now <= due else "late"] += 1
+            else:
+                count["gave way" if isinstance(ticket.error, FairShareError) else "expired"] += 1
+
+        try:
+            self.endpoint.gate(0, len(BODY), arrival)
+            self.endpoint.submit(0, BODY, -1, done, arrival)
+        except OverloadedError:
+            count["refused"] += 1
+        self.turn()
+
+    def play(self, loads: list[Load], seconds: float) -> None:
+        self.counts.clear()
+        end = self.now + round(seconds * 1e9)
+        due = [(self.now, i) for i in range(len(loads))]
+        while due[0][0] < end:
+            at, i = heapq.heappop(due)
+            self.until(at)
+            for _ in range(loads[i].burst):
+                self.ask(loads[i].client)
+            heapq.heappush(due, (at + round(self.source.expovariate(loads[i].rate / loads[i].burst) * 1e9), i))
+        self.until(self.now + 1_000 * MS)
+
+
+SLOW, PACED, QUICK, SINGLE = (7.8, 3.9, 16, 200), (69.6, 0.0, 16, 200), (5.0, 0.0, 2, 40), (5.0, 0.0, 1, 50)
+ONE, TEN = [(-2, 0.1)], [(-2 - i, 0.04) for i in range(10)]
+
+
+@pytest.mark.parametrize(("model", "modest", "times", "burst", "seconds", "least"), [
+    (SLOW, ONE, 10, 1, 15, 0.999), (SLOW, ONE, 3, 1, 30, 0.999), (SLOW, TEN, 10, 1, 10, 0.999),
+    (SLOW, ONE, 3, 400, 30, 0.999), (PACED, [(-2, 0.02)], 10, 1, 15, 0.999), (PACED, TEN, 3, 1, 20, 0.998),
+    (QUICK, ONE, 10, 1, 8, 0.999), (QUICK, TEN, 10, 1, 8, 0.995), (SINGLE, ONE, 10, 1, 10, 0.999),
+    (SINGLE, TEN, 3, 100, 20, 0.997),
+])  # fmt: skip
+def test_a_greedy_client_does_not_push_modest_ones_out_nor_the_goodput_down(
+    model: tuple[float, float, int, int], modest: list[tuple[int, float]], times: int, burst: int, seconds: int,
+    least: float,
+) -> None:  # fmt: skip
+    street = Street(model, seed=7)
+    loads = [Load(client, share * street.capacity) for client, share in modest]
+    street.play([*loads, Load(GREEDY, times * street.capacity, burst)], 2)  # in which it learns how much runs vary
+    street.play([*loads, Load(GREEDY, times * street.capacity, burst)], seconds)
+    greedy = street.counts.pop(GREEDY)
+    of_modest = sum(street.counts.values(), Counter[str]())
+    total = greedy + of_modest
+    assert of_modest["asked"] > 50
+    assert of_modest["good"] >= least * of_modest["asked"], of_modest
+    assert burst > 1 or total["good"] >= 0.95 * street.capacity * seconds, total
+    assert total["late"] <= 0.015 * total["good"], total
+    assert not total["expired"]
+
+
+def test_two_greedy_clients_do_not_push_a_modest_one_out_either() -> None:
+    street = Street(SLOW, seed=7)
+    street.play([Load(-2, 0.05 * street.capacity), Load(-1, 5 * street.capacity), Load(-3, 5 * street.capacity)], 20)
+    count = street.counts[-2]
+    assert count["good"] >= 0.99 * count["asked"], count
+    shares = [street.counts[key]["good"] for key in (-1, -3)]
+    assert max(shares) < 1.2 * min(shares)
