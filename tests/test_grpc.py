@@ -329,12 +329,27 @@ def test_calls_that_are_reset_at_once_harm_nobody(grpc_server: ServerProcess, cl
 
 
 def test_thousands_of_calls_at_once(grpc_server: ServerProcess) -> None:
-    """More than gRPC's core lets wait by default."""
+    """More than gRPC's core lets wait by default; some as streams, half of which are then cancelled."""
+    path = INFER.replace("ModelInfer", "ModelStreamInfer")
 
     async def ask() -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_server.grpc_port}") as channel:
             infer = channel.unary_unary(INFER)
-            assert len(set(await asyncio.gather(*(infer(WHOLE, timeout=WAIT) for _ in range(2000))))) == 1
+            answers = await asyncio.gather(*(infer(WHOLE, timeout=WAIT) for _ in range(2000)))
+            assert len(set(answers)) == 1
+            streams = [channel.stream_stream(path)(timeout=WAIT) for _ in range(1200)]
+
+            async def first(stream: Any) -> bytes:
+                await stream.write(WHOLE)
+                return bytes(await stream.read())
+
+            assert len(set(await asyncio.gather(*map(first, streams)))) == 1
+            for stream in streams[::2]:
+                stream.cancel()
+            for stream in streams[1::2]:
+                await stream.done_writing()
+                assert await stream.read() is grpc.aio.EOF
+                assert await stream.code() is grpc.StatusCode.OK
 
     asyncio.run(ask())
 
