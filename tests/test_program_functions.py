@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import special
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, PolynomialFeatures
 from sklearn_pipelines import quietly
 from test_program_sklearn import compare
@@ -99,3 +99,15 @@ def test_float32_of_a_frame_at_a_bound_it_does_not_have() -> None:
     values = frame.to_numpy()
     fitted = FunctionTransformer(np.clip, kw_args={"a_min": 0.1, "a_max": 1}).fit(values)
     compare(fitted, Program.from_sklearn(fitted, sample=values), [values, values[:1] / 8], "float64")
+
+
+def test_integers_have_no_negative_zero() -> None:
+    """A column of whole numbers travels as floats, whose zero has a sign."""
+    whole, floats = np.array([[0], [2], [-1]]), np.array([[0.0], [2.5], [-1.0]])
+    weighted = FeatureUnion([("same", "passthrough")], transformer_weights={"same": -1})
+    for transformer in (FunctionTransformer(np.negative), weighted):
+        for sample in (whole, None):
+            with pytest.raises(ImportRefusedError, match="integers"):
+                Program.from_sklearn(transformer.fit(whole), sample=sample)
+        program = Program.from_sklearn(transformer.fit(floats), sample=floats)
+        assert np.array_equal(program.transform(floats).view(np.int64), transformer.transform(floats).view(np.int64))

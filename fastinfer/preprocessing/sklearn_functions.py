@@ -165,9 +165,10 @@ def apply_function(trace: Trace, ufunc: Any, matrix: Matrix, path: str) -> Matri
 
 def refuse_integers(feature: Feature, name: str, path: str) -> None:
     """Functions that give other numbers for integers than for the same floats."""
-    if feature.whole == "narrow" or (feature.whole == "yes" and name in ("square", "reciprocal")):
+    if feature.whole == "narrow" or (feature.whole == "yes"
+                                       and name in ("negative", "reciprocal", "square")):  # no -0 among integers
         raise refuse(path, f"{name} of the integers in {feature.name!r}; cast them to float64 before")
-    if feature.whole == "unknown" and name == "reciprocal":
+    if feature.whole == "unknown" and name in ("negative", "reciprocal"):
         raise refuse(path, f"{name} of {feature.name!r} depends on whether it holds integers; give a sample")
 
 
