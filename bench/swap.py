@@ -5,8 +5,8 @@
 
 Swap: one-row requests to a perceptron at a fixed rate, in windows in turn without and with loads of a new file, one
 after the other. Each load makes a session, proves and warms it, and takes the place of the one before. What is kept is
-the ratio of the windows' p99, and the number of requests that failed. The client has a core that it shares with the
-server, which has all of them.
+the ratio of the windows' p99, and the number of requests that failed. The server has one core, which the loads want
+too, and the client the other.
 
 Cold: a perceptron of 10 MB, not loaded yet; from the call that loads it to its first answer, beside onnxruntime's own
 session and first run in a process of its own that has imported it.
@@ -27,13 +27,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import harness
+import latency
 import models
 import wrk
 from environments import InstallError
 from process import Cores, Server, ServerError, clean_environment
 
 PAUSE = 0.2  # seconds between two loads
-CONNECTIONS = 16
 ALONE = """
 import sys, time
 import numpy, onnxruntime
@@ -92,11 +92,10 @@ def swap(options: argparse.Namespace, cores: Cores) -> None:
     with repository("mlp") as folder, harness.serving(
         "swap", [str(folder), "--model-control", "explicit", "--load-model", "mlp"], options, cores
     ) as server:
-        everywhere(server)
-        script = wrk.infer_script("mlp", rate=options.rate)
+        asked = latency.request("POST", wrk.infer_path("mlp"), wrk.body(wrk.rows()[0]))
 
-        def window() -> wrk.Window:
-            return wrk.drive(server.port, script, connections=CONNECTIONS, seconds=options.seconds, core=cores.client)
+        def window() -> latency.Window:
+            return latency.drive(server.port, asked, rate=options.rate, seconds=options.seconds, core=cores.client)
 
         window()
         ratios, failed, done = [], 0, 0
@@ -109,11 +108,13 @@ def swap(options: argparse.Namespace, cores: Cores) -> None:
             swaps.join()
             if swaps.fault is not None:
                 raise ServerError(f"a load failed: {swaps.fault}")
-            ratios.append(during.p99_us / before.p99_us)
+            ratios.append(during.percentile(99) / before.percentile(99))
             failed += before.failed + during.failed
             done += swaps.done
-            print(f"  p99 {before.p99_us:.0f} us before, {during.p99_us:.0f} us during {swaps.done} swaps; p50 "
-                  f"{before.p50_us:.0f} and {during.p50_us:.0f} us; {during.requests} requests, {during.failed} failed")
+            print(f"  p99 {before.percentile(99):.0f} us before, {during.percentile(99):.0f} us during {swaps.done} "
+                  f"swaps; p50 {before.percentile(50):.0f} and {during.percentile(50):.0f} us; over 2 ms "
+                  f"{before.over(2):.2%} and {during.over(2):.2%}; {len(during.latencies)} requests, {during.failed} "
+                  "failed")
         print(f"swap: {done} swaps at {options.rate:.0f} requests/s, {failed} requests failed, p99 during over before "
               f"{statistics.median(ratios):.2f}")
 
