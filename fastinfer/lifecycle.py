@@ -182,8 +182,6 @@ class Registry:
 
     def _load(self, found: Found) -> Version:
         """Load a version of which nothing changes meanwhile; blocks; raises as `load_whole`."""
-        if self._loop is not None:
-            precedence.beside()
         if self.loaded and self._loop is not None:
             spare_the_loop()
             with resting():
@@ -442,7 +440,7 @@ class Registry:
         context = contextvars.Context()  # one for all, so that no request pays for a copy
         executor = version.executor or ThreadPoolExecutor(
             model.config.instances + 1, f"run-{model.name}",
-            precedence.beside if model.runtime.native is None else precedence.behind)
+            None if model.runtime.native is None else precedence.behind)
         version.executor = executor
 
         def submit(work: Any, *arguments: Any) -> Any:

@@ -186,7 +186,6 @@ class Server:
         """Serve on an event loop of this thread's until a signal; as `serve`."""
         import uvloop
 
-        precedence.lead()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         clean = loop.run_until_complete(self.serve())

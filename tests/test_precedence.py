@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import platform
 import textwrap
 import threading
 from collections.abc import Callable
@@ -19,7 +17,6 @@ from conftest import ServerProcess, Start, post, read_answer
 
 from fastinfer import precedence
 
-GETATTR = {"x86_64": 315, "aarch64": 275}
 PYTHON = """
     import os, threading
     import numpy as np
@@ -29,24 +26,15 @@ PYTHON = """
 
     class Model:
         inputs = {"x": ("INT64", (-1, 1))}
-        outputs = {"nice": ("INT64", (-1, 3))}
+        outputs = {"nice": ("INT64", (-1, 2))}
 
         def __init__(self, folder):
             self.made = nice()
 
         def predict(self, inputs):
-            answer = [self.made, nice(), threading.get_native_id()]
+            answer = [self.made, nice()]
             return {"nice": np.array([answer] * len(inputs["x"]), np.int64)}
 """
-
-
-def slice_of(thread: int) -> int:
-    """Nanoseconds; 0 where the kernel does not tell."""
-    attributes = ctypes.create_string_buffer(precedence.ATTRIBUTES.size)
-    if platform.machine() not in GETATTR:
-        return 0
-    ctypes.CDLL(None).syscall(GETATTR[platform.machine()], thread, attributes, precedence.ATTRIBUTES.size, 0)
-    return int(precedence.ATTRIBUTES.unpack(attributes.raw)[5])
 
 
 def niceness(server: ServerProcess) -> dict[int, int]:
@@ -66,9 +54,9 @@ def in_thread(work: Callable[[], Any]) -> Any:
     return answers[0]
 
 
-def own() -> tuple[int, int]:
-    thread = threading.get_native_id()
-    return os.getpriority(os.PRIO_PROCESS, thread), slice_of(thread)
+def own() -> int:
+    """Niceness of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 @pytest.fixture
@@ -102,55 +90,42 @@ def test_only_who_computes_without_the_interpreters_lock_stands_behind_the_loop(
 
     ask(server, "/v2/repository/models/told/load", {})
     one = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "INT64", "data": [1]}]}
-    made, runs, thread = ask(server, "/v2/models/told/infer", one)["outputs"][0]["data"]
+    made, runs = ask(server, "/v2/models/told/infer", one)["outputs"][0]["data"]
     assert (made, runs) == (own_nice, own_nice)  # a Python model holds what the loop waits for
-    if slice_of(loop):  # Linux 6.12
-        assert slice_of(loop) == precedence.SLICE_NS < slice_of(thread)
     assert server.process.poll() is None
 
 
 def test_a_thread_goes_behind_once() -> None:
     def twice() -> Any:
-        precedence.lead()
-        led = own()
-        precedence.beside()
-        assert own() == before
         precedence.behind()
         precedence.behind()
-        return led, own()
+        return own()
 
     before = own()
-    (led_nice, led_slice), (nice, slice_ns) = in_thread(twice)
-    assert (led_nice, nice) == (before[0], min(before[0] + precedence.BEHIND, 19))
-    assert led_slice in (0, precedence.SLICE_NS)
-    assert slice_ns == before[1]
+    assert in_thread(twice) == min(before + precedence.BEHIND, 19)
     assert own() == before
 
 
 def test_a_policy_that_somebody_chose_stays() -> None:
     def idle() -> Any:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        precedence.lead()
         precedence.behind()
-        return os.sched_getscheduler(0), own()[0]
+        return os.sched_getscheduler(0), own()
 
-    assert in_thread(idle) == (os.SCHED_IDLE, own()[0])
+    assert in_thread(idle) == (os.SCHED_IDLE, own())
 
 
-def test_a_system_that_does_not_know_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_does_not_allow_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "setpriority", refuse)
-    monkeypatch.setattr(precedence, "SCHED_SETATTR", {})
 
-    def both() -> Any:
-        precedence.lead()
+    def tried() -> Any:
         precedence.behind()
-        precedence.beside()
         return own()
 
-    assert in_thread(both) == own()
+    assert in_thread(tried) == own()
 
 
 def test_the_wait_for_a_core_only_grows() -> None:
