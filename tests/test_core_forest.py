@@ -8,7 +8,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastinfer._core import LINKS, SPLITS, Forest, narrow_vectors
+from fastinfer._core import LINKS, SPLITS, Forest, narrow_vectors, through_passes
 from fastinfer.errors import ModelLoadError
 
 KINDS = [0, 1, 2, 6, 7, 8, 16, 16 + 64, 16 + 8, 32, 32 + 8]
@@ -74,16 +74,18 @@ TYPES = [(np.float32, np.float32), (np.float32, np.float64), (np.float64, np.flo
 
 
 @settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 1 << 30), trees=st.integers(0, 20), splits=st.sampled_from([0, 1, 3, 12, 40]),
+@given(seed=st.integers(0, 1 << 30), trees=st.integers(0, 20), splits=st.sampled_from([0, 1, 3, 7, 15, 31, 40, 63]),
        outputs=st.integers(1, 3), wide=st.booleans(), strict=st.booleans(), types=st.sampled_from(TYPES),
-       count=st.integers(0, 80), narrow=st.booleans())
-def test_sums_are_those_of_a_plain_walk(seed, trees, splits, outputs, wide, strict, types, count, narrow):
+       count=st.integers(0, 80), way=st.sampled_from(["wide", "narrow", "passes"]))
+def test_sums_are_those_of_a_plain_walk(seed, trees, splits, outputs, wide, strict, types, count, way):
     read, add = types
     arrays = some_arrays(seed, trees=trees, splits=splits, outputs=outputs, wide=wide, read=read, add=add)
     answers = "FP32" if add == np.float32 else "FP64"
-    narrow_vectors(narrow)
+    narrow_vectors(way == "narrow")
+    through_passes(way == "passes")
     forest = Forest(arrays, width=WIDTH, strict=strict, sentinel=SENTINEL, answers=answers)
     narrow_vectors(False)
+    through_passes(False)
     rows = some_rows(seed, arrays, count)
     got = forest.run({"features": rows})["value"]
     expected = reference.forest_sums(arrays, rows[:20], strict=strict, sentinel=SENTINEL)

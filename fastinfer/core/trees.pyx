@@ -105,6 +105,7 @@ cdef extern from *:
     // The marks of a tree are made once more for wide vectors: x86-64 without them has no comparison of 64 bits, which
     // makes three times of it. Integers are compared, so the answers are the same.
     inline bool narrow = false;                                 // for tests: as a processor without wide vectors
+    inline bool prefer_passes = false;                          // for tests: whatever it costs
     #if defined(__x86_64__)
     #define FASTINFER_WIDE __attribute__((target("avx2,bmi")))
     inline bool has_wide_vectors() {
@@ -242,6 +243,8 @@ cdef extern from *:
 
         // How many rows go faster through passes than in another way, in ns as they were measured (bench/NOTES.md).
         int64_t passed_rows(size_t splits) const {
+            if (prefer_passes)
+                return std::numeric_limits<int64_t>::max();
             const double one = passes.blocks * ways.size() * 1.2 + ways.size() * 14.0 + trees.size();
             double levels = 0;
             bool marked = true;
@@ -665,6 +668,7 @@ cdef extern from *:
     }
     """
     bint narrow "fastinfer::narrow"
+    bint prefer_passes "fastinfer::prefer_passes"
     Ensemble* plant_forest "fastinfer::plant_forest"(const Natural&, bint, bint, int*, int64_t*) except + nogil
 
 
@@ -672,3 +676,9 @@ def narrow_vectors(bint yes):
     """For tests: forests that are made from now on are run as on a processor without wide vectors."""
     global narrow
     narrow = yes
+
+
+def through_passes(bint yes):
+    """For tests: forests that are made from now on answer by passes wherever they can be laid out."""
+    global prefer_passes
+    prefer_passes = yes
