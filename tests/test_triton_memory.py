@@ -32,8 +32,10 @@ from fastinfer.errors import BackendTimeoutError, FastinferError
 from fastinfer.runtimes.triton import regions as memory
 from fastinfer.runtimes.triton.contract import Contract
 from fastinfer.runtimes.triton.exchange import Failed, Question, garbage, refused, unreachable
+from fastinfer.runtimes.triton.http import Reader
 from fastinfer.runtimes.triton.layout import Placed, Placer, laid_out
 from fastinfer.runtimes.triton.regions import PREFIX, Consent, Region, Regions
+from fastinfer.runtimes.triton.wire import Answer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import real_triton
@@ -600,3 +602,13 @@ def test_the_setting_takes_true_false_and_auto(tmp_path: Path) -> None:
     (tmp_path / "m" / "model.toml").write_text('runtime = "triton"\n[triton]\nurl = "a:1"\nshared_memory = "yes"\n')
     with pytest.raises(FastinferError, match=r'model.toml:4.*true, false or "auto"'):
         fastinfer.load(tmp_path / "m")
+
+
+def test_outputs_that_travelled_are_aligned() -> None:
+    for more in range(9):  # the JSON before them is of any length
+        head = json.dumps({"id": "x" * more, "outputs": [{"name": "y", "datatype": "FP64", "shape": [2, 1],
+                                                           "parameters": {"binary_data_size": 16}}]}).encode()
+        fields = {b"inference-header-content-length": str(len(head)).encode()}
+        array = Reader(Answer(200, fields, head + np.array([1.5, -2]).tobytes()), None).array("y")
+        assert array.flags.aligned
+        assert array.tolist() == [[1.5], [-2]]
