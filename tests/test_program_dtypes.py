@@ -174,8 +174,17 @@ def test_weights_of_booleans_and_small_integers() -> None:
     same(FeatureUnion([("missing", MissingIndicator(features="all")), ("filled", SimpleImputer())],
                       transformer_weights={"missing": -1}).fit(frame), frame)
     wide = pd.DataFrame({"a": np.arange(ROWS)})
-    plain = ColumnTransformer([("a", FunctionTransformer(), ["a"])], transformer_weights={"a": 2})
-    assert Program.from_sklearn(plain.fit(wide), sample=wide).width == 1  # floats on the wire
+    for dtype in (np.int64, np.uint8):
+        narrow = wide.astype(dtype)  # travels as floats, and 2 * 128 is 0 in uint8
+        for part in (FunctionTransformer(), SimpleImputer(strategy="most_frequent")):
+            plain = ColumnTransformer([("a", part, ["a"])], transformer_weights={"a": 2}).fit(narrow)
+            for sample in (None, narrow):
+                with pytest.raises(ImportRefusedError, match="may overflow"):
+                    Program.from_sklearn(plain, sample=sample)
+    floats = wide.astype(float)
+    for weight in (1, 2):
+        plain = ColumnTransformer([("a", FunctionTransformer(), ["a"])], transformer_weights={"a": weight}).fit(floats)
+        assert Program.from_sklearn(plain, sample=floats).width == 1
     both = ColumnTransformer([("code", OrdinalEncoder(), ["a"]), ("a", "passthrough", ["a"])],
                              transformer_weights={"a": 2})
     with pytest.raises(ImportRefusedError, match="may overflow"):

@@ -197,9 +197,9 @@ def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> M
         part = replace(matrix.take(indices), container="array").as_array(result)
         if result.kind in "iu" and any(feature.kind == "integer" or not feature.unsigned for feature in part.features):
             raise refuse(path, f"a weight of {result}, which may overflow; make the part float64")
-        if weight < 0 and isinstance(weight, (int, np.integer)) and any(f.whole != "no" for f in part.features):
-            raise refuse(path, f"the weight {weight} of columns that may hold integers, among which there is no -0; "
-                               "make it a float, or give a sample")
+        if weight != 1 and isinstance(weight, (int, np.integer)) and any(f.whole != "no" for f in part.features):
+            raise refuse(path, f"the weight {weight} of columns that may hold integers, which may overflow and have no "
+                               "-0; make it a float, or give a sample of floats")
         if any(feature.none for feature in part.features):
             raise refuse(path, "a weight of an array of objects that may hold None")
         if result == OBJECT and weight < 0:
