@@ -27,7 +27,7 @@ from sklearn.preprocessing import (
 )
 from sklearn_pipelines import dense, quietly
 
-from fastinfer.errors import FastinferError, ImportRefusedError
+from fastinfer.errors import FastinferError, ImportRefusedError, InvalidRecordError
 from fastinfer.preprocessing.program import Program
 
 ROWS = 12
@@ -192,6 +192,17 @@ def test_weights_of_booleans_and_small_integers() -> None:
     codes = OrdinalEncoder(dtype=np.int8, encoded_missing_value=-2)
     with pytest.raises(ImportRefusedError, match="may overflow"):
         Program.from_sklearn(FeatureUnion([("codes", codes)], transformer_weights={"codes": 100}).fit(frame))
+
+
+def test_without_a_sample_a_column_of_nothing_but_missing_values_takes_numbers() -> None:
+    """Nothing says that it would hold texts; one is refused by its place, and a sample that holds one is believed."""
+    frame = pd.DataFrame({"a": [np.nan, np.nan]}, dtype=object)
+    pipeline = ColumnTransformer([("a", OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["a"])]).fit(frame)
+    text = pd.DataFrame({"a": ["x"]}, dtype=object)
+    with pytest.raises(InvalidRecordError, match=r"row 0, field 'a': str 'x', and the column takes numbers"):
+        Program.from_sklearn(pipeline).transform(text)
+    told = Program.from_sklearn(pipeline, sample=pd.concat([frame, text], ignore_index=True))
+    assert told.transform(text).tolist() == pipeline.transform(text).tolist() == [[0.0]]
 
 
 def test_infinities_that_are_filled() -> None:
