@@ -21,7 +21,6 @@ from fastinfer._core import DATATYPES, DTYPES
 from fastinfer.errors import BackendRefusedError, ConfigurationError, FastinferError, ModelLoadError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-import real_triton
 from real_triton import RealTriton
 
 X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32)
@@ -29,14 +28,7 @@ X = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], dtype=np.float32)
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
-    if absent := real_triton.why_absent():
-        pytest.skip(absent)
-    folder = tmp_path_factory.mktemp("triton")
-    server = RealTriton(folder, triton_models.repository(folder / "models"))
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+    yield from triton_models.running(tmp_path_factory)
 
 
 def add(root: Path, name: str, triton: RealTriton, keys: str = "", table: str = "", protocol: str = "http") -> Path:

@@ -16,7 +16,6 @@ import triton_models
 from conftest import ServerProcess, starting
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-import real_triton
 from faulty_proxy import BROKEN, FAULTS, BrokenWire, FaultyProxy
 from real_triton import RealTriton
 
@@ -26,14 +25,7 @@ SLACK = 0.6  # seconds by which a loaded machine may be late
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
-    if absent := real_triton.why_absent():
-        pytest.skip(absent)
-    folder = tmp_path_factory.mktemp("triton")
-    server = RealTriton(folder, triton_models.repository(folder / "models"))
-    try:
-        yield server.start("linear")
-    finally:
-        server.stop()
+    yield from triton_models.running(tmp_path_factory, "linear")
 
 
 @pytest.fixture(scope="module")

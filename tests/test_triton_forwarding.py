@@ -25,7 +25,6 @@ from fastinfer.errors import BackendTimeoutError, InvalidRequestError
 from fastinfer.runtimes.triton.forwarding import Forwarding
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-import real_triton
 from real_triton import RealTriton
 
 PATTERN = "(x-.*|authorization)"
@@ -33,15 +32,8 @@ PATTERN = "(x-.*|authorization)"
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
-    if absent := real_triton.why_absent():
-        pytest.skip(absent)
-    folder = tmp_path_factory.mktemp("triton")
-    server = RealTriton(folder, triton_models.repository(folder / "models"),
-                        f"--http-header-forward-pattern={PATTERN}", f"--grpc-header-forward-pattern={PATTERN}")
-    try:
-        yield server.start("heads")
-    finally:
-        server.stop()
+    yield from triton_models.running(tmp_path_factory, "heads", options=(
+        f"--http-header-forward-pattern={PATTERN}", f"--grpc-header-forward-pattern={PATTERN}"))
 
 
 @pytest.fixture(scope="module")

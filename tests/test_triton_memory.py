@@ -38,7 +38,6 @@ from fastinfer.runtimes.triton.regions import PREFIX, Consent, Region, Regions
 from fastinfer.runtimes.triton.wire import Answer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-import real_triton
 from faulty_proxy import FaultyProxy
 from real_triton import RealTriton
 
@@ -47,14 +46,7 @@ X = np.arange(16, dtype=np.float32).reshape(4, 4)
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
-    if absent := real_triton.why_absent():
-        pytest.skip(absent)
-    folder = tmp_path_factory.mktemp("triton")
-    server = RealTriton(folder, triton_models.repository(folder / "models"))
-    try:
-        yield server.start("linear", "types", "wide", "alone")
-    finally:
-        server.stop()
+    yield from triton_models.running(tmp_path_factory, "linear", "types", "wide", "alone")
 
 
 @pytest.fixture(params=["http", "grpc"])

@@ -1,8 +1,16 @@
-"""Models of the real Triton for the tests."""
+"""The real Triton for the tests, and its models."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import real_triton
+from real_triton import RealTriton
 
 MODEL = '''\
 import json, os, time
@@ -90,3 +98,15 @@ def repository(folder: Path) -> Path:
     write(folder, "sequence", config("sequence", x, y, more="sequence_batching { }\n"), LINEAR)
     write(folder, "decoupled", config("decoupled", x, y, more="model_transaction_policy { decoupled: true }\n"), LINEAR)
     return folder
+
+
+def running(factory: pytest.TempPathFactory, *models: str, options: tuple[str, ...] = ()) -> Iterator[RealTriton]:
+    """A server of these models, or of all, for a fixture; skips where Triton is not installed."""
+    if absent := real_triton.why_absent():
+        pytest.skip(absent)
+    folder = factory.mktemp("triton")
+    server = RealTriton(folder, repository(folder / "models"), *options)
+    try:
+        yield server.start(*models)
+    finally:
+        server.stop()
