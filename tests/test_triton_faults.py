@@ -105,10 +105,11 @@ def test_over_grpc(client: httpx.Client, wire: BrokenWire, fault: str) -> None:
     until_well(client, "called")
     wire.set(fault)
     try:
-        for _ in range(5):
+        for i in range(5):
             started = time.monotonic()
             answer = ask(client, "called")
-            assert answer.status_code in BROKEN[fault], answer.text
+            # The first may leave before its side has seen the kept connection end: then it broke off.
+            assert answer.status_code in BROKEN[fault] | ({502} if i == 0 else set()), answer.text
             assert time.monotonic() - started < LIMIT + SLACK
             assert ask(client, "affine").status_code == 200
     finally:
