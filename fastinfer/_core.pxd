@@ -178,6 +178,7 @@ cdef class Columns:
     cdef size_t text_bytes          # copied
     cdef bint foreign               # some are not ours
     cdef uint64_t missing           # of the segments that are added
+    cdef int count                  # of columns: the collector may take the signature before us
     cdef Source* sources
     cdef Slab* slabs                # of a block
     cdef char* scratch

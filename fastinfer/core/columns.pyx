@@ -263,15 +263,16 @@ cdef class Columns:
         self.signature, self.objects = signature, objects
         self.owned = []
         self.rows = -1
-        self.sources = <Source*>calloc(signature.n_inputs + 1, sizeof(Source))
-        self.slabs = <Slab*>calloc(signature.n_inputs + 1, sizeof(Slab))
+        self.count = signature.n_inputs
+        self.sources = <Source*>calloc(self.count + 1, sizeof(Source))
+        self.slabs = <Slab*>calloc(self.count + 1, sizeof(Slab))
         if self.sources == NULL or self.slabs == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         cdef int i
         if self.sources != NULL:
-            for i in range(self.signature.n_inputs):
+            for i in range(self.count):
                 free(self.sources[i].more)
         free(self.sources)
         free(self.slabs)
