@@ -15,7 +15,7 @@ from locust import FastHttpUser, tag, task
 from locust.exception import StopUser
 from schedule import Arrivals
 
-REFUSALS = (503, 429)  # a server that says that it cannot, in time
+REFUSALS = frozenset((503, 429))  # of a server that says that it cannot, in time
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 1.0  # seconds that a refused user waits in a closed loop
 
@@ -47,6 +47,9 @@ class InferenceUser(FastHttpUser):
     def on_start(self) -> None:
         if not self.bodies or not self.tasks:
             raise StopUser  # the master chose this class before it could know: not served, or not tagged
+        agent = self.client.client
+        agent.cookiejar = None
+        agent.valid_response_codes |= REFUSALS  # as an exception one costs the generator half as much again
         start = random.randrange(len(self.bodies))
         self.queue = itertools.cycle(self.bodies[start:] + self.bodies[:start])
         if self.address is not None and is_loopback(urlsplit(self.host or "").hostname or ""):
@@ -93,6 +96,7 @@ class InferenceUser(FastHttpUser):
                               catch_response=True) as response:
             if response.status_code in REFUSALS:
                 response.request_meta["context"]["retry_after"] = "retry-after" in response.headers
+                response.failure(f"refused with status {response.status_code}")
             elif response.ok and self.answer_holds not in (response.content or b""):
                 response.failure(f"status {response.status_code}, but the answer holds no {self.answer_holds.decode()}")
         InferenceUser.pending.pop(self, None)
