@@ -1,5 +1,6 @@
 """`fastinfer score`: files in and out, bad rows, interruptions; the same bytes in process, in files and over HTTP."""
 
+import decimal
 import gzip
 import json
 import os
@@ -21,6 +22,7 @@ import fastinfer
 from fastinfer import scoring
 from fastinfer.cli import main
 from fastinfer.errors import ConfigurationError
+from fastinfer.preprocessing.program import Program
 from fastinfer.scoring import checkpoint, fields, sources
 
 PACKAGE = Path(fastinfer.__file__).parent.parent
@@ -78,6 +80,13 @@ def models(tmp_path_factory):
     onnx_models.identity(root / "flags" / "1" / "model.onnx", "BOOL", ["n", 1])
     onnx_models.identity(root / "single" / "1" / "model.onnx", "FP32", [1, 3])
     onnx_models.fixed_batch(root / "fixed" / "1" / "model.onnx")
+    jobs = pd.DataFrame({"job": pd.Series(["clerk", None], dtype=object)})
+    for name, program in (
+        ("decimals", Program.fit({"age": [1.0, 2.0]}, {"features": [{"columns": "age"}]})),
+        ("nones", Program.from_sklearn(OneHotEncoder(handle_unknown="ignore").fit(jobs), sample=jobs)),
+    ):
+        onnx_models.identity(root / name / "1" / "model.onnx", "FP64", ["n", program.width])
+        program.save(root / name / "1" / "features.json")
     return root
 
 
@@ -251,6 +260,12 @@ def test_csv_as_people_write_it(models, tmp_path, small):
     assert read(out)["value"].to_numpy(np.float32).tobytes() == want.tobytes()
 
 
+def test_a_mark_of_byte_order_at_the_beginning_of_a_row_is_a_character(models, tmp_path):
+    (tmp_path / "in.csv").write_text("job,age\n\ufeffclerk,30\nclerk,30\n")
+    scoring.score(models / "people", tmp_path / "in.csv", tmp_path / "out.csv")
+    assert [(each["row"], each["code"]) for each in rejects_of(tmp_path / "out.csv")] == [(0, "unknown_category")]
+
+
 def test_integers_booleans_and_text_in_csv(models, tmp_path):
     cases = {
         "picky": ("i", ["0", "3.0", "1.5", "x", "9223372036854775808", "", "99", "2"], [0, 1, 7]),
@@ -301,6 +316,33 @@ def test_types_of_parquet(models, tmp_path):
             want = fastinfer.load(models / "people").predict({"age": [30.0, 40.0], "job": ["clerk", "fixed"]})["value"]
             assert read(out)["value"].to_numpy(np.float32).tobytes() == want.tobytes()
             assert [each["row"] for each in rejects_of(out)] == [2]
+
+
+def test_decimals_are_read_and_kept_to_the_last_digit(models, tmp_path):
+    digits = ["0.000000776", "0.57", "1234567890123456.789012345", "-99.99"]
+    ages = pa.array([decimal.Decimal(text) for text in digits], pa.decimal128(30, 9))
+    rows = pa.table({"age": ages, "job": ["clerk"] * 4, "id": ages})
+    pq.write_table(rows, tmp_path / "in.parquet")
+    model = fastinfer.load(models / "decimals")
+    want = model.predict({"age": [float(text) for text in digits]})["y"]
+    outs = {form: tmp_path / f"out.{form}" for form in ("parquet", "ndjson", "csv")}
+    for out in outs.values():
+        scoring.score(models / "decimals", tmp_path / "in.parquet", out, keep=["id"])
+    assert read(outs["parquet"])["y"].tolist() == want[:, 0].tolist()
+    assert pq.read_table(outs["parquet"])["id"].to_pylist() == ages.to_pylist()
+    assert outs["csv"].read_text().splitlines()[3].startswith('2,"1234567890123456.789012345",')
+    assert outs["ndjson"].read_text().splitlines()[2].startswith('{"row":2,"id":1234567890123456.789012345,')
+
+
+def test_a_column_of_nothing_but_nulls_is_of_missing_texts(models, tmp_path):
+    """None, where the pipeline was fitted on None, though Arrow has no type for the column."""
+    pq.write_table(pa.table({"job": pa.nulls(2)}), tmp_path / "in.parquet")
+    (tmp_path / "in.ndjson").write_text('{"job":null}\n{"job":null}\n')
+    outs = []
+    for form in ("parquet", "ndjson"):
+        scoring.score(models / "nones", tmp_path / f"in.{form}", tmp_path / f"{form}.out.ndjson")
+        outs.append((tmp_path / f"{form}.out.ndjson").read_text())
+    assert outs[0] == outs[1] == '{"row":0,"y":[0.0,1.0]}\n{"row":1,"y":[0.0,1.0]}\n'
 
 
 def test_dates_are_text_or_timestamps(models, tmp_path):
@@ -593,6 +635,11 @@ def test_a_full_disk_is_said_and_what_is_done_is_kept(models, tmp_path, small, m
     (["people", "text.parquet", "--out", "o.csv"], "text.parquet: the column 'age' is string, and the model takes "
                                                    "numbers."),
     (["people", "cut.ndjson.gz", "--out", "o.csv"], "cut.ndjson.gz: "),
+    (["people", "long.ndjson.gz", "--out", "o.csv"], "long.ndjson.gz: "),
+    (["people", "head.csv", "--out", "o.csv"], "head.csv: the header cannot be read: field larger than"),
+    (["people", "in.csv", "--out", "o.csv", "--rejects", "nothing"], "--rejects is nothing, which is a folder;"),
+    (["people", "kept.parquet", "--out", "o.csv", "--keep", "raw"], "--keep names 'raw', which is binary; csv does"),
+    (["people", "kept.parquet", "--out", "o.parquet", "--keep", "tags"], "--keep names 'tags', which is list<"),
     (["people", "mixed", "--out", "o.csv"], "mixed holds files of several kinds: .csv, .parquet."),
     (["people", "nothing", "--out", "o.csv"], "nothing holds no file to score."),
     (["affine", "in.csv", "--out", "o.csv"], "model affine takes 4 features, and the file has 3 other columns than "
@@ -612,6 +659,11 @@ def test_a_mistake_is_answered_in_one_or_two_lines(models, tmp_path, monkeypatch
     pq.write_table(pa.table({"age": ["1"], "job": ["clerk"]}), tmp_path / "text.parquet")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "text.parquet").read_bytes()[:-20])
     (tmp_path / "cut.ndjson.gz").write_bytes(gzip.compress(os.urandom(5000).hex().encode())[:-2000])
+    (tmp_path / "long.ndjson.gz").write_bytes(gzip.compress(os.urandom(1 << 20).hex().encode(), 1)[:-2000])
+    (tmp_path / "head.csv").write_text(f"age,job,{'x' * 140_000}\n")
+    tags = pa.array([["a"]], pa.list_(pa.dictionary(pa.int8(), pa.string())))
+    kept = pa.table({"age": [1.0], "job": ["clerk"], "raw": [b"\xff"], "tags": tags})
+    pq.write_table(kept, tmp_path / "kept.parquet")
     for name in ("mixed", "nothing"):
         (tmp_path / name).mkdir()
     (tmp_path / "mixed" / "a.csv").write_text("")

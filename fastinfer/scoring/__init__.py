@@ -180,6 +180,8 @@ def interruptions() -> Iterator[list[int]]:
 def refuse_overwriting(files: Sequence[Path], out: Path, rejects: Path) -> None:
     if out.is_dir():
         raise ConfigurationError(f"--out is {out}, which is a folder; it takes a file.")
+    if rejects.is_dir():
+        raise ConfigurationError(f"--rejects is {rejects}, which is a folder; it takes a file.")
     resolved = {each.resolve() for each in files}
     if out.resolve() in resolved or rejects.resolve() in resolved or out.resolve() == rejects.resolve():
         raise ConfigurationError("IN, --out and --rejects are different files.")

@@ -94,8 +94,9 @@ class Scorer:
             table, unread = columns.csv_table(lines, self.names, self.fields.fields, self.kind.delimiter)
             kept = columns.csv_kept(lines, self.names, self.kept, self.kind.delimiter) if self.kept else None
         else:
-            table = columns.plain(arrow().Table.from_batches([block.content]))
-            kept = table.select(self.kept) if self.kept else None
+            table = arrow().Table.from_batches([block.content])
+            kept = columns.plain(table.select(self.kept)) if self.kept else None
+            table = columns.readable(table, self.fields.fields)
             rows, faults, unread = np.arange(table.num_rows), {}, {}
         lost = columns.missing(table, self.fields.fields)
         bad = {**lost, **unread}

@@ -38,21 +38,38 @@ def check_types(schema: Any, fields: Sequence[Field], place: str) -> None:
 
 
 def plain(table: Any) -> Any:
-    """Decode dictionaries, decimals and views of text, which not everybody reads."""
+    """Decode dictionaries and views of text, which not everybody reads."""
     pyarrow = arrow()
     types = pyarrow.types
     for i, field in enumerate(table.schema):
         kind = field.type
         if types.is_dictionary(kind):
             kind = kind.value_type
-        if types.is_decimal(kind):
-            kind = pyarrow.float64()
-        elif types.is_string_view(kind) or types.is_large_string(kind):
+        if types.is_string_view(kind) or types.is_large_string(kind):
             kind = pyarrow.string()
         elif types.is_null(kind):
             kind = pyarrow.float64()
         if kind != field.type:
             table = table.set_column(i, field.name, table.column(i).cast(kind))
+    return table
+
+
+def readable(table: Any, fields: Sequence[Field]) -> Any:
+    """The columns of the fields as the model reads them: plain, decimals the nearest float64.
+
+    A column of nothing but nulls has no type: where the model takes text, they are missing texts.
+    """
+    pyarrow = arrow()
+    types = pyarrow.types
+    table = table.select([field.name for field in fields])
+    for i, field in enumerate(fields):
+        if types.is_null(table.schema.field(i).type) and field.datatype == "BYTES":
+            table = table.set_column(i, field.name, table.column(i).cast(pyarrow.string()))
+    table = plain(table)
+    for i, field in enumerate(fields):
+        if types.is_decimal(table.schema.field(i).type):  # by its digits: Arrow's own cast rounds twice
+            digits = table.column(i).cast(pyarrow.string())
+            table = table.set_column(i, field.name, digits.cast(pyarrow.float64()))
     return table
 
 
@@ -100,9 +117,11 @@ def read_csv(lines: Lines, names: Sequence[str], types: dict[str, Any], delimite
 
     if not len(lines.cells):
         return pyarrow.table({name: pyarrow.array([], kind) for name, kind in types.items()})
+    # A blank line first: a mark of byte order, which is passed by at the very beginning, is a character of the row.
+    text = b"\n" + lines.text
     table = csv.read_csv(
-        pyarrow.BufferReader(lines.text),
-        csv.ReadOptions(use_threads=False, block_size=len(lines.text) + 1, column_names=list(names)),
+        pyarrow.BufferReader(text),
+        csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=list(names)),
         csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=list(missing),
                            strings_can_be_null=bool(missing), true_values=list(TRUE), false_values=list(FALSE)),

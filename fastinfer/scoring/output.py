@@ -9,6 +9,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,9 @@ class Answers:
             if names.count(name) > 1:
                 raise ConfigurationError(f"--keep: the output has a column {name!r} of its own"
                                          if name in self.kept else f"the model has two outputs called {name!r}")
+        for name, held in self.kept.items():
+            if not is_written(held, kind):
+                raise ConfigurationError(f"--keep names {name!r}, which is {held}; {kind.form} does not hold that")
         self.schema: Any = None if kind.form == "ndjson" else self._schema()
 
     def _names(self, member: Member) -> list[str]:
@@ -173,6 +177,8 @@ class Answers:
                 table = table.set_column(i, field.name, pyarrow.array(texts, pyarrow.string()))
             elif pyarrow.types.is_float16(kind):
                 table = table.set_column(i, field.name, table.column(i).cast(pyarrow.float32()))
+            elif pyarrow.types.is_decimal(kind):
+                table = table.set_column(i, field.name, table.column(i).cast(pyarrow.string()))
         sink = io.BytesIO()
         csv.write_csv(table, sink, csv.WriteOptions(include_header=header, delimiter=self.kind.delimiter))
         return sink.getvalue()
@@ -217,6 +223,17 @@ class Answers:
         return [field.name for field in self.schema if types.is_string(field.type) or types.is_dictionary(field.type)]
 
 
+def is_written(held: Any, kind: Kind) -> bool:
+    """Whether a kept column of that type can be written: no bytes in text, no dictionary inside of something."""
+    types = arrow().types
+    if types.is_nested(held):
+        return all(is_written(held.field(i).type, kind) for i in range(held.num_fields))
+    binary = types.is_binary(held) or types.is_large_binary(held) or types.is_binary_view(held)
+    if kind.form == "parquet":
+        return not types.is_dictionary(held)
+    return not binary and not types.is_fixed_size_binary(held)
+
+
 def inner(kind: Any) -> Any:
     return inner(kind.value_type) if arrow().types.is_nested(kind) and hasattr(kind, "value_type") else kind
 
@@ -247,6 +264,8 @@ def json_text(value: Any) -> str:
     """A value as JSON; NaN and infinities as null, and what JSON does not know as text."""
     if isinstance(value, float) and not np.isfinite(value):
         return "null"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
     try:
         return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:  # deeper inside

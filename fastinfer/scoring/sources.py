@@ -211,14 +211,20 @@ class Text:
         except UnicodeDecodeError:
             raise ConfigurationError(f"{file}: the header is not UTF-8.") from None
         window.drop(used, lines)
-        return next(csv.reader([text], delimiter=self.delimiter))
+        try:
+            return next(csv.reader([text], delimiter=self.delimiter))
+        except csv.Error as error:
+            raise ConfigurationError(f"{file}: the header cannot be read: {error}") from None
 
     def first(self) -> dict[str, Any]:
         """The first NDJSON record that is one, among the first lines."""
-        with self._open(self.files[0]) as stream:
-            window = Window(stream)
-            self._header(window, self.files[0])
-            text = window.peek(CHUNK)
+        try:
+            with self._open(self.files[0]) as stream:
+                window = Window(stream)
+                self._header(window, self.files[0])
+                text = window.peek(CHUNK)
+        except OSError as error:
+            raise unreadable(self.files[0], error) from None
         for line in text.split(b"\n", 64)[:64]:
             try:
                 record = json.loads(line)
