@@ -514,6 +514,25 @@ def test_data_of_other_kinds() -> None:
     assert Program.fit(frame, entry({"op": "target", "smooth": 0}, "a"), y).transform(frame).tolist() == [[1.5], [2.5]]
 
 
+def test_texts_that_are_of_numpy() -> None:
+    values = [np.str_("é"), np.str_("plain"), "plain", None]
+    plan = {"features": [{"columns": "a", "steps": [{"op": "impute", "strategy": "most_frequent"}, "onehot"]}]}
+    program = Program.fit({"a": values}, plan)
+    expected = [[0, 1], [1, 0], [1, 0], [1, 0]]
+    assert program.transform({"a": values}).tolist() == expected
+    assert program.transform([{"a": value} for value in values]).tolist() == expected
+    assert Program.from_json(program.to_json()).transform({"a": np.array(values, object)}).tolist() == expected
+
+
+def test_dtypes_that_numpy_has_not() -> None:
+    floats = pd.DataFrame({"a": pd.array([0.1, 1.5, 0.3], "Float32")})
+    for steps, transformer in ((["standard"], StandardScaler()),
+                               ([{"op": "binarize", "threshold": 0.1}], Binarizer(threshold=0.1))):
+        same_bits(Program.fit(floats, entry(steps, "a")).transform(floats), transformer.fit_transform(floats))
+    wide = pl.DataFrame({"a": pl.Series([2**70, -1, 0], dtype=pl.Int128)})
+    assert Program.fit(wide, entry("maxabs", "a")).transform(wide).tolist() == [[1.0], [-(2.0**-70)], [0.0]]
+
+
 @pytest.mark.parametrize(("member", "value", "message"), [
     ("rows", 1, "a category, or what is missing or unknown, has no row among 1"),
     ("unknown", 2, "has no row among 2"),
@@ -539,6 +558,8 @@ def entry(steps: Any, columns: Any = "age") -> dict[str, Any]:
 FAULTS: list[tuple[Any, str]] = [
     ("features = [", "spec: not TOML"),
     ("nothing.toml", "nothing.toml: No such file"),
+    (["standard"], "spec: expected TOML, the path of a file, or a dict, got a list"),
+    ({"features": {("a", "b"): 1}}, "spec.features: expected a list, got a dict"),
     ({}, "spec: 'features' is missing"),
     ({"features": []}, "spec.features: no entry"),
     ({"features": {}}, "spec.features: expected a list"),
@@ -574,6 +595,11 @@ FAULTS: list[tuple[Any, str]] = [
     (entry([{"op": "impute", "strategy": "constant", "fill_value": "x"}]),
      "(impute): the fill_value 'x' in columns of numbers"),
     (entry("bucketize", "holes"), "(bucketize): row 0 of 'holes' is missing; impute it first"),
+    (entry("bucketize", "near"), "(bucketize): column 0 of the entry has values so close that no bin is left"),
+    (entry({"op": "onehot", "drop": "first"}, "same"), "spec: 0 features"),
+    (entry([{"op": "onehot", "drop": "first"}, "maxabs"], "same"), "steps[1] (maxabs): no feature is left"),
+    (entry("standard", "huge"), "the column 'huge' cannot be used: it holds a whole number beyond float64"),
+    (entry("standard", "half"), "the column 'half' cannot be used: it is of dtype float16; make it float32"),
     (entry("polynomial", "holes"), "row 0, field 'holes': missing"),
     (entry("standard", "infinite"), "(standard): row 1 of 'infinite' is infinite"),
     (entry("onehot", "mixed"), "the column 'mixed' cannot be used: it holds int, among others 1"),
@@ -607,7 +633,8 @@ FAULTY = {
     "age": [30.0, 40.0, 50.0], "job": ["a", "b", "c"], "when": pd.date_range("2024-01-01", periods=3),
     "empty": [None, None, None], "holes": [None, 1.0, 2.0], "infinite": [1.0, math.inf, 2.0], "mixed": ["a", 1, "b"],
     "bytes": [b"a", b"b", b"c"], "negative": [-1.0, 1.0, 2.0], "kids": [1, 2, 3], "long": [1.0, 2.0, 4.0],
-    "gaps": ["a", None, "b"], "text": ["2024-01-01", "2024-01-02", "2024-01-03"],
+    "gaps": ["a", None, "b"], "text": ["2024-01-01", "2024-01-02", "2024-01-03"], "near": [0.1, 0.1 + 1e-10, 0.1],
+    "same": ["a"] * 3, "huge": [1, 10**400, 2], "half": np.ones(3, np.float16),
 }  # fmt: skip
 
 

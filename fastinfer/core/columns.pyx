@@ -613,8 +613,10 @@ cdef class Columns:
                 segment = segment_of(source, source.current)
 
 
-cdef bint encoded(str value, const char** text, Py_ssize_t* size) except -1:
-    """A str's UTF-8, which lives as long as it; False where it has none: half of a surrogate pair."""
+cdef bint encoded(value, const char** text, Py_ssize_t* size) except -1:
+    """The UTF-8 of a str, or of a class made of it such as numpy's, which lives as long as it; False where it has none:
+    half of a surrogate pair.
+    """
     try:
         text[0] = PyUnicode_AsUTF8AndSize(value, size)
     except UnicodeEncodeError:

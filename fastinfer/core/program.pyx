@@ -569,7 +569,7 @@ cdef int compile_function(CompiledProgram program, Operation* operation, cnp.ufu
     raise ConfigurationError(f"numpy.{ufunc.__name__} does not map floats to floats of the same width")
 
 
-cdef int put_text(CompiledProgram program, Text* text, str value) except -1:
+cdef int put_text(CompiledProgram program, Text* text, value) except -1:
     cdef bytes encoded = value.encode()
     program.owned.append(encoded)
     text.data = <const char*>encoded

@@ -174,6 +174,8 @@ def bins(stage: Stage, x: Array) -> SimpleNamespace:
             levels = np.linspace(0, 100, options["n_bins"] + 1)
             found = np.asarray(np.percentile(column, levels, method="averaged_inverted_cdf"), dtype=np.float64)
             edges.append(found[np.ediff1d(found, to_begin=np.inf) > 1e-8])
+            if len(edges[-1]) == 1 and options["encode"] == "onehot":
+                raise fault(stage, f"column {len(edges) - 1} of the entry has values so close that no bin is left")
     encoder = encoder_of([np.arange(len(each) - 1, dtype=np.float64) for each in edges], x.dtype)
     return SimpleNamespace(bin_edges_=edges, dtype=None, encode=options["encode"], _encoder=encoder)
 

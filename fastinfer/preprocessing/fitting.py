@@ -525,6 +525,8 @@ def example(training: Training, column: Column, known: Sequence[Any]) -> Any:
 def fit_entry(fitting: Fitting, entry: Entry, matrix: Matrix) -> Matrix:
     fitting.row_major = False
     for stage in entry.stages:
+        if not matrix.features:
+            raise fault(stage, "no feature is left of those before it")
         check_kinds(stage, matrix)
         step = STEPS.get(stage.op, apply_function)
         with np.errstate(all="ignore"):

@@ -16,6 +16,7 @@ from fastinfer.preprocessing.spec import DATETIME, Column
 from fastinfer.preprocessing.times import times_of
 
 LIBRARIES: Final = ("pandas", "polars", "pyarrow", "narwhals")  # whose frames give their columns by name
+EXACT: Final = 2**53  # as far as every whole number is a float64
 FEW: Final = 64  # rows of a series that are sooner made objects than handed over as Arrow's
 
 
@@ -276,7 +277,10 @@ def to_array(values: Any) -> np.ndarray[Any, Any]:
         values = run_end_decode(values)
     if hasattr(values, "to_numpy"):
         copies = {"zero_copy_only": False} if hasattr(values, "__arrow_c_array__") else {}
-        return np.asarray(values.to_numpy(**copies))
+        try:
+            return np.asarray(values.to_numpy(**copies))
+        except Exception:  # noqa: S110 - a type that numpy has not, such as integers of 128 bits in polars
+            pass
     values = list(values)
     array = np.empty(len(values), dtype=object)
     array[:] = values
@@ -326,7 +330,8 @@ def integers(column: Column, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
     result = np.empty(len(array), dtype=np.int64)
     for i, value in enumerate(array.tolist()):
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole and not (isinstance(value, (float, np.floating)) and float(value).is_integer()):
+        if not whole and not (isinstance(value, (float, np.floating)) and float(value).is_integer()
+                              and abs(float(value)) <= EXACT):
             raise wrong(column, i, value, "integers")
         if not -(2**63) <= value < 2**63:
             raise wrong(column, i, value, "integers of 64 bits")

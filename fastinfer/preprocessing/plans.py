@@ -260,6 +260,8 @@ def loaded(spec: str | Path | Mapping[str, Any]) -> Any:
     """A dict as it is; TOML parsed. Text of one line without ``=`` is the path of a file."""
     if isinstance(spec, Mapping):
         return plain(spec)
+    if not isinstance(spec, (str, Path)):
+        raise ConfigurationError(f"{ROOT}: expected TOML, the path of a file, or a dict, got a {type(spec).__name__}")
     named = isinstance(spec, Path) or ("\n" not in spec and "=" not in spec)
     where = f"{spec}" if named else ROOT
     try:

@@ -136,7 +136,10 @@ class Place:
         return ConfigurationError(f"{self.path}: {message}", self.path)
 
     def wrong(self, wanted: str, hint: str = "") -> ConfigurationError:
-        shown = json.dumps(self.value, ensure_ascii=False, default=repr)
+        try:
+            shown = json.dumps(self.value, ensure_ascii=False, default=repr)
+        except (TypeError, ValueError, RecursionError):  # of keys that are no text, or a number of too many digits
+            shown = f"a {type(self.value).__name__}"
         return self.fault(f"expected {wanted}, got {shown if len(shown) <= 80 else shown[:77] + '...'}.{hint}"
                           .removesuffix("."))
 

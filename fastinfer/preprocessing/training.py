@@ -82,8 +82,13 @@ def training_column(held: Any, name: str, path: str, *, dates: bool) -> Training
         raise refused(path, name, f"it has {array.ndim} dimensions")
     if array.dtype.kind == "M":
         return Training(held, np.empty(0), "date")
+    if array.dtype == np.float16:
+        raise refused(path, name, "it is of dtype float16; make it float32 or float64")
     if array.dtype.kind in "bf":
-        wide = array.astype(np.float64) if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8) else array
+        # scikit-learn makes float64 of a dtype of pandas' own, such as Float32.
+        foreign = hasattr(held, "array") and not isinstance(held.dtype, np.dtype)
+        narrow = array.dtype.kind == "f" and array.dtype.itemsize == 4 and not foreign
+        wide = array if narrow or array.dtype.kind == "b" else array.astype(np.float64)
         return Training(held, wide, "bool" if array.dtype.kind == "b" else "number")
     if array.dtype.kind in "iu":
         return Training(held, array, "integer" if array.dtype != np.uint64 else "number")
@@ -105,7 +110,10 @@ def training_column(held: Any, name: str, path: str, *, dates: bool) -> Training
         whole = len(present) == len(values) and all(isinstance(value, (int, np.integer)) for value in values)
         if whole and all(-(2**63) <= value < 2**63 for value in values):
             return Training(held, np.array(values, dtype=np.int64), "integer")
-        return Training(held, np.array(values, dtype=np.float64), "number")
+        try:
+            return Training(held, np.array(values, dtype=np.float64), "number")
+        except OverflowError:
+            raise refused(path, name, "it holds a whole number beyond float64") from None
     other = next((value for value in present if type(value) is not type(present[0])), present[0])
     raise refused(path, name, f"it holds {type(other).__name__}, among others {other!r}; make it all text, numbers, "
                               "booleans or dates")
