@@ -116,6 +116,10 @@ def test_the_client_is_the_last_address_that_is_not_trusted(
     lines: list[str], host: str, peers: tuple[str, ...]
 ) -> None:
     assert sender(lines, host, peers) == twin(lines, host, peers)
+    client, key = _core.Proxies(peers).client(host.encode(), [line.encode() for line in lines])  # as gRPC asks
+    assert client == twin([line.strip(" \t") for line in lines], host, peers)
+    if client is not None:
+        assert key == _core.Proxies().client(client[0].encode(), [])[1]  # whoever it came through
 
 
 @pytest.mark.parametrize(("lines", "found"), [
@@ -221,6 +225,34 @@ def test_both_lanes_know_the_same_client(models: Path, start_server: Start) -> N
         peer = accesses(server)[-1]["client"]
         assert peer.startswith("127.0.0.1:")
         assert [client.replace(peer, "PEER") for client in seen] == clients
+
+
+def test_grpc_s_metadata_tell_the_client_as_header_fields_do(models: Path, start_server: Start) -> None:
+    grpc = pytest.importorskip("grpc", reason="pip install 'fastinfer[grpc]'")
+    pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
+    from tritonclient.grpc import service_pb2
+
+    request = service_pb2.ModelInferRequest(model_name="affine", raw_input_contents=[bytes(16)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    message = request.SerializeToString()
+    # Of several lines gRPC's core keeps the last, the trusted proxy's own.
+    told = [("6.6.6.6, 203.0.113.7",), (), ("6.6.6.6", "203.0.113.8:77, 10.0.0.1"), ("[2001:db9::1]:5",), ("unknown",)]
+    expected = ["203.0.113.7", "PEER", "203.0.113.8:77", "[2001:db9::1]:5", "PEER"]
+    for trust, clients in (("127.0.0.0/8,10.0.0.0/8", expected), ("10.0.0.0/8", ["PEER"] * len(told))):
+        server = start_server(models, "--access-log", "--grpc-port", "0", "--forwarded-allow-ips", trust)
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            for path in ("ModelInfer", "ModelStreamInfer"):
+                for lines in told:
+                    metadata = [("x-forwarded-for", line) for line in lines]
+                    name = f"/inference.GRPCInferenceService/{path}"
+                    if path == "ModelInfer":
+                        assert channel.unary_unary(name)(message, timeout=30, metadata=metadata)
+                    else:
+                        assert list(channel.stream_stream(name)(iter([message]), timeout=30, metadata=metadata))
+        wait_for(lambda server=server: len(accesses(server)) == 2 * len(told))  # type: ignore[misc]
+        seen = [record["client"] for record in accesses(server)]
+        peers = [client for client in seen if client.startswith("127.0.0.1:")]
+        assert [("PEER" if client in peers else client) for client in seen] == clients * 2
 
 
 def test_pages_tell_the_client_s_scheme(models: Path, start_server: Start) -> None:

@@ -17,6 +17,7 @@ cdef extern from "<arpa/inet.h>" nogil:
 cdef enum:
     MAX_HOPS = 32               # addresses of a head that are looked at
     MAX_ADDRESS = 64            # characters of one, its zone included
+    NO_ADDRESS = -1             # the key of what is none
 
 cdef uint8_t[12] MAPPED = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF]    # what an IPv4 address begins with as IPv6
 
@@ -209,18 +210,46 @@ cdef class Proxies:
                     return found
         return found
 
+    def client(self, bytes host not None, list lines not None):
+        """Who asks through a peer at ``host``, an address, or empty on a Unix socket.
+
+        Args:
+            lines: values of X-Forwarded-For that came along, bytes.
+
+        Returns:
+            his (address, port) where a trusted peer tells it, else None; and the key of his share.
+        """
+        cdef Head head
+        cdef Address address
+        cdef int64_t key = read_peer(host, &address)
+        cdef bytes line
+        if not lines or key == NO_ADDRESS or not self.trusts(&address):
+            return None, key
+        lines = lines[-MAX_FORWARDED:]
+        head.forwarded_lines = 0
+        for line in lines:
+            head.forwarded[head.forwarded_lines] = PyBytes_AS_STRING(line)
+            head.forwarded_sizes[head.forwarded_lines] = PyBytes_GET_SIZE(line)
+            head.forwarded_lines += 1
+        if not self.find_client(&head, &address):
+            return None, key
+        return (host_text(&address).decode(), address.port), address_key(&address)
+
+
+cdef int64_t read_peer(bytes host, Address* address) except? 0:
+    """A peer's address; its key for the fair share, 0 on a Unix socket, NO_ADDRESS where it has none."""
+    if not host:
+        memset(address, 0, sizeof(Address))
+        address.is_unix = True
+        return 0
+    if not parse_address(PyBytes_AS_STRING(host), PyBytes_GET_SIZE(host), address):
+        return NO_ADDRESS
+    return address_key(address)
+
 
 cdef int64_t greet(Connection connection, bytes host) except? 0:
     """Note whether a connection's peer is a trusted proxy; its key for the fair share, 0 on a Unix socket."""
-    cdef Proxies proxies = connection.lane.proxies
     cdef Address address
-    if not host:
-        memset(&address, 0, sizeof(Address))
-        address.is_unix = True
-        connection.trusted = proxies.trusts(&address)
-        return 0
-    if not parse_address(PyBytes_AS_STRING(host), PyBytes_GET_SIZE(host), &address):
-        connection.trusted = False
-        return -1
-    connection.trusted = proxies.trusts(&address)
-    return address_key(&address)
+    cdef int64_t key = read_peer(host, &address)
+    connection.trusted = key != NO_ADDRESS and connection.lane.proxies.trusts(&address)
+    return key

@@ -32,7 +32,7 @@ from fastinfer.errors import (
     UnavailableError,
 )
 from fastinfer.protocols.exchange import CLIENT_GONE
-from fastinfer.protocols.grpc_calls import Call, Gathering, fields_of
+from fastinfer.protocols.grpc_calls import Call, Gathering, Peers, fields_of
 from fastinfer.protocols.grpc_messages import message
 from fastinfer.protocols.grpc_methods import METHODS, health
 
@@ -67,6 +67,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.watching = 0
         self.look: asyncio.Future[None]
         self.gathering = Gathering()
+        self.peers = Peers(service.settings.forwarded_allow_ips)
         self.handlers = {
             INFER: grpc.unary_unary_rpc_method_handler(self.infer),
             STREAM_INFER: grpc.stream_stream_rpc_method_handler(self.stream_infer),
@@ -82,7 +83,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     # ---- inference ----------------------------------------------------------------------------------------------
     async def infer(self, body: bytes, context: Context) -> bytes:
-        call = Call(self.core, INFER, context, fields_of(context.invocation_metadata() or ()))
+        call = Call(self.core, INFER, context, fields_of(context.invocation_metadata() or ()), self.peers)
         try:
             answer = await self.answered(call, body, context)
         except FastinferError as error:
@@ -154,7 +155,7 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def streamed(self, body: bytes, context: Context, fields: Fields) -> bytes:
         """The ModelStreamInferResponse to one request of a stream."""
-        call = Call(self.core, STREAM_INFER, context, fields)
+        call = Call(self.core, STREAM_INFER, context, fields, self.peers)
         try:
             return field(2, await self.answered(call, body, context) + FINAL)
         except FastinferError as error:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
-from fastinfer._core import Arrival, message_target, prefers_server_timing, request_timeout
+from fastinfer._core import Arrival, Proxies, message_target, prefers_server_timing, request_timeout
 from fastinfer.errors import UnavailableError
 from fastinfer.protocols.exchange import LARGE, REQUEST_ID, next_request_id
 from fastinfer.protocols.load_report import ASKS, FIELD, load_report
@@ -35,8 +34,9 @@ if TYPE_CHECKING:
 MESSAGE = 2  # the core's KIND_MESSAGE
 # Metadata that counts, as the header field of the same name does over HTTP.
 TIMEOUT, TRACE, ID, PREFER = "x-request-timeout", "traceparent", "x-request-id", "prefer"
-REPORT = ASKS.decode()
-COUNTS = frozenset((TIMEOUT, TRACE, ID, PREFER, REPORT))
+REPORT, FORWARDED = ASKS.decode(), "x-forwarded-for"
+COUNTS = frozenset((TIMEOUT, TRACE, ID, PREFER, REPORT, FORWARDED))
+MOST_SEEN = 4096  # peers that are remembered
 MOST_GATHERED = 32  # calls
 GATHERING_NS = 2_000_000  # longest time that one waits for others
 QUIET_TURNS = 8  # of the loop, without another call, after which none is waited for
@@ -45,21 +45,44 @@ SELDOM = 32  # of those that then come, the one with which it is tried again whe
 
 
 class Peer(NamedTuple):
-    """A client's address, and a number for its host, as of its HTTP connections: whose share its requests count to."""
+    """Who asks: his address, where it is known, and a number for his host, as over HTTP: whose share his requests
+    count to."""
 
     address: tuple[str, int] | None
     key: int
 
 
-@lru_cache(maxsize=4096)
-def peer_of(text: str) -> Peer:
-    """Of what gRPC calls a peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:`."""
-    kind, _, rest = text.partition(":")
-    host, _, port = unquote(rest).rpartition(":")
-    if kind not in ("ipv4", "ipv6") or not port.isdigit():
-        return Peer(None, 0)
-    host = host.strip("[]")
-    return Peer((host, int(port)), -abs(hash(host)) or -1)
+class Peers:
+    """Who asks, by what gRPC calls a peer, and by what peers that are trusted say of those they speak for.
+
+    Args:
+        trusted: as of the option `forwarded_allow_ips`.
+    """
+
+    def __init__(self, trusted: Iterable[str]) -> None:
+        self.proxies = Proxies(trusted)
+        self.seen: dict[tuple[str, tuple[bytes, ...]], Peer] = {}
+
+    def of(self, text: str, lines: Iterable[bytes] = ()) -> Peer:
+        """`text` is as `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:`; `lines` are those of x-forwarded-for."""
+        known = text, tuple(lines)
+        peer = self.seen.get(known)
+        if peer is None:
+            if len(self.seen) >= MOST_SEEN:
+                self.seen.clear()
+            peer = self.seen[known] = self.read(*known)
+        return peer
+
+    def read(self, text: str, lines: tuple[bytes, ...]) -> Peer:
+        kind, _, rest = text.partition(":")
+        if kind == "unix":
+            return Peer(*self.proxies.client(b"", list(lines)))
+        host, _, port = unquote(rest).rpartition(":")
+        if kind not in ("ipv4", "ipv6") or not port.isdigit():
+            return Peer(None, 0)
+        host = host.strip("[]")
+        told, key = self.proxies.client(host.encode(), list(lines))
+        return Peer(told or (host, int(port)), key)
 
 
 def fields_of(metadata: Metadata) -> Fields:
@@ -85,12 +108,12 @@ class Call:
     )  # fmt: skip
     lane = "grpc"
 
-    def __init__(self, service: Service, method: str, context: Context, fields: Fields) -> None:
+    def __init__(self, service: Service, method: str, context: Context, fields: Fields, peers: Peers) -> None:
         self.started_ns = time.monotonic_ns()
         self.metadata = context.invocation_metadata  # all of it
         self.service = service
         self.method = method
-        self.peer = peer_of(context.peer())
+        self.peer = peers.of(context.peer(), fields.get(FORWARDED, ()))
         self.fields = fields
         self.told: list[tuple[str, str]] = []
         self.infer = True
