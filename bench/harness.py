@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -233,13 +234,21 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int = 5, seconds: in
     parser.add_argument("--seconds", type=int, default=seconds, help=f"length of a window (default: {seconds})")
 
 
+def end_by_signal(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)  # so that what was started is stopped on the way out
+
+
 def settle(options: argparse.Namespace) -> Cores:
     """Fill in the interpreters; the cores to use.
+
+    From here on closed terminals and kills end the servers too, as Ctrl-C does.
 
     Raises:
         ServerError: there is one core only.
         InstallError: fastinfer could not be built.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end_by_signal)
     cores = Cores.choose()
     options.base_python = options.base_python or environments.base_python()
     options.given = bool(options.python)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -167,9 +166,6 @@ def main() -> int:
     options.subject = "fastinfer"
     complete = options.only is None and options.peers is None
     options.only = options.only or (["pairs"] if options.peers else ["pairs", *MEASURES])
-    # Closed terminals and kills end the servers too, as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
     path = PUBLISHED if options.publish else harness.BENCH / "results" / "table.json"
     results = Results(path, fresh=complete and not options.render)
     try:
