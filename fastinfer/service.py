@@ -242,7 +242,8 @@ class Service:
         for key in checked(parameters):
             if key == "config" or key.startswith("file:"):
                 raise InvalidParameterError(
-                    f"the parameter {key!r} is not taken: a model is loaded as the repository has it",
+                    f"failed to load {name!r}: the parameter {key!r} is not taken, a model is loaded as the repository "
+                    "has it",
                     f"$.parameters.{key}",
                 )
             raise InvalidParameterError(f"{key!r} is not a known parameter", f"$.parameters.{key}")
