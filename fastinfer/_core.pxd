@@ -128,6 +128,10 @@ cdef class Signature:
     cdef TensorInfo* output_info
     cdef NameTable input_names
     cdef NameTable output_names
+    cdef readonly tuple features    # names of the one input's columns, where records may have them as fields
+    cdef NameTable feature_names
+    cdef int n_features
+    cdef size_t least_field         # bytes of the shortest name
     cdef NameTable ignored_names    # fields that a record may have and nothing reads
     cdef int n_ignored
     cdef readonly bint lenient      # a record may have any other field too

@@ -15,6 +15,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     nullable: bool = False
     column: bool = False
+    features: tuple[str, ...] = ()
 
 @final
 class Signature:
@@ -22,6 +23,7 @@ class Signature:
     outputs: tuple[Tensor, ...]
     batched: bool
     lenient: bool
+    features: tuple[str, ...]
     def __init__(
         self,
         inputs: Any,
@@ -169,6 +171,8 @@ def narrow_vectors(yes: bool) -> None: ...
 def through_passes(yes: bool) -> None: ...
 
 class Engine: ...
+
+def natural_logs(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]: ...
 
 @final
 class Forest(Engine):
@@ -343,6 +347,7 @@ class Credentials:
 @final
 class Proxies:
     def __init__(self, peers: Iterable[str] = ()) -> None: ...
+    def client(self, host: bytes, lines: list[bytes]) -> tuple[tuple[str, int] | None, int]: ...
 
 @final
 class Routes:

@@ -1,5 +1,6 @@
 """One loaded model version: its signature, feature program, runtime and batcher."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,8 @@ class Model:
         }
         if self.unbatched:
             properties["unbatched_reason"] = self.unbatched
+        if self.signature.features:
+            properties["features"] = json.dumps(self.signature.features, ensure_ascii=False)
         if self.config.aliases:
             properties["aliases"] = ",".join(f"{alias}={version}" for alias, version in self.config.aliases.items())
         dates = [] if self.program is None else [each.name for each in self.program.columns if each.kind == "time"]
@@ -241,8 +244,12 @@ class Model:
         """One element of the statistics extension's ``model_stats``."""
         return self.endpoint.statistics()
 
-    def example(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """A record that this model answers, for pages and a first curl."""
+        return dict.fromkeys(self.signature.features, 0.5) or self.example()
+
+    def example(self) -> dict[str, Any]:
+        """A value of each input, as a record has it."""
         if self.program is not None:
             return {column.name: column.example for column in self.program.columns}
         examples = runtimes.examples_of(self.runtime)

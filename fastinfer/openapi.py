@@ -99,7 +99,7 @@ def _describe(paths: dict[str, Any], schemas: dict[str, Any], model: Model, pref
         schemas[f"{key}-record"] = _record(model)
         schemas[f"{key}-prediction"] = _prediction(model)
         example = model.example()
-        request, answer = _records_request(key, example), _records_answer(key)
+        request, answer = _records_request(key, model.record()), _records_answer(key)
         paths[f"{v1}:predict"] = {"post": _operation(model, f"Predict with {model.name}", request, answer)}
         request, answer = _infer_request(model, example), _infer_answer(model)
         paths[f"{v2}/infer"] = {"post": _operation(model, f"Infer with {model.name}", request, answer)}
@@ -184,6 +184,12 @@ def _record(model: Model) -> Schema:
         properties[tensor.name] = schema
     if model.program is not None:
         properties |= {name: {"description": "Not read"} for name in model.program.ignored}
+    if model.signature.features:  # in place of the one input
+        (whole,) = properties.items()
+        required = []
+        properties = {whole[0]: whole[1] | {"description": "All of them in a list, in place of the other fields"}}
+        missing = {"description": "number, or null, which is missing, as is a field that is not there", "example": 0.5}
+        properties |= dict.fromkeys(model.signature.features, missing)
     lenient = model.config.extra_fields == "ignore"
     record: Schema = {"type": "object", "properties": properties, "additionalProperties": lenient}
     return record | ({"required": required} if required else {})

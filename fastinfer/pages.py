@@ -106,7 +106,7 @@ def curl(model: Model, base: str, *, socket: str | None = None, named: bool = Fa
     if not speaks_json(model):
         return _binary_curl(model, f"{base}/v2/models/{path}/infer", options)
     words = ["curl", "-s", *options, f"{base}/v1/models/{path}:predict"]
-    body = json.dumps({"records": [model.example()]}, ensure_ascii=False)
+    body = json.dumps({"records": [model.record()]}, ensure_ascii=False)
     return f"{shlex.join(words)} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
@@ -183,6 +183,8 @@ def _inputs(model: Model) -> str:
             notes.append("an ISO 8601 date, or date and time")
         if tensor.nullable:
             notes.append("may be null" if tensor.column else "values may be null")
+        if tensor.features:
+            notes.append(f"in a record also by name: {_listed(tensor.features)}")
         rows.append([*_cells(tensor), ", ".join(notes)])
     return _table(["name", "datatype", "shape", "example"], rows)
 

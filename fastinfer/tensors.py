@@ -16,15 +16,18 @@ def tensors_from(data: Any, inputs: Sequence[Tensor], batched: bool = True) -> d
 
     Args:
         data: a mapping of input name to values, a list of records, or a pandas, polars or Arrow frame with a column an
-            input; for a model with one input also an array, or a frame or mapping whose columns are its features, in
-            order.
+            input; for a model with one input also an array, or a frame or mapping whose columns are its features: by
+            name where the model's file names them, else in order.
 
     Raises:
         InvalidInputError: an input is missing, or there is a name that is none.
         InvalidShapeError, InvalidValueError, InvalidRecordError: not what the input takes.
     """
     names = [tensor.name for tensor in inputs]
+    features = inputs[0].features if len(inputs) == 1 else ()
     if isinstance(data, Sequence) and not isinstance(data, (str, bytes)) and data and isinstance(data[0], Mapping):
+        if features and names[0] not in data[0]:
+            return {names[0]: tensor_of(inputs[0], named_rows(data, features))}
         wide = len(inputs) == 1 and names[0] not in data[0] and is_wide(inputs[0], len(data[0]))
         data = {name: [field(record, row, name) for row, record in enumerate(data)]
                 for name in (data[0] if wide else names)}
@@ -34,7 +37,12 @@ def tensors_from(data: Any, inputs: Sequence[Tensor], batched: bool = True) -> d
             raise InvalidInputError(f"the model has the inputs {', '.join(map(repr, names))}: give each by its name")
         return {names[0]: tensor_of(inputs[0], data, batched)}
     if len(inputs) == 1 and names[0] not in given and is_wide(inputs[0], len(given)):
-        columns = [numbers(inputs[0], data[name], name) for name in given]
+        order = given if set(features).isdisjoint(given) else features
+        absent = [name for name in order if name not in given]
+        if absent:
+            raise InvalidInputError(f"the feature {absent[0]!r} is missing; there is "
+                                    f"{', '.join(map(repr, given[:8]))}", f"$.{absent[0]}")
+        columns = [numbers(inputs[0], data[name], name) for name in order]
         return {names[0]: tensor_of(inputs[0], np.stack(columns, axis=1) if columns else columns, batched)}
     absent = [name for name in names if name not in given]
     if absent:
@@ -53,6 +61,19 @@ def column_names(data: Any) -> list[str] | None:
         return list(data)
     names = getattr(data, "column_names", getattr(data, "columns", None))
     return None if names is None else list(names)
+
+
+def named_rows(records: Sequence[Mapping[str, Any]], features: Sequence[str]) -> Array:
+    """Rows of records that have features by their names; what they leave out is missing."""
+    known = set(features)
+    for row, record in enumerate(records):
+        strange = next((name for name in record if name not in known), None)
+        if strange is not None or not record:
+            raise InvalidRecordError(f"record {row} has the unknown field {strange!r}" if record else
+                                     f"record {row} has no field", f"$.records[{row}]")
+    nothing = float("nan")
+    rows = [[nothing if record.get(name) is None else record[name] for name in features] for record in records]
+    return as_array(rows)
 
 
 def field(record: Mapping[str, Any], row: int, name: str) -> Any:

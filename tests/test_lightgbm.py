@@ -163,7 +163,8 @@ def test_a_changed_byte_is_refused_or_answers_something() -> None:
 
 @pytest.mark.parametrize(("pattern", "text", "message"), [
     ("version=v4", "version=v5", "its version is 'v5'; v2, v3, v4 are read"),
-    ("max_feature_idx=5", "max_feature_idx=3", "a node reads none of the 4 features"),
+    ("max_feature_idx=5", "max_feature_idx=3", "it has 6 names of 4 features"),
+    (r"feature_names=.*|max_feature_idx=5", "max_feature_idx=3", "a node reads none of the 4 features"),
     ("max_feature_idx=5", "max_feature_idx=-1", "max_feature_idx is '-1', which is no number"),
     ("max_feature_idx=5\n", "", "max_feature_idx is missing"),
     ("num_tree_per_iteration=1", "num_tree_per_iteration=0", "num_tree_per_iteration is 0"),

@@ -119,6 +119,31 @@ def test_gblinear_is_refused_by_name(tmp_path: Path) -> None:
         fastinfer.load(tmp_path / "m.json")
 
 
+@pytest.mark.parametrize("objective", ["binary:logistic", "reg:logistic", "count:poisson", "reg:tweedie"])
+def test_what_the_sums_begin_with_has_the_bits_of_the_library_s(objective: str) -> None:
+    data = xgboost.DMatrix(np.zeros((4, 1), np.float32), np.full(4, 0.5))
+    scores = [0.48449894, 0.56819231, 1e-7, 9.9e-7, 1e-6, 1e-30, 1 - 1e-6, 1 - 5e-7, 1 - 2e-6, 0.5]
+    for score in [*scores, *RNG.random(30).tolist(), *(10 ** -RNG.uniform(0, 8, 10)).tolist()]:
+        booster = xgboost.train({"objective": objective, "base_score": score, "nthread": 1}, data, 0)
+        start = planted(bytes(booster.save_raw("json")), False).arrays["start"]
+        assert start.tobytes() == booster.predict(data, output_margin=True)[:1].tobytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"booster": "dart", "rate_drop": 0.5}, {"num_parallel_tree": 3}])
+def test_a_file_of_a_scikit_learn_class_answers_as_that_class(options: dict[str, Any], tmp_path: Path) -> None:
+    """It stops at its best iteration; what `train` made has all, as `Booster.predict` has by default."""
+    rows, target = RNG.normal(size=(300, 3)).astype(np.float32), RNG.integers(0, 3, 300)
+    fitted = xgboost.XGBClassifier(n_estimators=30, early_stopping_rounds=3, n_jobs=1, **options)
+    fitted.fit(rows[:200], target[:200], eval_set=[(rows[200:], target[200:])], verbose=False)
+    assert fitted.best_iteration < len(fitted.get_booster().get_dump()) // 3 - 1
+    fitted.save_model(tmp_path / "m.ubj")
+    answer = fastinfer.load(tmp_path / "m.ubj").predict(rows)
+    assert answer["probabilities"].tobytes() == fitted.predict_proba(rows).tobytes()
+    fitted.get_booster().save_model(tmp_path / "all.ubj")
+    answer = fastinfer.load(tmp_path / "all.ubj").predict(rows)
+    assert answer["probabilities"].tobytes() == fitted.get_booster().predict(xgboost.DMatrix(rows)).tobytes()
+
+
 # ---- damage -------------------------------------------------------------------------------------------------------
 SMALL, _ = trained("multi:softprob", 1, num_class=3)
 BINARY, TEXT = bytes(SMALL.save_raw("ubj")), bytes(SMALL.save_raw("json"))

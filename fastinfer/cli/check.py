@@ -92,7 +92,7 @@ async def run_once(model: "Model") -> str:
 
 async def answer(model: "Model") -> str:
     """Answer the model's example record on the way that a request takes."""
-    body = json.dumps({"records": [model.example()]}).encode()
+    body = json.dumps({"records": [model.record()]}).encode()
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     started = time.perf_counter()
     model.endpoint.submit(KIND_RECORDS, body, -1, done.set_result)

@@ -52,7 +52,7 @@ cdef class Request:
     def __cinit__(self, Signature signature not None, str model=""):
         cdef size_t inputs = <size_t>signature.n_inputs + 1
         cdef size_t outputs = <size_t>signature.n_outputs + 1
-        cdef size_t fields = inputs + <size_t>signature.n_ignored
+        cdef size_t fields = inputs + <size_t>signature.n_ignored + <size_t>signature.n_features
         cdef size_t wide = inputs * (MAX_RANK * sizeof(int64_t) + sizeof(Part)) + fields * sizeof(Py_ssize_t)
         cdef int i
         self.signature = signature

@@ -119,6 +119,7 @@ cdef dict RECORD_SENTENCES = {
     RECORD_SINGLE: "the model takes one record a request, the body has {rows}",
     RECORD_VALUE: "record {index}, field {name}: {value}",
     RECORD_SHAPE: "record {index}, field {name} must be an array of shape {row_shape}",
+    RECORD_BOTH: "record {index} has both {name} and features by their names",
     RECORD_NONE: "without a record the model's variable dimensions are not known",
 }
 cdef dict VALUE_SENTENCES = {
@@ -163,13 +164,16 @@ cdef dict facts(Request self, Failure* failure):
     tensor = tensors[failure.input] if 0 <= failure.input < len(tensors) else None
     known = tensor is not None
     shape = sent_shape(self, failure.input) if known and failure.fault != BAD_OUTPUT else []
+    if failure.fault == BAD_RECORD and failure.input >= len(tensors):  # a feature
+        tensor = tensors[0]._replace(name=signature.features[failure.input - len(tensors)])
     text = excerpt(self)
     return {
         "quoted": quoted(text),
-        "meant": meant(text, signature.inputs) if failure.fault == BAD_RECORD else "",
-        "name": f"'{tensor.name}'" if known else "",
+        "meant": meant(text, [each.name for each in signature.inputs] + list(signature.features))
+        if failure.fault == BAD_RECORD else "",
+        "name": f"'{tensor.name}'" if tensor is not None else "",
         "model": f" for model '{self.model}'" if self.model else " for this model",
-        "takes": names(signature.inputs),
+        "takes": record_fields(signature) if failure.fault == BAD_RECORD else names(signature.inputs),
         "gives": names(signature.outputs),
         "member": "'records'" if self.kind == KIND_RECORDS else "'inputs'",
         "datatype": tensor.datatype if known else "",
@@ -188,26 +192,38 @@ cdef dict facts(Request self, Failure* failure):
         "least": "at least " if known and tensor.datatype == "BYTES" else "",
         "natural": "" if text == '"timeout"' else " and not negative",
         "data": length_text(self, failure) if failure.fault == BAD_SHAPE and shape else "",
-        "value": value_text(self, tensor) if failure.fault == BAD_RECORD and known else "",
+        "value": value_text(self, tensor) if failure.fault == BAD_RECORD and tensor is not None else "",
     }
 
 
-cdef str meant(str text, tuple tensors):
+cdef str meant(str text, list given):
     """The nearest name of an input, where there is one; not looked for among so many, nor so long ones, that it takes
     long."""
     import difflib  # only on the way to an error
 
     whole = text.startswith('"') and text.endswith('"') and len(text) < EXCERPT  # not an excerpt of it
-    if not whole or len(tensors) > MAX_COMPARED:
+    if not whole or len(given) > MAX_COMPARED:
         return ""
-    lower = {tensor.name.lower(): tensor.name for tensor in tensors if len(tensor.name) <= EXCERPT}
+    lower = {name.lower(): name for name in given if len(name) <= EXCERPT}
     close = difflib.get_close_matches(text.strip('"').lower(), lower, n=1, cutoff=0.6)
     return f", did you mean '{lower[close[0]]}'?" if close else ""
 
 
 cdef str names(tuple tensors):
-    listed = ", ".join(f"'{tensor.name}'" for tensor in tensors[:MAX_NAMES])
-    return f"{listed} and {len(tensors) - MAX_NAMES} more" if len(tensors) > MAX_NAMES else listed or "none"
+    return listed(tuple([tensor.name for tensor in tensors[:MAX_NAMES]]), len(tensors))
+
+
+cdef str listed(tuple first, Py_ssize_t count):
+    """The first few of so many names."""
+    text = ", ".join([f"'{name}'" for name in first])
+    return f"{text} and {count - MAX_NAMES} more" if count > MAX_NAMES else text or "none"
+
+
+cdef str record_fields(Signature signature):
+    """What a record may have."""
+    if not signature.n_features:
+        return names(signature.inputs)
+    return f"{names(signature.inputs)}, or {listed(signature.features[:MAX_NAMES], signature.n_features)}"
 
 
 cdef str quoted(str text):
@@ -306,6 +322,8 @@ cdef str record_place(Request self, Failure* failure):
         return "$.records" if failure.fault == BAD_RECORD else None
     if failure.input < 0:
         return f"$.records[{failure.index}]"
+    if failure.input >= self.signature.n_inputs:
+        return field_place(self.signature.features[failure.input - self.signature.n_inputs], failure.index)
     name = self.signature.inputs[failure.input].name
     return f"{field_place(name, failure.index)}{nested_path(self, failure.input, self.blame.element)}"
 

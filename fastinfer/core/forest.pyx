@@ -2,7 +2,7 @@
 cimport cython
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.math cimport NAN
+from libc.math cimport NAN, logf
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -399,6 +399,16 @@ cdef class Forest(Engine):
             begin += size
         slab_free(&scratch)
         return True
+
+
+def natural_logs(values not None):
+    """Of a float32 array [n], as the C library gives them, which boosters ask: it does not always round to nearest."""
+    cdef cnp.ndarray array = np.array(values, dtype=np.float32)
+    cdef float* data = <float*>cnp.PyArray_DATA(array)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(array)):
+        data[i] = logf(data[i])
+    return array
 
 
 cdef int need(bint holds, str reason) except -1:

@@ -153,7 +153,7 @@ def decode_lines(Signature signature not None, data, lines):
         if count and (cells[:, :2].min() < 0 or cells[:, :2].max() > view.len - 1 or
                       (cells[:, 0] > cells[:, 1]).any()):
             raise ValueError("a line outside its block")
-        memset(request.stamps, 0, (signature.n_inputs + signature.n_ignored + 1) * sizeof(Py_ssize_t))
+        memset(request.stamps, 0, field_count(signature) * sizeof(Py_ssize_t))
         for k in range(signature.n_inputs):
             if signature.input_info[k].datatype == DT_BYTES and not rows.arena_reserve(<size_t>view.len):
                 raise MemoryError

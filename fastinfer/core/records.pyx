@@ -1,11 +1,23 @@
 # Records: {"records": [{"<input>": value, ...}, ...]}, one row each.
+#
+# Where a model's one input has names for its columns, a record may have them as its fields instead: what it leaves out
+# is missing. Such a field is counted behind the inputs, those that are ignored, and one for all others.
 from libc.math cimport NAN
 from libc.stdint cimport int64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memset
 
 cdef enum:  # Failure.reason of BAD_RECORD
     RECORD_LIST = 1
-    RECORD_OBJECT, RECORD_UNKNOWN, RECORD_ABSENT, RECORD_SINGLE, RECORD_VALUE, RECORD_SHAPE, RECORD_NONE
+    RECORD_OBJECT, RECORD_UNKNOWN, RECORD_ABSENT, RECORD_SINGLE, RECORD_VALUE, RECORD_SHAPE, RECORD_NONE, RECORD_BOTH
+
+
+cdef inline Py_ssize_t field_count(Signature signature) noexcept nogil:
+    """How many stamps a request has."""
+    return <Py_ssize_t>signature.n_inputs + signature.n_ignored + 1 + signature.n_features
+
+
+cdef inline int first_feature(Signature signature) noexcept nogil:
+    return signature.n_inputs + signature.n_ignored + 1
 
 
 cdef const char* find_records(Request self, const char* p, Failure* failure) noexcept nogil:
@@ -51,6 +63,8 @@ cdef size_t smallest_record(Request self) noexcept nogil:
     """Bytes of the shortest record that has every required field: no room is made for more rows than there can be."""
     cdef size_t size = 2
     cdef int i
+    if self.signature.n_features:
+        return size + self.signature.least_field + 4
     for i in range(self.signature.n_inputs):
         if not may_lack(&self.signature.input_info[i]):
             size += self.signature.input_info[i].name_size + 4
@@ -64,8 +78,7 @@ cdef bint check_fields(Request self, Failure* failure) noexcept nogil:
     cdef Py_ssize_t row
     cdef bint more
     cdef int count, i
-    for i in range(self.signature.n_inputs + self.signature.n_ignored):
-        self.stamps[i] = 0
+    memset(self.stamps, 0, <size_t>field_count(self.signature) * sizeof(Py_ssize_t))
     for row in range(self.rows):
         if p >= json.end or p[0] != c'{':
             return fail(failure, BAD_RECORD, RECORD_OBJECT, p - json.begin, -1, row)
@@ -78,6 +91,8 @@ cdef bint check_fields(Request self, Failure* failure) noexcept nogil:
             if p == NULL:
                 return False
             self.stamps[i] = row + 1
+            if i >= first_feature(self.signature):
+                self.stamps[0] = row + 1
             count += i < self.signature.n_inputs
             p = skip_value(json, p, 3, failure)
             if p != NULL:
@@ -218,8 +233,7 @@ cdef bint fill_records(Request self, Rows target, Py_ssize_t start, Failure* fai
     cdef Py_ssize_t row = 0
     cdef bint texts = False
     cdef int i
-    for i in range(self.signature.n_inputs + self.signature.n_ignored):
-        self.stamps[i] = 0
+    memset(self.stamps, 0, <size_t>field_count(self.signature) * sizeof(Py_ssize_t))
     for i in range(self.signature.n_inputs):
         texts |= self.signature.input_info[i].datatype == DT_BYTES
     if texts and not target.arena_reserve(<size_t>(self.payload_end - self.payload)):
@@ -247,18 +261,31 @@ cdef const char* fill_record(Request self, const char* p, Rows target, Py_ssize_
                              Elements* elements, Failure* failure) noexcept nogil:
     """The object at ``p`` into row ``start + row``; past it."""
     cdef Json* json = &self.json
-    cdef int count = 0
+    cdef int features = first_feature(self.signature)
+    cdef const char* key
+    cdef int count = 0, named = 0
     cdef int i
     cdef bint more
     p = skip_space(p + 1, json.end)
     more = p >= json.end or p[0] != c'}'
     p = p if more else p + 1
     while more:
+        key = p
         p = find_column(self, p, count, row, &i, failure)
         if p == NULL:
             return NULL
         self.stamps[i] = row + 1
-        if i < self.signature.n_inputs:
+        if (named if i == 0 else count) and self.signature.n_features and (i == 0 or i >= features):
+            fail(failure, BAD_RECORD, RECORD_BOTH, key - json.begin, 0, row)
+            return NULL
+        if i >= features:
+            elements.info = &self.signature.input_info[0]
+            elements.out = rows_at(target, 0, start + row)
+            if not named:
+                blank_row(elements, self.signature.n_features)
+            named += 1
+            p = fill_feature(self, i - features, p, row, elements, failure)
+        elif i < self.signature.n_inputs:
             count += 1
             elements.info = &self.signature.input_info[i]
             elements.out = rows_at(target, i, start + row)
@@ -269,7 +296,7 @@ cdef const char* fill_record(Request self, const char* p, Rows target, Py_ssize_
             p = next_member(json, p, &more, failure)
         if p == NULL:
             return NULL
-    if count < self.signature.n_inputs:
+    if count < self.signature.n_inputs and not named:
         i = find_required(self, row)
         if i >= 0:
             fail(failure, BAD_RECORD, RECORD_ABSENT, p - 1 - json.begin, i, row)
@@ -300,6 +327,15 @@ cdef inline const char* find_column(Request self, const char* p, int count, Py_s
     if p == NULL:
         return NULL
     i = self.signature.input_names.find(key.data, key.size)
+    if i < 0 and self.signature.n_features:
+        i = self.signature.feature_names.find(key.data, key.size)
+        if i >= 0:
+            i += first_feature(self.signature)
+            if self.stamps[i] == row + 1:
+                fail(failure, BAD_JSON, JSON_DUPLICATE, key.offset, -1, -1)
+                return NULL
+            column[0] = i
+            return p
     if i < 0:
         i = self.signature.ignored_names.find(key.data, key.size)
         if i < 0 and self.signature.lenient:
@@ -350,6 +386,27 @@ cdef inline const char* fill_value(Request self, int i, const char* p, Py_ssize_
         fail(failure, BAD_RECORD, RECORD_VALUE, elements.at - self.json.begin, i, row)
     elif after == NULL:
         fail(failure, BAD_RECORD, RECORD_SHAPE, elements.at - self.json.begin, i, row)
+    return after
+
+
+cdef void blank_row(const Elements* elements, int count) noexcept nogil:
+    """A row whose features are all missing."""
+    cdef int j
+    for j in range(count):
+        if elements.info.datatype == DT_FP64:
+            (<double*>elements.out)[j] = NAN
+        else:
+            (<float*>elements.out)[j] = NAN
+
+
+cdef inline const char* fill_feature(Request self, int j, const char* p, Py_ssize_t row, Elements* elements,
+                                     Failure* failure) noexcept nogil:
+    """The value at ``p`` into place ``j`` of the row at ``elements.out``."""
+    cdef const char* after
+    elements.out += <size_t>j * elements.info.itemsize
+    after = read_element(elements, p)
+    if after == NULL:
+        fail(failure, BAD_RECORD, RECORD_VALUE, p - self.json.begin, self.signature.n_inputs + j, row)
     return after
 
 

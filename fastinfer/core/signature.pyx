@@ -37,6 +37,7 @@ class Tensor(NamedTuple):
         shape: whole shape, -1 where variable; the first dimension is the rows where the model is batched.
         nullable: its values may be missing; a column's, in records the whole field.
         column: (a feature program's column) [n] is accepted for [n, 1].
+        features: of a model's one wide input, names of its columns: a record may have a field for each in its place.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     nullable: bool = False
     column: bool = False
+    features: tuple[str, ...] = ()
 
 
 @cython.final
@@ -113,6 +115,9 @@ cdef class Signature:
     """The declared inputs and outputs of a model, in order, and fields that a record may have for nothing: those named
     in ``ignored``, or, where it is lenient, any.
 
+    Attributes:
+        features: names of the columns of the one input, where records may name them.
+
     Raises:
         ConfigurationError: an unknown datatype, a rank over 8, a dimension below -1, a name declared twice.
     """
@@ -128,6 +133,10 @@ cdef class Signature:
         self.ignored_names = NameTable(list(ignored))
         self.n_ignored = len(self.ignored_names.names)
         self.lenient = lenient
+        self.features = self.inputs[0].features if batched and len(self.inputs) == 1 else ()
+        self.feature_names = NameTable(self.features)
+        self.n_features = len(self.features)
+        self.least_field = min(map(len, (*self.keys, *self.feature_names.names)), default=0)
         self.output_names = NameTable([tensor.name for tensor in self.outputs])
         self.input_info = compile_tensors(self.inputs, self.input_names, batched)
         self.output_info = compile_tensors(self.outputs, self.output_names, batched)
@@ -163,6 +172,10 @@ cdef TensorInfo* compile_tensors(tuple tensors, NameTable names, bint batched) e
                 if dim < -1:
                     raise ConfigurationError(f"tensor {tensor.name!r}: dimension {dim}")
                 infos[i].shape[axis] = dim
+            if tensor.features and (len(tensor.shape) != 2 or tensor.shape[1] != len(tensor.features)
+                                    or not tensor.nullable or tensor.datatype not in ("FP32", "FP64")):
+                raise ConfigurationError(f"tensor {tensor.name!r} has not as many columns of numbers that may be "
+                                         "missing as it has names for")
     except BaseException:
         free(infos)
         raise

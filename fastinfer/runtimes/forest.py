@@ -29,10 +29,12 @@ class Planted(NamedTuple):
     Attributes:
         arrays: of `fastinfer._core.Forest`.
         options: its other arguments.
+        names: of the features, where the file has some that somebody gave.
     """
 
     arrays: Arrays
     options: dict[str, Any]
+    names: tuple[str, ...] = ()
 
     def forest(self) -> Forest:
         """
@@ -74,7 +76,8 @@ def served(
         ModelLoadError: it cannot be read.
     """
     try:
-        return ForestRuntime(plant(path.read_bytes()).forest(), platform, nullable)
+        found = plant(path.read_bytes())
+        return ForestRuntime(found.forest(), platform, nullable, found.names)
     except OSError as error:
         raise ModelLoadError(f"{path}: {error.strerror or error}") from None
     except ModelLoadError as error:
@@ -174,14 +177,16 @@ class ForestRuntime:
         forest: laid out.
         platform: as the protocol's metadata names it.
         nullable: a value may be missing.
+        names: of the features.
     """
 
     inline = True
 
-    def __init__(self, forest: Forest, platform: str, nullable: bool = False) -> None:
+    def __init__(self, forest: Forest, platform: str, nullable: bool = False, names: tuple[str, ...] = ()) -> None:
         self.native: Engine | None = forest
         self.platform = platform
-        self.inputs = [Tensor(*each, nullable=nullable) for each in forest.inputs]
+        self.inputs = [Tensor(*each, nullable=nullable, features=() if each[0] in names else names)
+                       for each in forest.inputs]
         self.outputs = [Tensor(*each) for each in forest.outputs]
         self.classes: dict[str, tuple[str, ...]] = {}
         self.run_forest = forest.run

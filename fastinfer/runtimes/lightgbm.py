@@ -88,7 +88,7 @@ def planted(data: bytes) -> Planted:
         "slope": float(answer.slope),
         "labels": np.arange(max(2, outputs)) if answer.classes else None,
     }
-    return Planted(arrays_of(trees, outputs), options)
+    return Planted(arrays_of(trees, outputs), options, feature_names(header, width))
 
 
 # ---- the text -----------------------------------------------------------------------------------------------------
@@ -102,12 +102,11 @@ def sections(data: bytes) -> tuple[dict[str, str], list[dict[str, str]]]:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ModelLoadError(f"byte {error.start} is not UTF-8") from None
-    head, *parts = re.split(r"^Tree=", text, flags=re.MULTILINE)
-    last, end, _ = (parts[-1] if parts else head).partition("\nend of trees")
+    text, end, _ = text.partition("\nend of trees")  # behind them are features' names, which may be anything
     if not end:
         raise ModelLoadError("it is cut: 'end of trees' is missing")
-    parts = [*parts[:-1], f"{last}\n"] if parts else []
-    header = keyed(head.splitlines())
+    head, *parts = re.split(r"^Tree=", f"{text}\n", flags=re.MULTILINE)
+    header = keyed(head.split("\n"))
     sizes = integers(header.get("tree_sizes", ""), "tree_sizes") if "tree_sizes" in header else None
     if sizes is not None and len(sizes) != len(parts):
         raise ModelLoadError(f"it says that it has {len(sizes)} trees, and has {len(parts)}")
@@ -117,11 +116,24 @@ def sections(data: bytes) -> tuple[dict[str, str], list[dict[str, str]]]:
             raise ModelLoadError(f"tree {place} is called {number[:20]!r}")
         if sizes is not None and "\r" not in part and len(part.encode()) + len("Tree=") != sizes[place]:
             raise ModelLoadError(f"tree {place} is not as long as the file says")
-    return header, [keyed(part.splitlines()[1:]) for part in parts]
+    return header, [keyed(part.split("\n")[1:]) for part in parts]
+
+
+def feature_names(header: dict[str, str], width: int) -> tuple[str, ...]:
+    """Those that somebody gave: LightGBM numbers the columns of what has none.
+
+    Raises:
+        ModelLoadError: they are not as many as the features.
+    """
+    names = [name for name in header.get("feature_names", "").split(" ") if name]
+    if names and len(names) != width:
+        raise ModelLoadError(f"it has {len(names)} names of {width} features")
+    numbered = [f"Column_{place}" for place in range(width)]
+    return () if names == numbered or len(set(names)) < width else tuple(names)
 
 
 def keyed(lines: list[str]) -> dict[str, str]:
-    split = (line.strip().partition("=") for line in lines)
+    split = (line.strip(" \r").partition("=") for line in lines)  # names may have any other character
     return {key: value for key, _, value in split}
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer._core import SPLITS
+from fastinfer._core import SPLITS, natural_logs
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays, Runtime, ubjson
 from fastinfer.runtimes.forest import Planted, Sets, served, tables
@@ -26,6 +26,7 @@ IDENTITY = {
     "reg:quantileerror", "reg:expectileerror", "binary:logitraw", "rank:pairwise", "rank:ndcg", "rank:map",
 }  # fmt: skip
 MOST_CATEGORIES = 1 << 24
+LEAST = np.float32(1e-6)  # probability to start from, XGBoost's kRtEps
 
 
 class Tree(NamedTuple):
@@ -55,7 +56,7 @@ def planted(data: bytes, binary: bool, *, rounds: int = 0, inplace: bool = False
     """The forest of a file's bytes, its classes numbered.
 
     Args:
-        rounds: iterations that answer; 0 is all.
+        rounds: iterations that answer; 0 is all, or of a scikit-learn class's file, as many as answer there.
         inplace: as ``Booster.inplace_predict`` adds up the trees of DART, which the scikit-learn classes call.
 
     Raises:
@@ -89,10 +90,14 @@ def _planted(learner: dict[str, Any], rounds: int, inplace: bool) -> Planted:
     start = np.broadcast_to(margins(str(parameters["base_score"]), objective), (outputs,)).copy()
     if not np.isfinite(start).all():
         raise ModelLoadError(f"base_score gives no finite start under {objective!r}")
+    attributes = learner.get("attributes", {})
+    if "scikit_learn" in attributes and not rounds:
+        rounds, inplace = int(attributes.get("best_iteration", -1)) + 1, True
     model = booster["model"]
     count, targets = len(model["trees"]), np.asarray(model["tree_info"], np.int64)
-    if 0 < rounds < len(model.get("iteration_indptr", ())):
-        count = int(model["iteration_indptr"][rounds])
+    if rounds > 0:
+        ends = model.get("iteration_indptr", range(0, count + 1, trees_a_round(model, outputs)))
+        count = int(ends[rounds]) if rounds < len(ends) else count
     if len(targets) != len(model["trees"]) or ((targets < 0) | (targets >= outputs)).any() or (
             weights is not None and len(weights) != len(targets)):
         raise ModelLoadError("its trees are not as many as it says")
@@ -101,8 +106,17 @@ def _planted(learner: dict[str, Any], rounds: int, inplace: bool) -> Planted:
         bases = start[targets] if inplace else np.zeros(len(targets), np.float32)
         trees = [each._replace(leaves=weight * ((base + each.leaves) - base)) for each, weight, base in
                  zip(trees, weights, bases, strict=False)]
-    options = {**answered(objective, outputs), "width": int(parameters["num_feature"]), "strict": True}
-    return Planted(arrays_of(trees, targets[:count], start), options)
+    width = int(parameters["num_feature"])
+    options = {**answered(objective, outputs), "width": width, "strict": True}
+    names = tuple(map(str, learner.get("feature_names") or ()))
+    if names and len(names) != width:
+        raise ModelLoadError(f"it has {len(names)} names of {width} features")
+    return Planted(arrays_of(trees, targets[:count], start), options, names if len(set(names)) == width else ())
+
+
+def trees_a_round(model: dict[str, Any], outputs: int) -> int:
+    """Of a file of an XGBoost that did not write where each iteration's trees end."""
+    return max(1, int(model["gbtree_model_param"].get("num_parallel_tree", 1)) * outputs)
 
 
 def margins(text: str, objective: str) -> Singles:
@@ -110,10 +124,10 @@ def margins(text: str, objective: str) -> Singles:
     scores = np.atleast_1d(np.array(json.loads(text), np.float32))
     with np.errstate(divide="ignore", invalid="ignore"):
         if objective in LOGISTIC:
-            odds = np.float32(1) / scores - np.float32(1)
-            return (-np.log(odds.astype(np.float64))).astype(np.float32)
+            scores = np.clip(scores, LEAST, np.float32(1) - LEAST)
+            return -natural_logs(np.float32(1) / scores - np.float32(1))
         if objective in EXPONENTIAL:
-            return np.log(scores.astype(np.float64)).astype(np.float32)
+            return natural_logs(scores)
     return scores
 
 

@@ -59,6 +59,8 @@ class Fields:
                                      f"{', '.join(f'{each.name} {list(each.shape)}' for each in self._inputs())}.")
         names = [tensor.name for tensor in self._inputs()]
         given = columns or list(first)
+        if features is None and model.signature.features and set(model.signature.features) <= set(given):
+            features = model.signature.features
         if features is None and model.program is None and not set(names) <= set(given):
             rest = [name for name in given if name not in kept]
             if self._takes(len(rest)):
@@ -69,7 +71,7 @@ class Fields:
                     f"{len(rest)} other columns than those to keep: name them with --features, in order.")
         if features is not None:
             self.wide = model.inner.inputs[0]
-            self.fields = [Field(name, self.wide.datatype) for name in features]
+            self.fields = [Field(name, self.wide.datatype, self.wide.nullable) for name in features]
         else:
             times = [] if model.program is None else [each.name for each in model.program.columns
                                                       if each.kind == "time"]
@@ -94,7 +96,8 @@ class Fields:
         return len(inputs) == 1 and count > 0 and len(inputs[0].shape) == 2 and inputs[0].shape[1] in (-1, count)
 
     def _wire(self, field: Field) -> Tensor:
-        return Tensor(field.name, field.datatype, (-1,))
+        # What the model's own file names may be left out, as over HTTP.
+        return Tensor(field.name, field.datatype, (-1,), field.nullable, field.name in self.model.signature.features)
 
     def _check(self, columns: Sequence[str]) -> None:
         for name in self.names:
