@@ -3,6 +3,8 @@ cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.atomic cimport atomic
+from libcpp.utility cimport pair
+from libcpp.vector cimport vector
 
 cdef enum:
     MAX_RANK = 8
@@ -700,7 +702,12 @@ cdef struct Holder:
     Py_ssize_t slots                    # that wait; 0: nobody stands here
     Py_ssize_t rows
     size_t nbytes
-    Py_ssize_t counted                  # rows, for the while of one look at the queue
+    int64_t deadline                    # and rank: of the one that goes last, or went
+    int rank
+    Py_ssize_t excess                   # slots that are that
+    uint64_t look                       # at the queue, for the while of which the next two count
+    Py_ssize_t counted                  # rows, or bytes
+    size_t tail                         # behind its last one that may give way; 0: there is none
 
 cdef struct Queue:
     Waiting* data
@@ -711,9 +718,21 @@ cdef struct Queue:
     size_t spare_capacity
     Py_ssize_t level                    # rows of one client that go before others' excess
     size_t excess                       # slots that are that
+    bint unsettled                      # who is that may have changed since turns were taken
     Holder* holders                     # by a hash of their keys
     size_t holder_slots                 # a power of two, or 0
     size_t holder_count
+    uint64_t looks
+    uint32_t* held                      # how many clients have so many rows
+    uint64_t* occupied                  # a bit for each such number that is not 0
+    Py_ssize_t held_size                # of both, in bits
+    Py_ssize_t held_limit               # as many or more are counted as so many
+    Py_ssize_t held_top                 # none has more
+    size_t most_bytes                   # that one client has, where ...
+    bint bytes_known
+
+# Of a client that has so much: the entry that would give way next.
+ctypedef pair[Py_ssize_t, size_t] Claim
 
 # ---- shares.pyx -----------------------------------------------------------------------------------------------
 cdef bint has_company(Batcher batcher, int64_t now) noexcept
@@ -806,6 +825,9 @@ cdef class Batcher:
     cdef int64_t expiry_ns, swept_ns
     cdef bint expired_some              # and their answers have not left
     cdef list yielding                  # tickets that give way to the one that was judged last, once it is let in
+    cdef vector[Claim] claims           # a heap: whom of each client that may be asked for next
+    cdef vector[size_t] older           # behind the client's entry before this one that may; 0: there is none
+    cdef size_t claimed                 # entries of the queue up to here are in both
     cdef int64_t fit_budget             # what rows_within last said
     cdef uint64_t fit_changes
     cdef Py_ssize_t fit_rows

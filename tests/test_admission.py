@@ -498,6 +498,37 @@ def test_who_leaves_while_a_refused_body_comes_is_gone() -> None:
     peer.wire.data_received(b"more")
 
 
+def test_many_connections_that_pipeline_what_is_refused_are_answered_in_order_and_held_within_bounds() -> None:
+    world = world_of(10, slo_ms=25)
+    lane = lane_to(world)
+    busy(world)
+    while refused(world, 1) is None:
+        pass
+    in_flight = world.endpoint.counters()["in_flight"]
+    peers = [Peer(world, lane) for _ in range(40)]
+    each = 300
+    data = b"".join(request(f"X-Request-ID: {i}") for i in range(each))
+    step = len(data) // 5 + 1
+    for start in range(0, len(data), step):
+        for peer in peers:
+            peer.wire.data_received(data[start : start + step])
+    for peer in peers:
+        replies, rest = parse_replies(peer.written)
+        assert rest == b""
+        assert [int(reply.field(b"x-request-id") or -1) for reply in replies] == list(range(each))
+        assert {reply.status for reply in replies} == {503}
+        assert all(int(reply.field(b"retry-after") or 0) >= 1 for reply in replies)
+        assert peer.wire.idle_since
+    assert world.endpoint.counters()["in_flight"] == in_flight
+    deaf = Peer(world, lane)
+    deaf.wire.writable(False)  # who does not read is not answered, and soon not read either
+    deaf.wire.data_received(data + data)
+    assert (deaf.written, deaf.holds) == (b"", [True])
+    deaf.wire.writable(True)
+    assert [reply.status for reply in parse_replies(deaf.written)[0]] == [503] * 2 * each
+    assert deaf.holds == [True, False]
+
+
 class Crowd(World):
     """A model of 16 rows a batch, (rows + 2) * `UNIT` ms a run, under Poisson arrivals on a clock of its own."""
 

@@ -156,6 +156,7 @@ class Peer:
 
     def __init__(self, world: World, lane: _core.Lane) -> None:
         self.written = b""
+        self.holds: list[bool] = []
         self.wire = _core.Connection(self, lane)
         self.fed = b""
         self.wire.attach(self)
@@ -169,7 +170,9 @@ class Peer:
     def failure(self, error: FastinferError, request_id: bytes, close: bool, ticket: _core.Ticket) -> bytes:
         return b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % error.status
 
-    def hold(self, held: bool) -> None: ...
+    def hold(self, held: bool) -> None:
+        self.holds.append(held)
+
     def refused(self, *context: Any) -> None: ...
 
     def left(self, ticket: _core.Ticket, request_id: bytes) -> None: ...

@@ -22,6 +22,7 @@ from fastinfer.errors import (
     FairShareError,
     InvalidRequestError,
     OverloadedError,
+    QueueBytesFullError,
     QueueFullError,
 )
 from fastinfer.protocols.exchange import error_answer
@@ -44,6 +45,33 @@ def test_who_has_most_of_a_full_queue_gives_way_to_one_that_has_nothing() -> Non
     world.drain()
     assert len(world.told) == 23
     assert world.endpoint.counters()["refused_by"]["fair_share"] == 3
+
+
+def test_a_queue_that_is_full_of_bytes_is_shared_likewise() -> None:
+    def size(tag: int, rows: int = 1) -> int:
+        tensor = {"name": "x", "shape": [rows, 1], "datatype": "FP32", "data": [tag] * rows}
+        return len(json.dumps({"inputs": [tensor], "parameters": {}}))
+
+    world = World(queue_bytes=20 * size(100))
+    busy(world)
+    for tag in range(100, 110):
+        for key in (-7, -8):
+            world.send(tag - 100 * key, key=key)
+    assert refused(world, 100, key=-7) is QueueBytesFullError
+    assert refused(world, 100) is QueueBytesFullError  # nobody in particular has no share
+    assert not world.told
+    assert refused(world, 101, key=-9) is None
+    assert world.failures() == {909: FairShareError}
+    assert refused(world, 102, 30, key=-9) is None
+    more = world.failures()
+    assert all(tag // 100 in (8, 9) for tag in more)
+    kept = [sum(size(tag) for tag in range(n, n + 10) if tag not in more) for n in (800, 900)]
+    assert min(kept) >= size(101) + size(102, 30)
+    assert refused(world, 103, 200, key=-10) is QueueBytesFullError
+    assert world.failures() == more
+    world.drain()
+    assert len(world.told) == 23
+    assert world.endpoint.counters()["in_flight"] == 0
 
 
 def behind_a_greedy_one(**options: Any) -> World:

@@ -61,9 +61,11 @@ cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns):
             batcher.company_ns = asked.now
         batcher.last_key = asked.key
     if batcher.waiting_rows:
-        if batcher.waiting_bytes + asked.nbytes > <size_t>batcher.queue_bytes:
+        if batcher.waiting_bytes + asked.nbytes > <size_t>batcher.queue_bytes and not make_room(batcher, asked, True):
+            keep_places(batcher)
             return BYTES_FULL
-        if batcher.waiting_rows + asked.rows > batcher.queue_rows and not make_room(batcher, asked):
+        if batcher.waiting_rows + asked.rows > batcher.queue_rows and not make_room(batcher, asked, False):
+            keep_places(batcher)
             return ROWS_FULL
         if asked.key and passes_share(batcher, asked, batcher.waiting_rows, batcher.waiting_bytes):
             holder = queue_holder(&batcher.queue, asked.key)
@@ -171,13 +173,16 @@ cdef bint displaces(Batcher batcher, const Asked* asked, const Outlook* outlook,
     cdef Queue* queue = &batcher.queue
     cdef size_t i = queue.end
     cdef Waiting* entry
-    cdef Py_ssize_t rows = batcher.waiting_rows
+    cdef Py_ssize_t at_once = max(outlook.rows * outlook.instances, <Py_ssize_t>1)
+    cdef Py_ssize_t rows = batcher.waiting_rows, edge = rows + at_once
     cdef Outlook theirs = outlook[0]
     while i > queue.begin:
         entry = &queue.data[i - 1]
         if entry.rank < asked.rank or entry.rank == asked.rank and entry.deadline <= asked.deadline:
             break
-        if entry.rank == asked.rank and entry.deadline != NEVER:
+        if edge >= rows + at_once:  # where the run of its last row ends
+            edge = (rows + at_once - 1) // at_once * at_once
+        if entry.rank == asked.rank and entry.deadline != NEVER and rows + asked.rows > edge:
             theirs.remaining = entry.deadline - asked.now
             if takes(&theirs, rows) <= theirs.remaining < takes(&theirs, rows + asked.rows):
                 return False

@@ -72,6 +72,7 @@ cdef class Batcher:
         self.instances = instances
         self.queue_rows = queue_rows
         self.queue_bytes = queue_bytes
+        self.queue.held_limit = min(max(queue_rows, self.max_batch_size) + 1, MAX_HELD)
         self.run_timeout_s = run_timeout_ms / 1000.0
         self.cost = Cost(inline_budget_us * 1000)
         self.forming = []

@@ -4,7 +4,8 @@
 # until the others' part has gone, so that who asks modestly never stands behind the queue of one that does not. Where
 # there is no time for what is passed by then, and none for the one who comes, the youngest requests of the client that
 # has most give way: they are refused after all. Between clients that have much the same nobody does.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport INT64_MIN, int64_t, uint64_t
+from libcpp.algorithm cimport pop_heap, push_heap
 
 cdef int64_t COMPANY_NS = 10 * SECOND_NS    # for which another client that was seen counts as about
 
@@ -13,49 +14,55 @@ cdef bint has_company(Batcher batcher, int64_t now) noexcept:
     return now - batcher.company_ns < COMPANY_NS
 
 
-cdef Py_ssize_t fair_level(const Queue* queue, Py_ssize_t room, int64_t key, Py_ssize_t rows) noexcept nogil:
-    """The most rows that each client may have where ``room`` is for all, one of whom is to have so many more."""
-    cdef Py_ssize_t level = 0, left, more, held
-    cdef int above
-    cdef bint known = key == 0
-    cdef size_t i
-    while True:
-        left = room
-        above = 0
-        for i in range(queue.holder_slots):
-            if queue.holders[i].slots:
-                held = queue.holders[i].rows
-                if queue.holders[i].key == key:
-                    held += rows
-                    known = True
-                if held > level:
-                    above += 1
-                else:
-                    left -= held
-        if not known:
-            if rows > level:
-                above += 1
-            else:
-                left -= rows
-        if above == 0:
-            return max(room, <Py_ssize_t>1)
-        more = max(left // above, <Py_ssize_t>1)
-        if more <= level:
-            return level
-        level = more
+cdef Py_ssize_t fair_level(Queue* queue, Py_ssize_t room, int64_t key, Py_ssize_t rows,
+                           Py_ssize_t* before) noexcept nogil:
+    """The most rows that each client may have where ``room`` is for all, one of whom is to have so many more.
+
+    It rises from one number of rows that some client has to the next.
+
+    Args:
+        before: set to the rows of all that are within it, not more of any client than that; without the one's.
+    """
+    cdef Holder* holder = queue_holder(queue, key)
+    cdef Py_ssize_t own = min(holder.rows, queue.held_limit) if holder != NULL else 0
+    cdef Py_ssize_t moved = own + rows if key else 0
+    cdef Py_ssize_t above = <Py_ssize_t>queue.holder_count + (key != 0 and holder == NULL)
+    cdef Py_ssize_t level = 0, taken = 0, step, upto
+    while above:
+        upto = held_next(queue, level)
+        if upto == own and moved and queue.held[own] == 1:
+            upto = held_next(queue, own)
+        if moved > level:
+            upto = min(upto, moved)
+        step = (room - taken) // above
+        if step < upto - level:
+            if level + step < 1:
+                step = 1
+            taken += above * step
+            level += step
+            break
+        taken += above * (upto - level)
+        level = upto
+        if level < queue.held_size:
+            above -= queue.held[level]
+        above += (level == own and moved > 0) - (level == moved)
+    else:
+        level = max(room, <Py_ssize_t>1)
+    before[0] = taken - min(moved, level) + min(own, level)
+    return level
 
 
 cdef int take_turns(Batcher batcher, int64_t now) except -1:
     """Order those who wait for the run that is to begin."""
     cdef Queue* queue = &batcher.queue
-    cdef Py_ssize_t room, level = 0
+    cdef Py_ssize_t room, before, level = 0
     if queue.holder_count < 2 and queue.excess == 0:
         return 0
     room = (<Slot>queue.data[queue.begin].slot).ticket.limit
     if batcher.waiting_rows <= room:
         return 0
     if queue.holder_count > 1 and has_company(batcher, now):
-        level = fair_level(queue, room, 0, 0)
+        level = fair_level(queue, room, 0, 0, &before)
     queue_take_turns(queue, level)
     return 0
 
@@ -63,49 +70,105 @@ cdef int take_turns(Batcher batcher, int64_t now) except -1:
 cdef Reason fit_in(Batcher batcher, const Asked* asked, const Outlook* outlook, int64_t* retry_ns):
     """Whether one can make it in its turn, and all others still can, but for those that are to give way."""
     cdef Queue* queue = &batcher.queue
-    cdef Py_ssize_t level = fair_level(queue, outlook.rows, asked.key, asked.rows), before = 0
+    cdef Holder* holder = queue_holder(queue, asked.key)
+    cdef Py_ssize_t fair, before = 0
+    cdef Py_ssize_t level = fair_level(queue, outlook.rows, asked.key, asked.rows, &fair)
     cdef int turn = FAIR if asked.deadline != NEVER else ENDLESS
     cdef size_t place, i
     retry_ns[0] = <int64_t>outlook.run.mean
-    queue_take_turns(queue, level)
     if asked.key:
-        for i in range(queue.begin, queue.end):
-            if queue.data[i].key == asked.key and (queue.data[i].rank < asked.rank or queue.data[i].rank == asked.rank
-                                                   and queue.data[i].deadline <= asked.deadline):
-                before += queue.data[i].rows
+        if holder != NULL and (holder.rank < asked.rank or holder.rank == asked.rank
+                               and holder.deadline <= asked.deadline):
+            before = holder.rows
+        elif holder != NULL:
+            for i in range(queue.begin, queue.end):
+                if queue.data[i].key == asked.key and (queue.data[i].rank < asked.rank
+                                                       or queue.data[i].rank == asked.rank
+                                                       and queue.data[i].deadline <= asked.deadline):
+                    before += queue.data[i].rows
         before += (asked.rows - 1) // batcher.max_batch_size * batcher.max_batch_size  # its own first pieces
         turn += before >= level
+    if batcher.yielding or not goes_last(queue, asked):
+        pass
+    elif turn == FAIR:
+        if takes(outlook, fair + asked.rows) > outlook.remaining:
+            return PAST_DEADLINE  # nobody gives way to make it sooner
+    elif takes(outlook, batcher.waiting_rows + asked.rows) > outlook.remaining and not some_may_yield(queue, asked):
+        return PAST_DEADLINE
+    queue_take_turns(queue, level)
     place = queue_position(queue, asked.rank, turn, asked.deadline, <uint64_t>-1)
     return ADMITTED if all_make_it(batcher, asked, outlook, place, level) else PAST_DEADLINE
 
 
+cdef bint goes_last(const Queue* queue, const Asked* asked) noexcept nogil:
+    """Whether one that has a deadline goes behind all who wait, or all within their share, whichever its turn is."""
+    cdef const Waiting* last
+    cdef size_t excess
+    if queue.begin == queue.end:
+        return True
+    last = &queue.data[queue.end - 1]
+    if last.rank != asked.rank:
+        return last.rank < asked.rank
+    if last.turn >= ENDLESS or last.deadline > asked.deadline:
+        return False
+    excess = queue_position(queue, asked.rank, EXCESS, INT64_MIN, 0)
+    last = &queue.data[excess - 1]
+    return excess == queue.begin or last.rank < asked.rank or last.deadline <= asked.deadline
+
+
+cdef bint some_may_yield(Queue* queue, const Asked* asked) noexcept nogil:
+    """False where no client has so much more than the one who comes that it might give way."""
+    return asked.key != 0 and queue_most(queue) > most_after(queue, asked, False)
+
+
+cdef Py_ssize_t most_after(const Queue* queue, const Asked* asked, bint in_bytes) noexcept nogil:
+    """What one that gives way keeps at least: as much as the one who comes has then."""
+    cdef Holder* holder = queue_holder(queue, asked.key)
+    cdef Py_ssize_t own = 0, more = <Py_ssize_t>asked.nbytes if in_bytes else asked.rows
+    if holder != NULL:
+        own = <Py_ssize_t>holder.nbytes if in_bytes else holder.rows
+    return more + max(more, own)
+
+
 cdef bint all_make_it(Batcher batcher, const Asked* asked, const Outlook* outlook, size_t place, Py_ssize_t level):
-    """Whether one that stands at ``place`` makes it, and those behind it that would without it; others yield for it."""
+    """Whether one that stands at ``place`` makes it, and those behind it that would without it; others yield for it.
+
+    It changes nothing for those behind it whose run stays the same: one of so many rows is looked at.
+    """
     cdef Queue* queue = &batcher.queue
-    cdef Py_ssize_t rows, others
+    cdef Py_ssize_t at_once = max(outlook.rows * outlook.instances, <Py_ssize_t>1)
+    cdef Py_ssize_t others = batcher.waiting_rows, rows, edge
     cdef Waiting* entry
     cdef Outlook theirs = outlook[0]
     cdef size_t i
-    rows = rows_before(queue, place, &others) + asked.rows
+    batcher.claimed = 0
+    for i in range(place, queue.end):
+        others -= queue.data[i].rows
+    rows = others + asked.rows - yielded_before(batcher, place)
     while asked.deadline != NEVER and takes(outlook, rows) > outlook.remaining:
-        if not have_yield(batcher, asked, EXCESS, level, place):
+        if not have_yield(batcher, asked, EXCESS, level, place, False):
             return False
-        rows = rows_before(queue, place, &others) + asked.rows
+        rows -= last_yielded_before(batcher, place)
+    edge = others
     for i in range(place, queue.end):
         entry = &queue.data[i]
         if entry.rank != asked.rank:
             break
         others += entry.rows
-        if (<Slot>entry.slot).ticket.yields:
+        if batcher.yielding and (<Slot>entry.slot).ticket.yields:
             continue
         rows += entry.rows
         if entry.deadline == NEVER:
             continue
+        if edge < others:  # where the run of its last row ends
+            edge = (others + at_once - 1) // at_once * at_once
+        if rows <= edge:
+            continue
         theirs.remaining = entry.deadline - asked.now
         while not (<Slot>entry.slot).ticket.yields and \
                 takes(&theirs, rows) > max(takes(&theirs, others), theirs.remaining):
-            if have_yield(batcher, asked, EXCESS, level, i + 1):
-                rows = rows_before(queue, i + 1, &others) + asked.rows
+            if have_yield(batcher, asked, EXCESS, level, i + 1, False):
+                rows -= last_yielded_before(batcher, i + 1)
             elif takes(&theirs, others) <= theirs.remaining:
                 return False
             else:
@@ -113,85 +176,158 @@ cdef bint all_make_it(Batcher batcher, const Asked* asked, const Outlook* outloo
     return True
 
 
-cdef Py_ssize_t rows_before(const Queue* queue, size_t place, Py_ssize_t* others):
-    """Rows that go before a place; ``others`` with those that are to give way."""
+cdef Py_ssize_t yielded_before(Batcher batcher, size_t place):
+    """Rows that go before a place and are to give way."""
     cdef Py_ssize_t rows = 0
-    cdef size_t i
-    others[0] = 0
-    for i in range(queue.begin, place):
-        others[0] += queue.data[i].rows
-        if not (<Slot>queue.data[i].slot).ticket.yields:
-            rows += queue.data[i].rows
+    cdef Ticket ticket
+    for ticket in batcher.yielding:
+        rows += rows_before(&batcher.queue, ticket, place)
     return rows
 
 
-cdef bint have_yield(Batcher batcher, const Asked* asked, int turn, Py_ssize_t level, size_t upto):
+cdef Py_ssize_t last_yielded_before(Batcher batcher, size_t place):
+    return rows_before(&batcher.queue, <Ticket>batcher.yielding[len(batcher.yielding) - 1], place)
+
+
+cdef Py_ssize_t rows_before(const Queue* queue, Ticket ticket, size_t place):
+    """Rows of a request, none of which runs, that go before a place."""
+    cdef Slot slot = ticket.slot
+    cdef Py_ssize_t rows = 0, i = 0, pieces = 0 if ticket.pieces is None else len(ticket.pieces)
+    while True:
+        if queue_position(queue, ticket.rank, slot.turn, ticket.deadline, slot.order) < place:
+            rows += slot.rows
+        if i == pieces:
+            return rows
+        slot = ticket.pieces[i]
+        i += 1
+
+
+cdef bint have_yield(Batcher batcher, const Asked* asked, int turn, Py_ssize_t level, size_t upto, bint in_bytes):
     """Choose one of those before ``upto`` to give way: the last of the client that has most, more than is fair, and as
     much as the one who comes even so. False where there is none.
 
+    For one who comes ``upto`` only grows, after ``claimed`` was set to 0.
+
     Args:
         turn: EXCESS: of what goes after the others' fair part only, so that nobody else moves up in its place.
+        in_bytes: what counts; rows otherwise.
     """
     cdef Queue* queue = &batcher.queue
-    cdef Holder* holder = queue_holder(queue, asked.key)
-    cdef Py_ssize_t least = asked.rows + max(asked.rows, holder.rows if holder != NULL else 0), most = level, left, size
-    cdef Waiting* entry
-    cdef Ticket ticket, last = None
+    cdef Py_ssize_t least = most_after(queue, asked, in_bytes), left, size
+    cdef Holder* holder
+    cdef Ticket ticket
     cdef size_t i
     if not asked.key:
         return False  # nobody in particular has no share
-    for i in range(queue.holder_slots):
-        queue.holders[i].counted = 0
-    for ticket in batcher.yielding:
-        queue_holder(queue, ticket.key).counted += rows_waiting(ticket)
-    for i in range(queue.begin, upto):
+    if <Py_ssize_t>queue_most_bytes(queue) <= least if in_bytes else queue_most(queue) <= least:
+        return False
+    note_claims(batcher, asked, turn, max(level, least), upto, in_bytes)
+    while not batcher.claims.empty():
+        left = batcher.claims.front().first
+        i = batcher.claims.front().second
+        holder = queue_holder(queue, queue.data[i].key)
+        if holder.tail == i + 1 and (left <= level or left <= least):
+            return False
+        pop_heap(batcher.claims.begin(), batcher.claims.end())
+        batcher.claims.pop_back()
+        if holder.tail != i + 1:
+            continue  # one that stands behind it is there since
+        ticket = (<Slot>queue.data[i].slot).ticket
+        size = size_waiting(ticket, in_bytes)
+        holder.tail = batcher.older[i]
+        if ticket.yields or size == 0 or left - size < least:
+            claim(batcher, holder, left)
+            continue
+        holder.counted += size
+        claim(batcher, holder, left - size)
+        ticket.yields = True
+        batcher.yielding.append(ticket)
+        return True
+    return False
+
+
+cdef int note_claims(Batcher batcher, const Asked* asked, int turn, Py_ssize_t over, size_t upto,
+                     bint in_bytes) except -1:
+    """Take those before ``upto`` into account that may have to give way, of clients that have more than so much."""
+    cdef Queue* queue = &batcher.queue
+    cdef Waiting* entry
+    cdef Holder* holder
+    cdef Ticket ticket
+    cdef size_t i, begin = max(batcher.claimed, queue.begin)
+    if batcher.claimed == 0:
+        queue.looks += 1
+        batcher.claims.clear()
+        batcher.older.resize(queue.end)
+        for ticket in batcher.yielding:
+            looked_at(queue, queue_holder(queue, ticket.key)).counted += size_waiting(ticket, in_bytes)
+    for i in range(begin, upto):
         entry = &queue.data[i]
         if entry.rank < asked.rank or entry.key == asked.key or entry.turn & turn != turn:
             continue
         holder = queue_holder(queue, entry.key)
-        ticket = (<Slot>entry.slot).ticket
-        if holder == NULL or ticket.yields:
+        if holder == NULL or (<Py_ssize_t>holder.nbytes if in_bytes else holder.rows) <= over:
             continue
-        left = holder.rows - holder.counted
-        if left <= level or left < most:
+        looked_at(queue, holder)
+        batcher.older[i] = holder.tail
+        holder.tail = i + 1
+    for i in range(upto, begin, -1):  # the last of each client that is new
+        entry = &queue.data[i - 1]
+        if entry.rank < asked.rank or entry.key == asked.key or entry.turn & turn != turn:
             continue
-        size = rows_waiting(ticket)
-        if size and left - size >= least:
-            most = left
-            last = ticket
-    if last is None:
-        return False
-    last.yields = True
-    batcher.yielding.append(last)
-    return True
+        holder = queue_holder(queue, entry.key)
+        if holder != NULL and holder.look == queue.looks and holder.tail == i:
+            claim(batcher, holder, (<Py_ssize_t>holder.nbytes if in_bytes else holder.rows) - holder.counted)
+    batcher.claimed = max(batcher.claimed, upto)
+    return 0
 
 
-cdef bint make_room(Batcher batcher, const Asked* asked):
+cdef int claim(Batcher batcher, const Holder* holder, Py_ssize_t left) except -1:
+    """Of a client that has so much, the last one may be next to give way."""
+    if holder.tail:
+        batcher.claims.push_back(Claim(left, holder.tail - 1))
+        push_heap(batcher.claims.begin(), batcher.claims.end())
+    return 0
+
+
+cdef bint make_room(Batcher batcher, const Asked* asked, bint in_bytes):
     """Have others give way in a queue that is full. False where nobody has to."""
     cdef Queue* queue = &batcher.queue
-    cdef Py_ssize_t level, rows = batcher.waiting_rows
-    level = fair_level(queue, batcher.queue_rows, asked.key, asked.rows)
-    while rows + asked.rows > batcher.queue_rows:
-        if not have_yield(batcher, asked, FAIR, level, queue.end):
-            keep_places(batcher)
+    cdef Py_ssize_t room = batcher.queue_bytes if in_bytes else batcher.queue_rows
+    cdef Py_ssize_t more = <Py_ssize_t>asked.nbytes if in_bytes else asked.rows
+    cdef Py_ssize_t left = <Py_ssize_t>batcher.waiting_bytes if in_bytes else batcher.waiting_rows
+    cdef Py_ssize_t level, before
+    cdef Ticket ticket
+    for ticket in batcher.yielding:
+        left -= size_waiting(ticket, in_bytes)
+    if left + more <= room:
+        return True
+    if more > room:
+        return False
+    if in_bytes:
+        level = room // (<Py_ssize_t>queue.holder_count + 1)
+    else:
+        level = fair_level(queue, room, asked.key, asked.rows, &before)
+    batcher.claimed = 0
+    while left + more > room:
+        if not have_yield(batcher, asked, FAIR, level, queue.end, in_bytes):
             return False
-        rows -= rows_waiting(batcher.yielding[len(batcher.yielding) - 1])
+        left -= size_waiting(<Ticket>batcher.yielding[len(batcher.yielding) - 1], in_bytes)
     return True
 
 
-cdef Py_ssize_t rows_waiting(Ticket ticket):
-    """Rows of a request none of which runs; 0 of another."""
-    cdef Py_ssize_t rows
-    cdef Slot slot
-    if ticket.slot is None or ticket.slot.order == 0:
+cdef Py_ssize_t size_waiting(Ticket ticket, bint in_bytes):
+    """Rows, or bytes, of a request none of which runs; 0 of another."""
+    cdef Py_ssize_t size
+    cdef Slot slot = ticket.slot
+    if slot is None or slot.order == 0:
         return 0
-    rows = ticket.slot.rows
+    size = <Py_ssize_t>slot.nbytes if in_bytes else slot.rows
     if ticket.pieces is not None:
         for slot in ticket.pieces:
             if slot.order == 0:
                 return 0
-            rows += slot.rows
-    return rows
+            size += <Py_ssize_t>slot.nbytes if in_bytes else slot.rows
+    return size
 
 
 cdef int keep_places(Batcher batcher) except -1:
@@ -212,7 +348,7 @@ cdef int give_way(Batcher batcher) except -1:
         return 0
     keep_places(batcher)
     for ticket in tickets:
-        if ticket.finished or not rows_waiting(ticket):
+        if ticket.finished or not size_waiting(ticket, False):
             continue
         ticket.refusal = SHARE_FULL
         ticket.retry_ns = max(<int64_t>batcher.fit_run.mean, <int64_t>1_000_000)
