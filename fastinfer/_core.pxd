@@ -440,8 +440,7 @@ cdef extern from *:
 # ---- forest.pyx -----------------------------------------------------------------------------------------------
 
 cdef class Engine:
-    cdef Outputs run_rows(self, Signature signature, Rows rows)
-    cdef Outputs run_stoppable(self, Signature signature, Rows rows, Batch batch)
+    cdef Outputs run_rows(self, Signature signature, Rows rows, Batch batch)
 
 cdef class Forest(Engine):
     cdef Ensemble* ensemble
@@ -477,6 +476,7 @@ cdef class Session(Engine):
     cdef list texts                         # what `names` points into
     cdef const char** names                 # of the inputs, then of the outputs
     cdef int* types                         # ONNX's element types, likewise
+    cdef void* options                      # for the next run, or NULL
     cdef int describe(self) except -1
     cdef Call call(self, Rows rows, int first)
 
@@ -549,6 +549,10 @@ cdef class Encoder:
                                   Py_ssize_t rows) except -2
     cdef Py_ssize_t write_message(self, Writer* writer, Request request, Outputs outputs, Py_ssize_t start,
                                   Py_ssize_t rows) except -2
+# ---- watch.pyx ------------------------------------------------------------------------------------------------
+cdef int watch_from_here() except -1
+cdef int run_here(Batcher batcher, Batch batch) except -1
+
 # ---- admission.pyx --------------------------------------------------------------------------------------------
 # What becomes of a request: it is let in, or why it is not.
 cdef enum Reason:
@@ -777,6 +781,7 @@ cdef class Batch:
     cdef bint bisected
     cdef bint timed_out                 # its run was given up and may still write
     cdef object task                    # that runs it elsewhere
+    cdef bint interrupted               # its run held the loop, and was told to end
     cdef bint lost                      # and has not come back since, though it was told to end
     cdef bint threaded                  # it runs on a worker thread
     cdef unsigned long thread           # on this one; 0 before

@@ -141,6 +141,35 @@ def test_onnxruntime_is_told_to_end_a_run(tmp_path: Path, options: list[str]) ->
     run(test)
 
 
+@pytest.mark.parametrize("options", [[], ["[onnx]", "provider_options = {CPUExecutionProvider = {}}"]])
+def test_a_run_on_the_loop_that_takes_too_long_goes_on_on_a_thread(tmp_path: Path, options: list[str]) -> None:
+    """Runs like it were short, so that it was made on the loop; its own would take ages."""
+
+    async def test() -> None:
+        toml = "\n".join(["run_timeout_ms = 400", "inline_budget_us = 60000", *options])
+        async with serving(onnx_models.endless(tmp_path / "endless.onnx"), toml) as model:
+            for _ in range(2):
+                for _ in range(20):
+                    assert await send(model, whole("steps", 0))[1] == [0]
+                assert isinstance(await send(model, whole("steps", 1))[1], RunTimeoutError)
+                while model.batcher.stuck:
+                    await asyncio.sleep(0.001)
+                assert model.batcher.idle
+
+    run(test)
+
+
+def test_a_long_run_on_the_loop_that_is_told_to_end_is_right_all_the_same(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(onnx_models.slow(tmp_path / "slow.onnx"), "inline_budget_us = 60000") as model:
+            for _ in range(20):
+                await send(model, whole("steps", 0))[1]
+            answers = [send(model, whole("steps", each))[1] for each in (600, 1, 2)]
+            assert await asyncio.gather(*answers) == [[600], [1], [2]]
+
+    run(test)
+
+
 # ---- served -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -228,6 +257,23 @@ def test_a_model_that_hangs_costs_nobody_else_an_answer(models: Path, start_serv
     assert metric(two, "fastinfer_ready") == 1
     assert metric(two, "fastinfer_workers_ready") == 2
     assert [server.stop() for server in (one, two)] == [0, 0]
+
+
+def test_a_run_on_the_loop_of_the_only_process_does_not_keep_the_others_from_their_answers(
+    tmp_path: Path, start_server: Start
+) -> None:
+    onnx_models.affine(tmp_path / "affine" / "1" / "model.onnx")
+    onnx_models.endless(tmp_path / "endless" / "1" / "model.onnx")
+    (tmp_path / "endless" / "model.toml").write_text("run_timeout_ms = 1000\ninline_budget_us = 60000\n")
+    server = start_server(tmp_path)
+    with server.connect() as connection:
+        connection.sendall(post("/v2/models/endless/infer", whole("steps", 9)))
+        time.sleep(0.1)
+        assert server.raw(post(INFER, GOOD)).status == 200
+        assert status(server, "/v2/health/live") == 200
+        assert read_answer(connection).status == 504
+    wait_for(lambda: status(server, "/v2/models/endless/ready") == 200)
+    assert server.raw(post("/v2/models/endless/infer", whole("steps", 0))).status == 200
 
 
 def test_a_worker_whose_loop_stands_still_is_replaced(models: Path, start_server: Start) -> None:

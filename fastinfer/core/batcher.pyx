@@ -103,6 +103,8 @@ cdef class Batcher:
         self.submit_thread = submit
         self.flush_soon = self.flush
         self.expiry = None  # of the loop before
+        if self.cost.budget_ns:
+            watch_from_here()
 
     def detach(self):
         """Let go of the loop where nothing waits or runs any more: the reference cycles end, nothing is admitted."""
@@ -410,8 +412,7 @@ cdef class Batcher:
             if not self.cost.runs_inline(batch.rows.rows):
                 self.start_thread(batch, self.run_whole)
                 continue
-            self.run_batch(batch)
-            self.settle(batch)
+            run_here(self, batch)
             now = monotonic_ns()
             if self.queue.begin < self.queue.end and now - started > TURN_BUDGET_NS:
                 if not self.scheduled:
@@ -572,7 +573,7 @@ cdef class Batcher:
         try:
             batch.outputs = self.run_rows(batch.rows, batch)
         except Exception as error:
-            if not batch.timed_out:
+            if not (batch.timed_out or batch.interrupted):
                 batch.error = as_runtime_error(error)
         batch.finished_ns = monotonic_ns()
         return 0
@@ -597,10 +598,8 @@ cdef class Batcher:
             rows.rows = asked
 
     cdef Outputs run_exactly(self, Rows rows, Batch batch):
-        if self.engine is not None and batch.threaded:
-            return self.judged(self.engine.run_stoppable(self.signature, rows, batch), rows.rows)
         if self.engine is not None:
-            return self.judged(self.engine.run_rows(self.signature, rows), rows.rows)
+            return self.judged(self.engine.run_rows(self.signature, rows, batch), rows.rows)
         return self.judged(self.outputs_in(self.run(rows.arrays())), rows.rows)
 
     cdef Outputs outputs_in(self, dict arrays):

@@ -133,12 +133,9 @@ FLAWS = ("", "its nodes are not a tree: a child is out of range, or has two pare
 cdef class Engine:
     """What the core runs batches on without coming back to Python."""
 
-    cdef Outputs run_rows(self, Signature signature, Rows rows):
+    cdef Outputs run_rows(self, Signature signature, Rows rows, Batch batch):
+        """Where it may take for ever, ``batch.call`` is what ends it, from another thread."""
         raise NotImplementedError
-
-    cdef Outputs run_stoppable(self, Signature signature, Rows rows, Batch batch):
-        """On a worker thread; where it may take for ever, ``batch.call`` is what ends it."""
-        return self.run_rows(signature, rows)
 
 
 @cython.final
@@ -333,7 +330,7 @@ cdef class Forest(Engine):
         cdef Outputs outputs = self.answer(signature, cnp.PyArray_DATA(array), cnp.PyArray_DIM(array, 0))
         return {self.outputs[k][0]: np.array(outputs.array(k)) for k in range(len(self.outputs))}
 
-    cdef Outputs run_rows(self, Signature signature, Rows rows):
+    cdef Outputs run_rows(self, Signature signature, Rows rows, Batch batch):
         cdef int first = 0 if signature.batched else 1
         cdef int64_t count = rows.rows if signature.batched else rows.dims[0]
         if rows.ranks[0] != first + 1 or rows.dims[first] != self.width:

@@ -198,6 +198,8 @@ cdef class Session(Engine):
         if self.session != NULL:
             with nogil:  # it gives back what may be gigabytes, and waits for its threads
                 (<Release>ort[ORT_RELEASE_SESSION])(self.session)
+        if self.options != NULL:
+            (<Release>ort[ORT_RELEASE_RUN_OPTIONS])(self.options)
         free(self.names)
         free(self.types)
 
@@ -258,27 +260,27 @@ cdef class Session(Engine):
         outputs = call.run(signature, NULL)
         return {self.outputs[k][0]: np.array(outputs.array(k)) for k in range(self.n_outputs)}
 
-    cdef Outputs run_rows(self, Signature signature, Rows rows):
-        """Run a batch from its slabs.
+    cdef Outputs run_rows(self, Signature signature, Rows rows, Batch batch):
+        """Run a batch from its slabs; ``batch.call`` can end it meanwhile.
 
         Raises:
             RuntimeError: onnxruntime's message.
             RuntimeFailedError: an output that is not as the signature declares.
-        """
-        return self.call(rows, 1 if signature.batched else 0).run(signature, NULL)
-
-    cdef Outputs run_stoppable(self, Signature signature, Rows rows, Batch batch):
-        """As ``run_rows``, so that ``Call.stop`` can end it.
-
-        Raises:
             RunTimeoutError: the batch was given up before.
         """
         cdef Call call = self.call(rows, 1 if signature.batched else 0)
-        ort_check((<CreateOptions>ort[ORT_CREATE_RUN_OPTIONS])(&call.options))
-        batch.call = call  # from here on the loop's thread may stop it
+        cdef Outputs outputs
+        call.options, self.options = self.options, NULL
+        if call.options == NULL:
+            ort_check((<CreateOptions>ort[ORT_CREATE_RUN_OPTIONS])(&call.options))
+        batch.call = call  # from here on another thread may stop it
         if batch.timed_out:
             raise RunTimeoutError("the run was given up before it began")
-        return call.run(signature, call.options)
+        outputs = call.run(signature, call.options)
+        batch.call = None
+        if self.options == NULL and not (batch.timed_out or batch.interrupted):  # the next run's
+            self.options, call.options = call.options, NULL
+        return outputs
 
     cdef Call call(self, Rows rows, int first):
         """The values of a run of these rows, of which each tensor has ``first`` dimensions."""
