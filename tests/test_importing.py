@@ -560,6 +560,19 @@ def test_pipelines(build: Callable[[], Any], sampled: bool, tmp_path: Path) -> N
     compare(fitted, fresh, served(fresh))
 
 
+@pytest.mark.parametrize("first", [
+    "passthrough", FeatureUnion([("as it is", "passthrough"), ("scaled", StandardScaler())])], ids=repr)
+def test_a_first_step_that_passes_columns_through(first: Any, tmp_path: Path) -> None:
+    frame = pd.DataFrame(X, columns=["a", "b", "c", "d", "e"])
+    for kind, rows in (("frame", frame), ("array", X)):
+        pipeline = Pipeline([("first", first), ("model", LogisticRegression())])
+        for name, fitted in (("pipeline", pipeline), ("search", GridSearchCV(pipeline, {"model__C": [1, 2]}, cv=2))):
+            served = imported(fitted.fit(rows, TWO), tmp_path / kind / name)
+            assert [c.name for c in served.program.columns] == (
+                list(frame) if kind == "frame" else [f"x{i}" for i in range(5)])
+            compare(fitted, rows, served(rows))
+
+
 def test_a_target_transformed_behind_a_pipeline(tmp_path: Path) -> None:
     frame, _ = people()
     fitted = TransformedTargetRegressor(

@@ -101,6 +101,10 @@ def raw_names(fitted: Any) -> tuple[list[str], Container]:
         inside = first_inside(fitted)
         if type(inside).__name__ in (*VECTORIZERS, "FeatureHasher"):
             return program_names(inside, "pipeline")
+        if type(fitted).__name__ == "Pipeline":  # it asks its first step, which may be "passthrough"
+            return program_names(fitted, "pipeline")
+        if type(fitted).__name__ in _INSIDE:
+            return raw_names(getattr(fitted, _INSIDE[type(fitted).__name__]))
         raise ImportRefusedError(f"{type(fitted).__name__} is not fitted, or does not tell how many columns it takes")
     return [f"x{i}" for i in range(int(count))], "array"
 

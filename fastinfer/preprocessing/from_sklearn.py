@@ -307,6 +307,8 @@ def raw_names(transformer: Any, path: str) -> tuple[list[str], Container]:
     if type(first).__name__ == "FeatureHasher":
         return [], {"dict": "records", "pair": "pairs"}.get(first.input_type, "array")  # type: ignore[return-value]
     first = first_step(transformer)
+    while type(first).__name__ == "FeatureUnion" and not hasattr(first, "n_features_in_"):  # its first is "passthrough"
+        first = first_step(next((step for _, step in first.transformer_list if not isinstance(step, str)), None))
     names = getattr(first, "feature_names_in_", None)
     if names is not None:
         return [str(name) for name in names], "frame"

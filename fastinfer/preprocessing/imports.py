@@ -93,6 +93,8 @@ def sample_types(sample: Any, names: Sequence[str], path: str) -> tuple[
         if sample.ndim != 2 or sample.shape[1] != len(names):
             raise refuse(path, f"a sample of shape {sample.shape} for {len(names)} columns")
         columns: dict[str, Any] = {name: sample[:, i] for i, name in enumerate(names)}
+    elif not hasattr(sample, "columns"):
+        raise refuse(path, f"a sample is a frame of pandas or polars, or an array, not a {type(sample).__name__}")
     else:
         absent = [name for name in names if name not in list(sample.columns)]
         if absent:
