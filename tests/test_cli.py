@@ -256,3 +256,11 @@ def test_check_fails_a_model_that_loads_and_never_runs(folder, capsys, monkeypat
     assert code == 1
     assert lines[1].startswith("picky  1        FAILED: ")
     assert lines[1].endswith(" (answering its example record)")
+
+
+def test_an_interrupt_while_a_command_is_imported_is_no_traceback(monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastinfer.cli._run", interrupted)
+    assert main(["check"]) == 130

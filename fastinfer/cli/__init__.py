@@ -11,6 +11,13 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; `arguments` default to the process's own. Returns the exit code."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:  # while the command is still being imported, too
+        return 130  # as the shell counts an interrupt
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     import click  # here, so that the package's modules can be imported without it
 
     from fastinfer.cli.commands import fastinfer, usage
@@ -22,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(usage(error))
     except ConfigurationError as error:
         return _refuse(str(error))
-    except (click.Abort, KeyboardInterrupt):
-        return 130  # as the shell counts an interrupt
+    except click.Abort:
+        return 130
     except BrokenPipeError:  # `fastinfer check models | head -1`: nobody reads on, and the exit must not try to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
