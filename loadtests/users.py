@@ -5,14 +5,15 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import random
+import time
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import gevent
-import gevent.socket
 import payloads
+from connection import Answer, Connection, field
 from locust import FastHttpUser, tag, task
-from locust.exception import StopUser
+from locust.exception import ResponseError, StopUser
 from schedule import Arrivals
 
 REFUSALS = frozenset((503, 429))  # of a server that says that it cannot, in time
@@ -30,7 +31,8 @@ class InferenceUser(FastHttpUser):
         answer_holds: what an answer of status 200 must hold to count as one.
         arrivals: of all groups, of this process.
         pending: what this process's users have sent and not been answered.
-        address: where its connections come from, where the server is on this host; None leaves it to the system.
+        address: where its connection comes from, where the server is on this host; None leaves it to the system.
+        connection: its own.
     """
 
     abstract = True
@@ -42,30 +44,22 @@ class InferenceUser(FastHttpUser):
     bodies: ClassVar[tuple[payloads.Body, ...]] = ()
     arrivals: ClassVar[dict[str, Arrivals]] = {}
     address: ClassVar[str | None] = None
+    connection: Connection
     pending: ClassVar[dict[InferenceUser, dict[str, Any]]] = {}
 
     def on_start(self) -> None:
         if not self.bodies or not self.tasks:
             raise StopUser  # the master chose this class before it could know: not served, or not tagged
-        agent = self.client.client
-        agent.cookiejar = None
-        agent.valid_response_codes |= REFUSALS  # as an exception one costs the generator half as much again
         start = random.randrange(len(self.bodies))
         self.queue = itertools.cycle(self.bodies[start:] + self.bodies[:start])
-        if self.address is not None and is_loopback(urlsplit(self.host or "").hostname or ""):
-            self.come_from(self.address)
+        host = self.host or ""
+        source = self.address if is_loopback(urlsplit(host).hostname or "") else None
+        self.connection = Connection(host, source=source, headers=self.default_headers,
+                                     connect_timeout=self.connection_timeout, network_timeout=self.network_timeout)
 
-    def come_from(self, address: str) -> None:
-        """Let this user's connections to a server on a loopback address come from another one."""
-        pool = self.client.client.clientpool.get_client(self.host)._connection_pool
-
-        def bound(family: int, kind: int, protocol: int) -> Any:
-            sock = gevent.socket.socket(family, kind, protocol)
-            if family == gevent.socket.AF_INET:
-                sock.bind((address, 0))
-            return sock
-
-        pool._create_tcp_socket = bound
+    def on_stop(self) -> None:
+        if hasattr(self, "connection"):
+            self.connection.close()
 
     def turn(self) -> dict[str, Any]:
         """Wait for the time to send; what the recorder is to know of it."""
@@ -90,18 +84,33 @@ class InferenceUser(FastHttpUser):
         """One request, in its turn; an answer that holds no result is a failure whatever its status."""
         context = self.turn()
         body = next(self.queue)
-        data: Any = body.data  # bytes; the annotation of post knows only str
         InferenceUser.pending[self] = context
-        with self.client.post(body.path, data, headers=body.headers, name=self.kind, context=context,
-                              catch_response=True) as response:
-            if response.status_code in REFUSALS:
-                response.request_meta["context"]["retry_after"] = "retry-after" in response.headers
-                response.failure(f"refused with status {response.status_code}")
-            elif response.ok and self.answer_holds not in (response.content or b""):
-                response.failure(f"status {response.status_code}, but the answer holds no {self.answer_holds.decode()}")
+        answer, failure = None, None
+        start_time, started = time.time(), time.perf_counter()
+        try:
+            answer = self.connection.exchange(self.connection.request(body))
+            failure = self.flaw(answer)
+        except (OSError, ValueError) as error:
+            failure = error
+        took = (time.perf_counter() - started) * 1000
+        refused = answer is not None and answer.status in REFUSALS
+        if answer is not None and refused:
+            context["retry_after"] = field(answer.head, b"retry-after") is not None
+        self.environment.events.request.fire(
+            request_type="POST", name=self.kind, response_time=took, exception=failure, response=None,
+            response_length=len(answer.body) if answer is not None else 0, context={**self.context(), **context},
+            start_time=start_time, url=body.path)
         InferenceUser.pending.pop(self, None)
-        if response.status_code in REFUSALS and "due_s" not in context:
-            gevent.sleep(pause(response.headers.get("retry-after")))
+        if answer is not None and refused and "due_s" not in context:
+            gevent.sleep(pause(field(answer.head, b"retry-after")))
+
+    def flaw(self, answer: Answer) -> Exception | None:
+        """What is wrong with an answer."""
+        if answer.status != 200:
+            return ResponseError(f"status {answer.status}")
+        if self.answer_holds not in answer.body:
+            return ResponseError(f"status 200, but the answer holds no {self.answer_holds.decode()}")
+        return None
 
 
 def is_loopback(host: str) -> bool:
@@ -112,7 +121,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def pause(retry_after: str | None) -> float:
+def pause(retry_after: bytes | None) -> float:
     """Seconds that a refused user of a closed loop waits, so that refusals are not all that it measures."""
     try:
         return min(LONGEST_PAUSE, max(SHORTEST_PAUSE, float(retry_after or 0)))

@@ -710,6 +710,87 @@ def test_the_stock_command_judges_too(tmp_path: Path, slow_server: str) -> None:
     assert "oip_binary" not in finished.stdout
 
 
+# What servers may answer, the status and the body that it means (None: an error), and whether the connection is kept.
+ANSWERS: dict[str, tuple[bytes, tuple[int, bytes] | None, bool]] = {
+    "length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", (200, b"hello"), True),
+    "field names of any case": (b"HTTP/1.1 503 No\r\nCONTENT-LENGTH:2\r\n\r\nno", (503, b"no"), True),
+    "nothing": (b"HTTP/1.1 204 No Content\r\n\r\n", (204, b""), True),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nhel\r\n2\r\nlo\r\n0\r\nT: 1\r\n\r\n",
+               (200, b"hello"), True),
+    "after a continue": (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+                         (200, b"x"), True),
+    "closed after it": (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx", (200, b"x"), False),
+    "up to the end": (b"HTTP/1.1 200 OK\r\n\r\nall of it", (200, b"all of it"), False),
+    "an older version": (b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", (200, b"x"), False),
+    "cut short": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", None, False),
+    "a cut head": (b"HTTP/1.1 200 OK\r\nContent-Le", None, False),
+    "no answer": (b"", None, False),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", None, False),
+    "no status": (b"HTTP/1.1 fine\r\nContent-Length: 0\r\n\r\n", None, False),
+    "no length": (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n", None, False),
+}
+EXCHANGES = """
+import json, sys
+from gevent import monkey; monkey.patch_all()
+from connection import Connection
+from payloads import Body
+connection = Connection(sys.argv[1], headers={"X-Of-All": "1"}, network_timeout=5)
+told = []
+for path in json.loads(sys.argv[2]):
+    try:
+        answer = connection.exchange(connection.request(Body(path, b"body", {"X-Own": "2"})))
+        told.append((answer.status, answer.body.decode()))
+    except (OSError, ValueError) as error:
+        told.append(None)
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize("piece", [1, 65536])
+def test_a_users_connection_takes_what_servers_send(piece: int) -> None:
+    """Whole or a byte at a time; each is asked for twice, the second time over what is left of the first."""
+    names = [name for name in ANSWERS for _ in range(2)]
+    asked: list[bytes] = []
+    opened = 0
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal opened
+        while True:
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            opened += 1
+            with connection:
+                kept = True
+                while kept:
+                    request = b""
+                    while not request.endswith(b"\r\n\r\nbody"):
+                        got = connection.recv(65536)
+                        if not got:
+                            break
+                        request += got
+                    if not request:
+                        break
+                    asked.append(request)
+                    answer, _, kept = ANSWERS[names[len(asked) - 1]]
+                    for start in range(0, len(answer), piece):
+                        connection.sendall(answer[start:start + piece])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        url = f"http://user@127.0.0.1:{listener.getsockname()[1]}/prefix/"
+        done = subprocess.run([LOCUST, "-c", EXCHANGES, url, json.dumps([f"/{i}" for i in range(len(names))])],
+                              capture_output=True, text=True, cwd=LOADTESTS, timeout=60)
+    assert done.returncode == 0, done.stderr
+    expected = [ANSWERS[name][1] for name in names]
+    assert json.loads(done.stdout) == [each and [each[0], each[1].decode()] for each in expected]
+    ended = [not ANSWERS[name][2] for name in names]
+    assert opened == 1 + sum(ended[:-1])
+    for i, request in enumerate(asked):
+        head = request.decode().split("\r\n")
+        assert head[0] == f"POST /prefix/{i} HTTP/1.1"
+        assert {f"Host: {url.split('@')[1].split('/')[0]}", "X-Of-All: 1", "X-Own: 2", "Content-Length: 4"} <= set(head)
+
+
 LOCUSTFILE = str(LOADTESTS / "locustfile.py")
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from typing import ClassVar
 
 import gevent
-import gevent.socket
-import gevent.ssl
 from locust import tag, task
 from schedule import Phase
 from users import InferenceUser
@@ -33,10 +30,7 @@ class SlowUser(InferenceUser):
     @task
     def trickle(self) -> None:
         body = next(self.queue)
-        parts = urlsplit(self.host or "")
-        fields = {"Host": parts.netloc, "Connection": "close", "Content-Length": str(len(body.data)), **body.headers}
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        message = f"POST {parts.path.rstrip('/')}{body.path} HTTP/1.1\r\n{head}\r\n".encode() + body.data
+        message = self.connection.request(body, Connection="close")
         error: Exception | None = None
         took = 0.0
         answer = b""
@@ -51,22 +45,10 @@ class SlowUser(InferenceUser):
             context={**self.context(), "user": self.kind, "group": self.group}, response=None, start_time=time.time(),
             url=body.path)
 
-    def connected(self) -> Any:
-        """A socket of its own, with TLS where the server has it; like Locust's own client it takes any certificate."""
-        parts = urlsplit(self.host or "")
-        secure = parts.scheme == "https"
-        address = (parts.hostname or "", parts.port or (443 if secure else 80))
-        sock = gevent.socket.create_connection(address, timeout=self.network_timeout)
-        if not secure:
-            return sock
-        context = gevent.ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, gevent.ssl.CERT_NONE
-        return context.wrap_socket(sock, server_hostname=parts.hostname)
-
     def exchange(self, message: bytes) -> tuple[float, bytes]:
         """Milliseconds from the last byte to the first of the answer, and all of it."""
         size = max(1, -(-len(message) // PIECES))
-        with self.connected() as sock:
+        with self.connection.open() as sock:
             for start in range(0, len(message), size):
                 if start:
                     gevent.sleep(PAUSE)
