@@ -118,9 +118,9 @@ def test_what_is_too_slow_is_closed_without_a_word(models: Path, start_server: S
     }
     behind = Dawdler(server, slow_request(2500) + half)
     everything = [*early.values(), *idle.values(), *late.values(), *kept.values(), behind]
-    deadline = time.monotonic() + 14
-    while time.monotonic() < deadline:
-        for each in everything:
+    began = time.monotonic()
+    while time.monotonic() < began + 14 or (not behind.closed_after and time.monotonic() < began + 60):
+        for each in everything:  # behind a run that other programs at work on the machine make longer
             each.step()
         if all(each.closed_after for each in everything if each not in kept.values()):
             break
