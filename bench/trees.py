@@ -6,20 +6,29 @@
 300 trees of 31 leaves, 30 features, rows that differ. Every round asks each of them for all rows, in batches of one
 size; what is printed is the median of the rounds, and of the rounds' ratios. Before anything is timed, the answers are
 compared: ours are LightGBM's, bit by bit. onnxruntime has the float32 operator that onnxmltools writes, on one thread.
+
+At the end the same file is served, and one-row requests come one after the other: the model's time a request, as the
+server's statistics have it, beside what ``Booster.predict`` takes for the same rows one by one from Python.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import importlib.util
+import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
+from process import Cores
 
 FEATURES, TREES, LEAVES = 30, 300, 31
 SIZES = (1, 10, 64, 100)
@@ -79,6 +88,47 @@ def seconds(predict: Predict, batches: list[Any]) -> float:
     return time.perf_counter() - started
 
 
+def served(model: Any, rows: Any, rounds: int) -> None:
+    """One-row requests to a server that has the file, in turn with the library."""
+    core = min(os.sched_getaffinity(0))
+    options = argparse.Namespace(python=sys.executable, given=True)
+    with tempfile.TemporaryDirectory() as folder:
+        version = Path(folder) / "trees" / "1"
+        version.mkdir(parents=True)
+        model.save_model(version / "model.txt")
+        with harness.serving("trees", [folder], options, Cores(core, core)) as server:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port)
+
+            def ask(path: str, body: Any = None) -> Any:
+                connection.request("POST" if body else "GET", f"/v2/models/trees{path}", body and json.dumps(body),
+                                   {"content-type": "application/json"})
+                answer = connection.getresponse()
+                text = answer.read()
+                if answer.status != 200:
+                    raise harness.ServerError(f"status {answer.status}: {text[:300]!r}")
+                return json.loads(text)
+
+            def spent() -> tuple[int, int]:
+                part = ask("/stats")["model_stats"][0]["inference_stats"]["compute_infer"]
+                return part["count"], part["ns"]
+
+            name = ask("")["inputs"][0]["name"]
+            ours, theirs = [], []
+            for _ in range(rounds):
+                count, ns = spent()
+                for row in rows:
+                    ask("/infer", {"inputs": [{"name": name, "shape": [1, FEATURES], "datatype": "FP64",
+                                               "data": row.tolist()}]})
+                after = spent()
+                ours.append((after[1] - ns) / (after[0] - count) / 1e3)
+                taken = seconds(lambda row: model.predict(row, num_threads=1), list(rows[:, None]))
+                theirs.append(taken / len(rows) * 1e6)
+            connection.close()
+    ratio = statistics.median(own / their for own, their in zip(ours, theirs, strict=True))
+    print(f"\none row through the server: {statistics.median(ours):.2f} us in the model, Booster.predict "
+          f"{statistics.median(theirs):.1f} us, {ratio:.4f} of it")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
@@ -105,6 +155,7 @@ def main() -> None:
                   for name, each in times.items() if name != "fastinfer"}
         print(f"{size:>4}  " + "  ".join(f"{statistics.median(each):>12.2f}" for each in times.values()) + "   "
               + ", ".join(f"{name} {ratio:.1f}x" for name, ratio in ratios.items()), flush=True)
+    served(model, rows[:ROWS // 16], arguments.rounds)
 
 
 if __name__ == "__main__":
