@@ -102,9 +102,11 @@ def sections(data: bytes) -> tuple[dict[str, str], list[dict[str, str]]]:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ModelLoadError(f"byte {error.start} is not UTF-8") from None
-    text, end, _ = text.partition("\nend of trees")  # behind them are features' names, which may be anything
+    text, end, rest = text.partition("\nend of trees")  # behind them are features' names, which may be anything
     if not end:
         raise ModelLoadError("it is cut: 'end of trees' is missing")
+    if "\nparameters:" in rest and "\nend of parameters" not in rest:
+        raise ModelLoadError("it is cut: 'end of parameters' is missing")
     head, *parts = re.split(r"^Tree=", f"{text}\n", flags=re.MULTILINE)
     header = keyed(head.split("\n"))
     sizes = integers(header.get("tree_sizes", ""), "tree_sizes") if "tree_sizes" in header else None

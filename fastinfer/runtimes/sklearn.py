@@ -16,7 +16,7 @@ import numpy as np
 
 from fastinfer._core import Engine, Tensor
 from fastinfer.errors import InvalidValueError, ModelLoadError
-from fastinfer.runtimes import Arrays, Runtime, needed, trust
+from fastinfer.runtimes import Arrays, Runtime, needed, trial, trust
 from fastinfer.runtimes.answers import classifier, other, shaped
 from fastinfer.runtimes.python_code import described
 from fastinfer.runtimes.sklearn_columns import Columns
@@ -121,11 +121,24 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     """
     trust.check(path, settings)
     pickled = path.suffix.lower() in trust.PICKLES
-    sklearn = needed("sklearn", path, "sklearn")
-    mismatch = import_module("sklearn.exceptions").InconsistentVersionWarning
+    needed("sklearn", path, "sklearn")
     needed("joblib" if pickled else "skops.io", path, "sklearn" if pickled else "skops")
-    if not pickled:
+    if pickled:
+        trial.check(__name__, path)  # a byte that changed may crash the interpreter, or lead trees in a circle
+    else:
         check_archive(path)
+    return opened(path, config)
+
+
+def attempt(path: Path) -> None:
+    """What a damaged pickle may crash."""
+    opened(path, ModelConfig())
+
+
+def opened(path: Path, config: ModelConfig) -> SklearnRuntime:
+    """The estimator in a file that may be loaded; raises as `load`."""
+    pickled = path.suffix.lower() in trust.PICKLES
+    mismatch = import_module("sklearn.exceptions").InconsistentVersionWarning
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", mismatch)
@@ -135,8 +148,8 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
             raise
         except mismatch as warning:
             saved = warning.original_sklearn_version
-            raise ModelLoadError(f"{path}: saved by scikit-learn {saved}, and scikit-learn {sklearn.__version__} is "
-                                 f"installed here: install scikit-learn=={saved}, or fit again.") from None
+            raise ModelLoadError(f"{path}: saved by scikit-learn {saved}, and scikit-learn "
+                                 f"{import_module('sklearn').__version__} is installed here: install scikit-learn=={saved}, or fit again.") from None
         except BaseException as error:
             raise ModelLoadError(f"{path}: it cannot be loaded: {described(error)}") from error
         return SklearnRuntime(fitted, path, config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastinfer.errors import ModelLoadError
 
-PATIENCE = 600.0  # seconds
+PATIENCE, PATIENCE_PER_BYTE = 120.0, 1e-6  # seconds
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -23,10 +23,11 @@ def check(module: str, path: Path) -> None:
     Raises:
         ModelLoadError: it crashed the process, or did not come back.
     """
+    patience = PATIENCE + PATIENCE_PER_BYTE * path.stat().st_size
     command = [sys.executable, "-P", "-c", SCRIPT, module, str(path), *sys.path]
     try:
-        code = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=PATIENCE).returncode  # noqa: S603
+        code = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience).returncode  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise ModelLoadError(f"{path}: loading it takes longer than {PATIENCE:g} s.") from None
+        raise ModelLoadError(f"{path}: loading it takes longer than {patience:.0f} s.") from None
     if code < 0:
         raise ModelLoadError(f"{path} is damaged: loading it crashes its library ({signal.Signals(-code).name}).")
