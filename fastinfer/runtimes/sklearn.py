@@ -148,8 +148,9 @@ def opened(path: Path, config: ModelConfig) -> SklearnRuntime:
             raise
         except mismatch as warning:
             saved = warning.original_sklearn_version
-            raise ModelLoadError(f"{path}: saved by scikit-learn {saved}, and scikit-learn "
-                                 f"{import_module('sklearn').__version__} is installed here: install scikit-learn=={saved}, or fit again.") from None
+            installed = import_module("sklearn").__version__
+            raise ModelLoadError(f"{path}: saved by scikit-learn {saved}, and scikit-learn {installed} is installed "
+                                 f"here: install scikit-learn=={saved}, or fit again.") from None
         except BaseException as error:
             raise ModelLoadError(f"{path}: it cannot be loaded: {described(error)}") from error
         return SklearnRuntime(fitted, path, config)
