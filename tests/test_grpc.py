@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -378,7 +379,17 @@ def test_another_grpc_serves_without_our_acceptors(
         with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
             np.testing.assert_allclose(client.infer("affine", [infer_input(ROWS)]).as_numpy("y"), EXPECTED, rtol=1e-6)
             assert client.is_server_ready()
+            with suppress(OSError):
+                exchange(server.grpc_port, headers(b"/\xff\xfe"), frame(0, 1, 1, MESSAGE))  # ends grpc.aio's server
+
+            def answers() -> bool:
+                with suppress(InferenceServerException):
+                    return bool((client.infer("affine", [infer_input(ROWS)]).as_numpy("y") > -9).all())
+                return False
+
+            until(answers)
         assert server.stop() == 0, server.log()
+        assert "it is started again" in server.log()
         assert "is not one that fastinfer was made for" in server.log()
 
 

@@ -239,7 +239,8 @@ class Server:
         """`connections`: as many may be open at once."""
         limit = service.settings.max_body_bytes
         self.servicer = Servicer(service, journal)
-        options = [
+        self.addresses = addresses
+        self.options = [
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", min(limit, (1 << 31) - 1)),
             ("grpc.max_send_message_length", -1),
@@ -249,15 +250,40 @@ class Server:
             ("grpc.server.max_pending_requests_hard_limit", MOST_CALLS),
             ("grpc.keepalive_time_ms", 1000 * KEEPALIVE),
         ]
-        self.server = accepting(self.servicer, options, MOST_CALLS)
-        for address in addresses:
+        self.server = self.listening()
+        self.keeping: asyncio.Task[None] | None = None
+
+    def listening(self) -> grpc.aio.Server:
+        """
+        Raises:
+            ConfigurationError: an address is taken.
+        """
+        server = accepting(self.servicer, self.options, MOST_CALLS)
+        for address in self.addresses:
             try:
-                self.server.add_insecure_port(address)
+                server.add_insecure_port(address)
             except RuntimeError as error:
                 raise ConfigurationError(f"gRPC cannot listen on {address}.") from error
+        return server
 
     async def start(self) -> None:
         await self.server.start()
+        self.keeping = asyncio.ensure_future(self.keep())
+
+    async def keep(self) -> None:
+        """Serve again where grpc's server ends by itself, as a call whose path is not UTF-8 ends grpc.aio's own."""
+        while True:
+            with suppress(Exception):  # what ended it
+                await self.server.wait_for_termination()
+            if self.servicer.closing.is_set():
+                return
+            logger.error("the gRPC server ended with all its calls; it is started again")
+            try:
+                self.server = self.listening()
+                await self.server.start()
+            except Exception:
+                logger.exception("the gRPC server cannot be started again")
+            await asyncio.sleep(LOOK)
 
     async def close(self, grace: float) -> bool:
         """Take no new calls and finish those that are open. Returns whether all were, in so many seconds."""
@@ -280,7 +306,7 @@ def accepting(servicer: Servicer, options: list[tuple[str, Any]], most: int) -> 
         missing = [str(error)]
     logger.warning(
         "grpcio %s is not one that fastinfer was made for: %s is missing or of another kind. Calls are accepted by "
-        "grpc.aio itself, which takes longer, and which a call whose path is not UTF-8 brings down",
+        "grpc.aio itself, which takes longer, and a call whose path is not UTF-8 ends all others for a moment",
         grpc.__version__,
         ", ".join(missing),
     )
