@@ -7,8 +7,9 @@
 size; what is printed is the median of the rounds, and of the rounds' ratios. Before anything is timed, the answers are
 compared: ours are LightGBM's, bit by bit. onnxruntime has the float32 operator that onnxmltools writes, on one thread.
 
-At the end the same file is served, and one-row requests come one after the other: the model's time a request, as the
-server's statistics have it, beside what ``Booster.predict`` takes for the same rows one by one from Python.
+At the end the same file is served, on another core where there is one, and one-row requests come one after the other:
+the model's time a request, as the server's statistics have it, beside what ``Booster.predict`` takes for the same rows
+one by one from Python.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def seconds(predict: Predict, batches: list[Any]) -> float:
 
 def served(model: Any, rows: Any, rounds: int) -> None:
     """One-row requests to a server that has the file, in turn with the library."""
-    core = min(os.sched_getaffinity(0))
+    mine = os.sched_getaffinity(0)
+    core = next((each for each in range(os.cpu_count() or 1) if each not in mine), min(mine))
     options = argparse.Namespace(python=sys.executable, given=True)
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder) / "trees" / "1"
