@@ -105,6 +105,8 @@ def tensor_of(tensor: Tensor, values: Any, batched: bool = True) -> Array:
 def numbers(tensor: Tensor, values: Any, name: str) -> Array:
     """Values as an array of the tensor's dtype, where they are of its kind and in its range; text as str."""
     array = values if isinstance(values, np.ndarray) else as_array(values)
+    if not array.ndim and tensor.shape:
+        raise InvalidShapeError(f"input {name!r} takes rows, got a single {type(values).__name__}")
     if array.dtype == object and tensor.datatype != "BYTES":
         array = unboxed(tensor, array, name)
     dtype = np.dtype(DTYPES[DATATYPES.index(tensor.datatype)])
@@ -129,7 +131,10 @@ def numbers(tensor: Tensor, values: Any, name: str) -> Array:
 
 def as_array(values: Any) -> Array:
     if hasattr(values, "__array__"):
-        return np.asarray(values)
+        try:
+            return np.asarray(values)
+        except Exception:  # a type that numpy has not, such as integers of 128 bits in polars
+            values = list(values)
     try:
         return np.array(values)
     except ValueError:  # rows of several lengths
@@ -143,7 +148,7 @@ def unboxed(tensor: Tensor, array: Array, name: str) -> Array:
     listed = array.tolist()
     for row, value in enumerate(listed):
         if value is None or isinstance(value, (str, bytes)):
-            shown = "missing" if value is None else f"the text {value!r}"
+            shown = "missing" if value is None else f"the text {value[:80]!r}"
             raise InvalidValueError(f"input {name!r}, row {row}: {shown}, and it takes {tensor.datatype}")
     try:
         return np.array(listed)
@@ -153,9 +158,13 @@ def unboxed(tensor: Tensor, array: Array, name: str) -> Array:
 
 def texts(array: Array, name: str) -> Array:
     if array.dtype.kind == "U" or (array.size == 0 and array.dtype.kind == "f"):
-        return array.astype(object)
+        array = array.astype(object)
     flat = np.array(array, dtype=object).ravel()
     for row, value in enumerate(flat):
         if not isinstance(value, str):
             raise InvalidValueError(f"input {name!r}, row {row}: {type(value).__name__}, and it takes text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidValueError(f"input {name!r}, row {row}: a text that is not valid Unicode") from None
     return np.asarray(array, dtype=object)

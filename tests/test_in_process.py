@@ -94,6 +94,15 @@ def test_one_value_a_row(models):
     ("picky.onnx", [0.5], InvalidValueError, "takes INT64"),
     ("picky.onnx", np.array([2**63], dtype=np.uint64), InvalidValueError, "out of range"),
     ("words.onnx", [1], InvalidValueError, "takes text"),
+    ("words.onnx", ["a", "\ud800"], InvalidValueError, "row 1: a text that is not valid Unicode"),
+    ("affine.onnx", 5, InvalidShapeError, "takes rows, got a single int"),
+    ("affine.onnx", None, InvalidShapeError, "takes rows, got a single NoneType"),
+    ("affine.onnx", {"x": {"a": 1}}, InvalidShapeError, "takes rows, got a single dict"),
+    ("affine.onnx", {"x": pl.Series([2**70], dtype=pl.Int128)}, InvalidValueError, "takes FP32, got an array of"),
+    ("picky.onnx", ["x" * 10_000], InvalidValueError, "takes INT64, got an array of <U10000"),
+    ("picky.onnx", {"i": [None, "x"]}, InvalidValueError, "row 0: missing"),
+    ("people", [{"age": 10**5000, "job": "fixed"}], InvalidRecordError, "'age': int of too many digits"),
+    ("people", [{"age": "x" * 10_000, "job": "fixed"}], InvalidRecordError, r"'age': str 'x{76}\.\.\., and"),
 ])
 def test_rows_that_the_model_does_not_take(models, name, rows, error, says):
     with pytest.raises(error, match=says):

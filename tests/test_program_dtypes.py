@@ -22,6 +22,7 @@ from sklearn.preprocessing import (
     OneHotEncoder,
     OrdinalEncoder,
     PolynomialFeatures,
+    RobustScaler,
     SplineTransformer,
     StandardScaler,
 )
@@ -252,3 +253,30 @@ def test_a_union_of_nullable_columns() -> None:
     assert np.array_equal(pipeline.transform(full).astype("float64"), program.transform(full))
     with pytest.raises(FastinferError, match="row 2, field 'a': missing"):
         program.transform(frame)
+
+
+def test_a_robust_scaler_tells_without_a_sample_that_it_was_fitted_on_float32() -> None:
+    frame = pd.DataFrame({"a": np.float32([0.1, 1.7, 3e10, -5.3]), "b": np.float32([1, 2, 2.5, 1e-3])})
+    scaler = RobustScaler().fit(frame)
+    assert np.array_equal(Program.from_sklearn(scaler).transform(frame), scaler.transform(frame).astype(float))
+
+
+@pytest.mark.parametrize("values", [
+    pd.to_timedelta(["1h", "2h"]), pd.to_datetime(["2024-01-01", "2024-01-02"], utc=True),
+    pd.Series([b"a", b"b"], dtype=object), pd.Series([10**5000, 1], dtype=object),
+    pd.Series([pd.Timedelta("1h"), pd.Timedelta("2h")], dtype=object), pd.period_range("2024", periods=2, freq="M"),
+])  # fmt: skip
+@pytest.mark.parametrize("first", [SimpleImputer(strategy="most_frequent"), OrdinalEncoder(), FunctionTransformer()],
+                         ids=repr)
+def test_values_that_no_column_takes_are_refused_by_their_column(first: Any, values: Any) -> None:
+    frame = pd.DataFrame({"a": values})
+    pipeline = make_pipeline(first, MissingIndicator(features="all"))
+    try:
+        pipeline.fit(frame)
+    except (TypeError, ValueError, AttributeError):
+        pytest.skip("scikit-learn does not take them")
+    for sample in (frame, None):
+        with pytest.raises(FastinferError, match=r"^(pipeline|row 0, field).*'a'") as caught:
+            Program.from_sklearn(pipeline, sample=sample).transform(frame)
+        assert caught.value.at is not None
+        assert len(str(caught.value)) < 250

@@ -17,7 +17,7 @@ from fastinfer.preprocessing.tracing import FLOAT32, is_nan, refuse
 Origins = Sequence["Origin | None"] | None  # None: a transformer that is not known gave these columns
 SAME_COLUMNS = ("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "Binarizer", "Normalizer",
                 "PowerTransformer", "QuantileTransformer")
-SINGLE = ("data_min_", "max_abs_", "lambdas_", "quantiles_", "components_")  # float32 where they were fitted on float32
+SINGLE = ("data_min_", "max_abs_", "center_", "lambdas_", "quantiles_", "components_")  # as the data they saw
 MAX_SHOWN = 100  # categories that features.json repeats for documentation
 
 
@@ -166,7 +166,10 @@ def fitted_range(transformer: Any, column: int) -> tuple[float, float] | None:
 
 def number_range(values: Any) -> tuple[float, float] | None:
     """The smallest and the largest of a column's finite numbers."""
-    numbers = np.asarray(values, dtype=np.float64)
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except OverflowError:  # whole numbers beyond float64
+        return None
     finite = numbers[np.isfinite(numbers)]
     return (float(finite.min()), float(finite.max())) if len(finite) else None
 
@@ -237,7 +240,7 @@ def classify(name: str, evidence: Evidence, sample: Sampled | None, path: str) -
 
 
 def is_integer(value: Any) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
     return whole and -(2**63) <= int(value) < 2**63
 
 
@@ -289,13 +292,17 @@ def missing_of(evidence: Evidence) -> str:
 
 
 def shown_categories(evidence: Evidence, datatype: str) -> tuple[Any, ...]:
-    wanted: Any = {"BYTES": str, "INT64": (int, np.integer), "FP64": (int, float, np.number)}.get(datatype)
+    whole = (int, np.integer)
+    wanted: Any = {"BYTES": str, "INT64": whole, "FP64": (*whole, float, np.floating)}.get(datatype)
     if wanted is None:
         return ()
     found = dict.fromkeys(value for value in evidence.categories
-                          if isinstance(value, wanted) and not is_nan(value))
+                          if isinstance(value, wanted) and not isinstance(value, np.timedelta64) and not is_nan(value))
     convert: Any = {"BYTES": str, "INT64": int, "FP64": float}[datatype]
-    return tuple([convert(value) for value in list(found)[:MAX_SHOWN]])
+    try:
+        return tuple([convert(value) for value in list(found)[:MAX_SHOWN]])
+    except OverflowError:  # whole numbers beyond float64
+        return ()
 
 
 def range_of(evidence: Evidence, datatype: str, sample: Sampled | None) -> tuple[float, float] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from fastinfer._core import Columns, Signature
 from fastinfer.errors import InvalidRecordError
 from fastinfer.preprocessing.spec import DATETIME, Column
-from fastinfer.preprocessing.times import times_of
+from fastinfer.preprocessing.times import shown, times_of
 
 LIBRARIES: Final = ("pandas", "polars", "pyarrow", "narwhals")  # whose frames give their columns by name
 EXACT: Final = 2**53  # as far as every whole number is a float64
@@ -296,8 +296,8 @@ def is_missing(value: Any) -> bool:
 
 
 def wrong(column: Column, row: int, value: Any, wanted: str) -> InvalidRecordError:
-    shown = "missing" if is_missing(value) else f"{type(value).__name__} {value!r}"
-    return InvalidRecordError(f"row {row}, field {column.name!r}: {shown}, and the column takes {wanted}",
+    told = "missing" if is_missing(value) else f"{type(value).__name__} {shown(value)}"
+    return InvalidRecordError(f"row {row}, field {column.name!r}: {told}, and the column takes {wanted}",
                               f"$.records[{row}].{column.name}")
 
 

@@ -52,11 +52,16 @@ def plain_category(category: Any, feature: Feature, path: str) -> str | int | fl
         except UnicodeEncodeError:
             raise refuse(path, f"a category of {feature.name!r} is not valid Unicode: {category!r}") from None
         return str(category)
-    if not isinstance(category, (bool, int, float, np.bool_, np.integer, np.floating)):
+    numbers = (bool, int, float, np.bool_, np.integer, np.floating)
+    if not isinstance(category, numbers) or isinstance(category, np.timedelta64):
         raise refuse(path, f"a category of {feature.name!r} is {type(category).__name__}: {category!r}")
     if feature.kind == "text":
         return None
-    if not math.isfinite(category):
+    try:
+        finite = math.isfinite(category)
+    except OverflowError:
+        raise refuse(path, f"a category of {feature.name!r} is a whole number beyond float64") from None
+    if not finite:
         raise refuse(path, f"a category of {feature.name!r} is infinite")
     if feature.kind == "integer":
         return int(category) if float(category).is_integer() else None

@@ -92,7 +92,8 @@ def filling(imputer: Any, statistic: Any, matrix: Matrix, feature: Feature, path
     value = np.array([statistic], dtype=object).astype(imputer._fill_dtype).astype(matrix.dtype)[0]
     if feature.kind == "text" and (value is None or isinstance(value, str)):
         return value
-    if feature.kind == "text" or isinstance(value, str) or value is None:
+    if feature.kind == "text" or not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)) or (
+            isinstance(value, np.timedelta64)):
         raise refuse(path, f"{feature.kind} of the column {feature.name!r} is filled with {value!r}")
     return float(value)
 

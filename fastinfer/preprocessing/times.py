@@ -1,5 +1,6 @@
 """Dates and times out of what Python programs hold them in, and dates at which their parts change."""
 
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
@@ -26,6 +27,15 @@ TELLING_DATES: Final = (
 )
 
 
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut short where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "of too many digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def times_of(column: Column, values: Any) -> npt.NDArray[np.int64] | list[str | None]:
     """Values of a column of dates, as the compiled core takes them.
 
@@ -41,7 +51,10 @@ def times_of(column: Column, values: Any) -> npt.NDArray[np.int64] | list[str | 
     """
     if getattr(getattr(values, "dtype", None), "tz", None) is not None:  # pandas would make an array of objects
         values = getattr(values, "dt", values).tz_convert(None)
-    array = np.asarray(values.to_numpy()) if hasattr(values, "to_numpy") else values
+    array = values
+    if hasattr(values, "to_numpy"):
+        with suppress(Exception):  # a type that numpy has not: its values are refused one by one
+            array = np.asarray(values.to_numpy())
     if not isinstance(array, np.ndarray):
         array = np.fromiter(array, dtype=object)
     if array.ndim != 1:
@@ -73,11 +86,13 @@ def refused(column: Column, row: int, shown: str) -> InvalidRecordError:
 
 
 def text_of(column: Column, value: Any, row: int) -> str | None:
-    if value is None or type(value).__name__ == "NAType" or value != value:
-        return None
     if isinstance(value, str):
         return value
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
+        return None
     if isinstance(value, np.datetime64):
+        if np.isnat(value):
+            return None
         return str(microseconds(column, np.array([value])).view("datetime64[us]")[0])
     if isinstance(value, datetime):
         try:
@@ -86,4 +101,4 @@ def text_of(column: Column, value: Any, row: int) -> str | None:
             raise refused(column, row, repr(value)) from None
     if isinstance(value, date):
         return value.isoformat()
-    raise refused(column, row, f"{type(value).__name__} {value!r}")
+    raise refused(column, row, f"{type(value).__name__} {shown(value)}")

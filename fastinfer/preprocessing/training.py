@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastinfer.errors import ConfigurationError
 from fastinfer.options import nearest
 from fastinfer.preprocessing.frames import is_missing, to_array
+from fastinfer.preprocessing.times import shown
 
 Holds = Literal["number", "integer", "bool", "text", "date"]
 NUMBERS: Final = (int, float, np.integer, np.floating)
@@ -115,8 +116,8 @@ def training_column(held: Any, name: str, path: str, *, dates: bool) -> Training
         except OverflowError:
             raise refused(path, name, "it holds a whole number beyond float64") from None
     other = next((value for value in present if type(value) is not type(present[0])), present[0])
-    raise refused(path, name, f"it holds {type(other).__name__}, among others {other!r}; make it all text, numbers, "
-                              "booleans or dates")
+    raise refused(path, name, f"it holds {type(other).__name__}, among others {shown(other)}; make it all text, "
+                              "numbers, booleans or dates")
 
 
 def refused(path: str, name: str, why: str) -> ConfigurationError:
