@@ -709,6 +709,8 @@ cdef struct Holder:
     int64_t deadline                    # and rank: of the one that goes last, or went
     int rank
     Py_ssize_t excess                   # slots that are that
+    uint64_t round                      # in which the next one counts
+    Py_ssize_t served                   # rows within its share that have run
     uint64_t look                       # at the queue, for the while of which the next two count
     Py_ssize_t counted                  # rows, or bytes
     size_t tail                         # behind its last one that may give way; 0: there is none
@@ -722,6 +724,10 @@ cdef struct Queue:
     size_t spare_capacity
     Py_ssize_t level                    # rows of one client that go before others' excess
     size_t excess                       # slots that are that
+    Py_ssize_t excess_rows
+    uint64_t round                      # of turns, in which each client has its share
+    Py_ssize_t run_rows                 # in this round
+    bint in_rounds                      # a round takes more than one run
     bint unsettled                      # who is that may have changed since turns were taken
     Holder* holders                     # by a hash of their keys
     size_t holder_slots                 # a power of two, or 0

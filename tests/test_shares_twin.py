@@ -85,7 +85,7 @@ class Plain:
             (held[each.client], place, each) for place, each in enumerate(among)
             if asked.client and each.client and each.client != asked.client and each not in yields
             and each.rank >= asked.rank and held[each.client] > least
-            and held[each.client] - each.size(in_bytes) >= more + max(more, own)
+            and held[each.client] - each.size(in_bytes) >= more + own
         ]  # fmt: skip
         if may:
             yields.append(max(may, key=lambda each: each[:2])[2])

@@ -128,10 +128,12 @@ async def everybody(port: int) -> Counter[str]:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """One model runs on the loop, the other on worker threads."""
+    """One model runs on the loop, the other on worker threads; there is room for all, however slow the machine is."""
+    room = f"queue_rows = {4 * CONNECTIONS * MOST_ROWS}\n"
     for name, (datatype, _) in MODELS.items():
         onnx_models.identity(tmp_path / "models" / name / "1" / "model.onnx", datatype)
-    (tmp_path / "models" / "wholes" / "model.toml").write_text("inline_budget_us = 0\ninstances = 2\n")
+        (tmp_path / "models" / name / "model.toml").write_text(room)
+    (tmp_path / "models" / "wholes" / "model.toml").write_text(room + "inline_budget_us = 0\ninstances = 2\n")
     return tmp_path / "models"
 
 

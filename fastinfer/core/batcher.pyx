@@ -288,7 +288,8 @@ cdef class Batcher:
     cdef void withdraw_slot(self, Slot slot):
         cdef Batch batch = slot.batch
         cdef Ticket ticket = slot.ticket
-        queue_remove(&self.queue, queue_position(&self.queue, ticket.rank, slot.turn, ticket.deadline, slot.order))
+        queue_remove(&self.queue, queue_position(&self.queue, ticket.rank, slot.turn, ticket.deadline, slot.order),
+                     False)
         self.strike(slot)
         ticket.missing -= 1
         slot.batch = None  # which still has it, until its rows are closed up
@@ -483,7 +484,7 @@ cdef class Batcher:
             entry = &queue.data[i]
             if (<Slot>entry.slot).batch is batch:
                 self.strike(<Slot>entry.slot)
-                queue_let_go(queue, entry)
+                queue_let_go(queue, entry, True)
                 (<Slot>entry.slot).order = 0
                 Py_DECREF(<Slot>entry.slot)
             else:
@@ -534,7 +535,7 @@ cdef class Batcher:
                 batch.tags += source.tags[slot.start:slot.start + slot.rows]
             batch.limit = min(batch.limit, slot.ticket.limit)
             batch.earliest = min(batch.earliest, queue.data[i].deadline)
-            queue_remove(queue, i)
+            queue_remove(queue, i, True)
             i = max(i, queue.begin)
             self.strike(slot)
             source.slots.remove(slot)

@@ -84,17 +84,23 @@ cdef bint queue_insert(Queue* queue, Slot slot, Ticket ticket) except False:
     data.nbytes = slot.nbytes
     data.slot = <void*>slot
     data.turn = slot.turn
-    queue.excess += slot.turn & EXCESS
+    if slot.turn & EXCESS:
+        queue.excess += 1
+        queue.excess_rows += slot.rows
     if holder != NULL:
         holder_takes(queue, holder, data)
     Py_INCREF(slot)
     return True
 
 
-cdef void queue_let_go(Queue* queue, const Waiting* entry) noexcept nogil:
-    """What is counted of one that leaves."""
+cdef void queue_let_go(Queue* queue, const Waiting* entry, bint runs) noexcept nogil:
+    """What is counted of one that leaves, to run or without."""
     cdef Holder* holder = queue_holder(queue, entry.key)
-    queue.excess -= entry.turn & EXCESS
+    if entry.turn & EXCESS:
+        queue.excess -= 1
+        queue.excess_rows -= entry.rows
+    if runs:
+        queue.run_rows += entry.rows
     if holder == NULL:
         return
     held_less(queue, holder.rows)
@@ -104,6 +110,9 @@ cdef void queue_let_go(Queue* queue, const Waiting* entry) noexcept nogil:
     holder.nbytes -= entry.nbytes
     if entry.turn & EXCESS:
         holder.excess -= 1
+    elif runs and queue.in_rounds:
+        holder.served = served(queue, holder) + entry.rows
+        holder.round = queue.round
     elif holder.excess:
         queue.unsettled = True  # the next of them is within its share now
     if holder.slots == 0:
@@ -112,11 +121,11 @@ cdef void queue_let_go(Queue* queue, const Waiting* entry) noexcept nogil:
         held_more(queue, holder.rows)
 
 
-cdef void queue_remove(Queue* queue, size_t at) noexcept:
-    """Let the one at ``at`` go. The caller has a reference to its slot."""
+cdef void queue_remove(Queue* queue, size_t at, bint runs) noexcept:
+    """Let the one at ``at`` go, to run or without. The caller has a reference to its slot."""
     cdef Slot slot = <Slot>queue.data[at].slot
     slot.order = 0
-    queue_let_go(queue, &queue.data[at])
+    queue_let_go(queue, &queue.data[at], runs)
     if at == queue.begin:
         queue.begin += 1
     else:
@@ -163,8 +172,13 @@ cdef void holder_takes(Queue* queue, Holder* holder, const Waiting* entry) noexc
     holder.nbytes += entry.nbytes
     holder.excess += entry.turn & EXCESS
     held_more(queue, holder.rows)
-    if queue.level and not is_last and holder.rows > queue.level:
+    if queue.level and not is_last and holder.rows + served(queue, holder) > queue.level:
         queue.unsettled = True  # others of it stand behind more rows than they did
+
+
+cdef inline Py_ssize_t served(const Queue* queue, const Holder* holder) noexcept nogil:
+    """Rows within a client's share that have run in this round."""
+    return holder.served if holder.round == queue.round else 0
 
 
 cdef inline Holder* looked_at(Queue* queue, Holder* holder) noexcept nogil:
@@ -305,9 +319,9 @@ cdef size_t queue_most_bytes(Queue* queue) noexcept nogil:
 # -- turns -------------------------------------------------------------------------------------------------------
 
 cdef inline int turn_of(const Queue* queue, const Holder* holder, Py_ssize_t before, int64_t deadline) noexcept nogil:
-    """Of one before whom so many rows of its client wait."""
+    """Of one before whom so many rows of its client wait; those that have run in this round count, too."""
     cdef int turn = FAIR if deadline != NEVER else ENDLESS
-    if holder != NULL and queue.level and before >= queue.level:
+    if holder != NULL and queue.level and before + served(queue, holder) >= queue.level:
         turn += 1
     return turn
 
@@ -338,6 +352,7 @@ cdef bint queue_take_turns(Queue* queue, Py_ssize_t level) except False:
         data = queue.data
     queue.looks += 1
     queue.excess = 0
+    queue.excess_rows = 0
     low = queue.begin
     while low < queue.end:  # of one priority, with a deadline or without: the fair part and the excess behind it
         middle = low
@@ -380,6 +395,7 @@ cdef void queue_divide(Queue* queue, size_t low, size_t middle, size_t high) noe
             holder.counted += merged[k].rows
         if merged[k].turn & EXCESS:
             queue.excess += 1
+            queue.excess_rows += merged[k].rows
         else:
             data[i] = merged[k]
             i += 1

@@ -7,6 +7,7 @@
 from libc.stdint cimport INT64_MIN, int64_t, uint64_t
 from libcpp.algorithm cimport pop_heap, push_heap
 
+cdef Py_ssize_t LONG_ROUND = 4              # rows that run in it, for each client
 cdef int64_t COMPANY_NS = 10 * SECOND_NS    # for which another client that was seen counts as about
 
 
@@ -14,14 +15,10 @@ cdef bint has_company(Batcher batcher, int64_t now) noexcept:
     return now - batcher.company_ns < COMPANY_NS
 
 
-cdef Py_ssize_t fair_level(Queue* queue, Py_ssize_t room, int64_t key, Py_ssize_t rows,
-                           Py_ssize_t* before) noexcept nogil:
+cdef Py_ssize_t fair_level(const Queue* queue, Py_ssize_t room, int64_t key, Py_ssize_t rows) noexcept nogil:
     """The most rows that each client may have where ``room`` is for all, one of whom is to have so many more.
 
     It rises from one number of rows that some client has to the next.
-
-    Args:
-        before: set to the rows of all that are within it, not more of any client than that; without the one's.
     """
     cdef Holder* holder = queue_holder(queue, key)
     cdef Py_ssize_t own = min(holder.rows, queue.held_limit) if holder != NULL else 0
@@ -36,43 +33,56 @@ cdef Py_ssize_t fair_level(Queue* queue, Py_ssize_t room, int64_t key, Py_ssize_
             upto = min(upto, moved)
         step = (room - taken) // above
         if step < upto - level:
-            if level + step < 1:
-                step = 1
-            taken += above * step
-            level += step
-            break
+            return max(level + step, <Py_ssize_t>1)
         taken += above * (upto - level)
         level = upto
         if level < queue.held_size:
             above -= queue.held[level]
         above += (level == own and moved > 0) - (level == moved)
-    else:
-        level = max(room, <Py_ssize_t>1)
-    before[0] = taken - min(moved, level) + min(own, level)
-    return level
+    return max(room, <Py_ssize_t>1)
 
 
 cdef int take_turns(Batcher batcher, int64_t now) except -1:
-    """Order those who wait for the run that is to begin."""
+    """Order those who wait for the run that is to begin.
+
+    Where there are more clients than rows in a run they take turns: who has had its share waits until the others have.
+    Such a round ends when nobody waits who has not; or, so that nobody is kept out of it by many who come and go, when
+    several times as much has run.
+    """
     cdef Queue* queue = &batcher.queue
-    cdef Py_ssize_t room, before, level = 0
+    cdef Py_ssize_t room, level = 0
     if queue.holder_count < 2 and queue.excess == 0:
+        queue.level = 0
+        queue.in_rounds = False
         return 0
     room = (<Slot>queue.data[queue.begin].slot).ticket.limit
     if batcher.waiting_rows <= room:
         return 0
     if queue.holder_count > 1 and has_company(batcher, now):
-        level = fair_level(queue, room, 0, 0, &before)
+        level = fair_level(queue, room, 0, 0)
+    if queue.in_rounds and (<Py_ssize_t>queue.holder_count <= room
+                            or queue.run_rows > LONG_ROUND * <Py_ssize_t>queue.holder_count):
+        begin_round(queue)
+    queue.in_rounds = <Py_ssize_t>queue.holder_count > room
     queue_take_turns(queue, level)
+    if queue.in_rounds and queue.data[queue.begin].turn & EXCESS:
+        begin_round(queue)
+        queue_take_turns(queue, level)
     return 0
+
+
+cdef void begin_round(Queue* queue) noexcept nogil:
+    queue.round += 1
+    queue.run_rows = 0
+    queue.unsettled = True
 
 
 cdef Reason fit_in(Batcher batcher, const Asked* asked, const Outlook* outlook, int64_t* retry_ns):
     """Whether one can make it in its turn, and all others still can, but for those that are to give way."""
     cdef Queue* queue = &batcher.queue
     cdef Holder* holder = queue_holder(queue, asked.key)
-    cdef Py_ssize_t fair, before = 0
-    cdef Py_ssize_t level = fair_level(queue, outlook.rows, asked.key, asked.rows, &fair)
+    cdef Py_ssize_t before = 0
+    cdef Py_ssize_t level = fair_level(queue, outlook.rows, asked.key, asked.rows)
     cdef int turn = FAIR if asked.deadline != NEVER else ENDLESS
     cdef size_t place, i
     retry_ns[0] = <int64_t>outlook.run.mean
@@ -86,12 +96,15 @@ cdef Reason fit_in(Batcher batcher, const Asked* asked, const Outlook* outlook, 
                                                        or queue.data[i].rank == asked.rank
                                                        and queue.data[i].deadline <= asked.deadline):
                     before += queue.data[i].rows
+        if holder != NULL:
+            before += served(queue, holder)
         before += (asked.rows - 1) // batcher.max_batch_size * batcher.max_batch_size  # its own first pieces
         turn += before >= level
     if batcher.yielding or not goes_last(queue, asked):
         pass
     elif turn == FAIR:
-        if takes(outlook, fair + asked.rows) > outlook.remaining:
+        if level == queue.level and not queue.unsettled and \
+                takes(outlook, batcher.waiting_rows - queue.excess_rows + asked.rows) > outlook.remaining:
             return PAST_DEADLINE  # nobody gives way to make it sooner
     elif takes(outlook, batcher.waiting_rows + asked.rows) > outlook.remaining and not some_may_yield(queue, asked):
         return PAST_DEADLINE
@@ -124,10 +137,10 @@ cdef bint some_may_yield(Queue* queue, const Asked* asked) noexcept nogil:
 cdef Py_ssize_t most_after(const Queue* queue, const Asked* asked, bint in_bytes) noexcept nogil:
     """What one that gives way keeps at least: as much as the one who comes has then."""
     cdef Holder* holder = queue_holder(queue, asked.key)
-    cdef Py_ssize_t own = 0, more = <Py_ssize_t>asked.nbytes if in_bytes else asked.rows
+    cdef Py_ssize_t more = <Py_ssize_t>asked.nbytes if in_bytes else asked.rows
     if holder != NULL:
-        own = <Py_ssize_t>holder.nbytes if in_bytes else holder.rows
-    return more + max(more, own)
+        more += <Py_ssize_t>holder.nbytes if in_bytes else holder.rows
+    return more
 
 
 cdef bint all_make_it(Batcher batcher, const Asked* asked, const Outlook* outlook, size_t place, Py_ssize_t level):
@@ -295,7 +308,7 @@ cdef bint make_room(Batcher batcher, const Asked* asked, bint in_bytes):
     cdef Py_ssize_t room = batcher.queue_bytes if in_bytes else batcher.queue_rows
     cdef Py_ssize_t more = <Py_ssize_t>asked.nbytes if in_bytes else asked.rows
     cdef Py_ssize_t left = <Py_ssize_t>batcher.waiting_bytes if in_bytes else batcher.waiting_rows
-    cdef Py_ssize_t level, before
+    cdef Py_ssize_t level
     cdef Ticket ticket
     for ticket in batcher.yielding:
         left -= size_waiting(ticket, in_bytes)
@@ -306,7 +319,7 @@ cdef bint make_room(Batcher batcher, const Asked* asked, bint in_bytes):
     if in_bytes:
         level = room // (<Py_ssize_t>queue.holder_count + 1)
     else:
-        level = fair_level(queue, room, asked.key, asked.rows, &before)
+        level = fair_level(queue, room, asked.key, asked.rows)
     batcher.claimed = 0
     while left + more > room:
         if not have_yield(batcher, asked, FAIR, level, queue.end, in_bytes):
