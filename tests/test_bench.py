@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -273,3 +274,16 @@ def test_the_command_explains_itself() -> None:
     done = subprocess.run([sys.executable, ROOT / "bench" / "table.py", "--help"], capture_output=True, text=True,
                           check=True)
     assert "--publish" in textwrap.dedent(done.stdout)
+
+
+def test_a_bench_that_is_ended_stops_what_it_started() -> None:
+    script = ("import argparse, os, signal, time, harness\n"
+              "harness.settle(argparse.Namespace(python='p', base_python='b'))\n"
+              "try:\n"
+              "    os.kill(os.getpid(), signal.SIGTERM)\n"
+              "    time.sleep(60)\n"
+              "finally:\n"
+              "    print('stopped')\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "bench")})
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "stopped\n"), done.stderr
