@@ -280,3 +280,21 @@ def test_values_that_no_column_takes_are_refused_by_their_column(first: Any, val
             Program.from_sklearn(pipeline, sample=sample).transform(frame)
         assert caught.value.at is not None
         assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("beside", [
+    ("passthrough", ["b"]), (OneHotEncoder(sparse_output=False, dtype=np.int64), ["s"]),
+    (MissingIndicator(features="all"), ["f"]), (OrdinalEncoder(dtype=np.int32), ["s"])], ids=repr)
+def test_integers_beside_what_is_no_float_stay_integers(beside: Any) -> None:
+    """numpy's product of them overflows, and has no -0.0, as the floats have that they travel as."""
+    frame = pd.DataFrame({"i": [2**62, 0, 5, -7], "b": [True, False, True, True], "s": list("xyxy"),
+                          "f": [1.0, np.nan, 3.0, 4.0]})
+    for last in (FeatureUnion([("w", SelectKBest(k="all"))], transformer_weights={"w": 2}),
+                 FunctionTransformer(np.negative)):
+        columns = ColumnTransformer([("i", "passthrough", ["i"]), ("beside", *beside)])
+        pipeline = make_pipeline(columns, last).fit(frame, [0, 1, 0, 1])
+        with pytest.raises(ImportRefusedError, match=r"integers|overflow|dtype object"):
+            Program.from_sklearn(pipeline, sample=frame)
+    both = ColumnTransformer([("p", SimpleImputer(strategy="most_frequent"), ["i", "b"])], transformer_weights={"p": 2})
+    with pytest.raises(ImportRefusedError, match="may overflow"):
+        Program.from_sklearn(both.fit(frame), sample=frame)

@@ -100,12 +100,19 @@ class Matrix:
     def as_array(self, dtype: np.dtype[Any] | None = None) -> "Matrix":
         """The same values in one array."""
         dtype = self.dtype if dtype is None else dtype
-        found = {feature.whole for feature in self.features}
+        found = {whole_of(feature) if dtype.kind == "f" else feature.whole for feature in self.features}
         whole = "no" if not found or "no" in found else found.pop() if len(found) == 1 else max(found)
         features = tuple([replace(feature, dtype=dtype, whole=whole, extension=False,
                                   none=feature.none and (feature.kind == "text" or dtype == OBJECT))
                           for feature in self.features])
         return Matrix(features, "sparse" if self.container == "sparse" else "array")
+
+
+def whole_of(feature: Feature) -> str:
+    """Its `whole` in an array of floats: integers and booleans make none of integers beside them."""
+    if feature.dtype.kind in "iub":
+        return "yes" if feature.dtype.itemsize >= 4 else "narrow"
+    return feature.whole
 
 
 def refuse(path: str, reason: str) -> ImportRefusedError:
