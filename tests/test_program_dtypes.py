@@ -298,3 +298,11 @@ def test_integers_beside_what_is_no_float_stay_integers(beside: Any) -> None:
     both = ColumnTransformer([("p", SimpleImputer(strategy="most_frequent"), ["i", "b"])], transformer_weights={"p": 2})
     with pytest.raises(ImportRefusedError, match="may overflow"):
         Program.from_sklearn(both.fit(frame), sample=frame)
+
+
+def test_a_weight_of_a_frame_is_of_each_column() -> None:
+    frame = pd.DataFrame({"f": [1.5, 2.5], "i": [2**62, 1]})
+    columns = ColumnTransformer([("p", "passthrough", ["f", "i"])], transformer_weights={"p": 2}).fit(frame)
+    with pytest.raises(ImportRefusedError, match="may overflow"):
+        Program.from_sklearn(columns, sample=frame)
+    same(columns.set_params(transformer_weights={"p": 0.5}).fit(frame), frame)

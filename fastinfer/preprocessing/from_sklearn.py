@@ -194,7 +194,11 @@ def weighted(trace: Trace, matrix: Matrix, weight: float | None, path: str) -> M
         if not indices:
             continue
         result = OBJECT if dtype == OBJECT else np.result_type(np.empty(0, dtype), weight)
-        part = replace(matrix.take(indices), container="array").as_array(result)
+        taken = matrix.take(indices)
+        part = replace(taken, container="array").as_array(result)
+        if matrix.container in ("frame", "polars"):  # the product is of each column by itself
+            part = replace(part, features=tuple([replace(feature, whole=own.whole) for feature, own in
+                                                 zip(part.features, taken.features, strict=True)]))
         if result.kind in "iu" and any(feature.kind == "integer" or not feature.unsigned for feature in part.features):
             raise refuse(path, f"a weight of {result}, which may overflow; make the part float64")
         if weight != 1 and isinstance(weight, (int, np.integer)) and any(f.whole != "no" for f in part.features):
