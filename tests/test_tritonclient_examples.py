@@ -1,6 +1,7 @@
 """The examples of Triton's own Python client, as they are published, against this server.
 
-They are triton-inference-server/client's `src/python/examples`, under the licence that lies beside them.
+They are src/python/examples of the sources of triton-inference-server/client, which are not ours to pass on:
+FASTINFER_TRITON_EXAMPLES names that folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from onnx_models import value, write
 pytest.importorskip("tritonclient.http", reason="pip install 'tritonclient[http,grpc]'")
 pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[http,grpc]'")
 
-EXAMPLES = Path(__file__).parent / "tritonclient_examples"
+EXAMPLES = Path(os.environ.get("FASTINFER_TRITON_EXAMPLES") or os.devnull)
+pytestmark = pytest.mark.skipif(
+    not EXAMPLES.is_dir(), reason="git clone https://github.com/triton-inference-server/client and set "
+    "FASTINFER_TRITON_EXAMPLES to its src/python/examples")
 PATIENCE = 120.0  # seconds; a slow machine under load must not fail a test
 GOOD = [
     "grpc_explicit_byte_content_client", "grpc_explicit_int8_content_client", "grpc_explicit_int_content_client",
@@ -74,10 +78,6 @@ def run(name: str, server: ServerProcess, folder: Path) -> subprocess.CompletedP
     return subprocess.run([sys.executable, "example.py", "-u", f"127.0.0.1:{port}"], cwd=folder,
                           env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True,
                           timeout=PATIENCE)
-
-
-def test_the_examples_are_these() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*GOOD, *REFUSED}
 
 
 @pytest.mark.parametrize("name", GOOD)
