@@ -605,6 +605,7 @@ FAULTS: list[tuple[Any, str]] = [
     (entry("onehot", "mixed"), "the column 'mixed' cannot be used: it holds int, among others 1"),
     (entry("onehot", "bytes"), "the column 'bytes' cannot be used: it holds bytes"),
     (entry("target"), "(target): learns from the target; give y"),
+    (entry({"op": "target", "smooth": pd.NA}), "spec.features[0].steps.smooth: expected a number"),
     (entry({"op": "quantile", "n_quantiles": 100, "subsample": 10}),
      "(quantile): 100 quantiles of a subsample of 10 rows"),
     (entry({"op": "power", "method": "box-cox"}, "negative"), "(power): box-cox takes numbers above 0"),

@@ -115,7 +115,7 @@ def pair(read: Reader) -> Reader:
 
 def either(first: Reader, word: str) -> Reader:
     """What ``first`` reads, or the word itself."""
-    return lambda place: word if place.value == word else first(place)
+    return lambda place: word if isinstance(place.value, str) and place.value == word else first(place)
 
 
 def read_fill(place: Place) -> str | float:
