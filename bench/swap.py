@@ -2,6 +2,7 @@
 
     python bench/swap.py --python .venv/bin/python
     python bench/swap.py --rate 4000 --rounds 9
+    python bench/swap.py --pause 1 --seconds 20     # a hundred swaps at an easier pace
 
 Swap: one-row requests to a perceptron at a fixed rate, in windows in turn without and with loads of a new file, one
 after the other. Each load makes a session, proves and warms it, and takes the place of the one before. What is kept is
@@ -33,7 +34,6 @@ import wrk
 from environments import InstallError
 from process import Cores, Server, ServerError, clean_environment
 
-PAUSE = 0.2  # seconds between two loads
 ALONE = """
 import sys, time
 import numpy, onnxruntime
@@ -49,9 +49,9 @@ print(time.perf_counter() - started)
 class Swaps(threading.Thread):
     """Puts a new file in the old one's place and has it loaded, again and again."""
 
-    def __init__(self, port: int, file: Path) -> None:
+    def __init__(self, port: int, file: Path, pause: float) -> None:
         super().__init__(daemon=True)
-        self.port, self.file = port, file
+        self.port, self.file, self.pause = port, file, pause
         self.done = 0
         self.stop = threading.Event()
         self.fault: OSError | None = None
@@ -64,7 +64,7 @@ class Swaps(threading.Thread):
                 part.rename(self.file)
                 harness.post(self.port, f"/v2/repository/models/{self.file.parent.parent.name}/load", b"")
                 self.done += 1
-                self.stop.wait(PAUSE)
+                self.stop.wait(self.pause)
         except OSError as error:
             self.fault = error
 
@@ -101,7 +101,7 @@ def swap(options: argparse.Namespace, cores: Cores) -> None:
         ratios, failed, done = [], 0, 0
         for _ in range(options.rounds):
             before = window()
-            swaps = Swaps(server.port, folder / "mlp" / "1" / "model.onnx")
+            swaps = Swaps(server.port, folder / "mlp" / "1" / "model.onnx", options.pause)
             swaps.start()
             during = window()
             swaps.stop.set()
@@ -146,6 +146,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     harness.add_options(parser, rounds=5, seconds=4)
     parser.add_argument("--rate", type=float, default=2000.0, help="requests a second (default: 2000)")
+    parser.add_argument("--pause", type=float, default=0.2, help="seconds between two loads (default: 0.2)")
     options = parser.parse_args()
     try:
         cores = harness.settle(options)
