@@ -47,7 +47,7 @@ compile_args, link_args = BUILDS[build]
 if os.environ.get("FASTINFER_WERROR"):  # the tests' builds; a user's newer compiler may know new warnings
     compile_args = [*compile_args, "-Werror"]
 checked = build != "release"
-parts = sorted(str(p) for p in Path("fastinfer/core").rglob("*.pyx"))
+parts = sorted(str(p) for suffix in ("pyx", "pxd") for p in Path("fastinfer/core").rglob(f"*.{suffix}"))
 
 core = Extension(
     "fastinfer._core",

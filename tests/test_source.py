@@ -30,6 +30,10 @@ def modules() -> list[Path]:
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
+def compiled() -> list[Path]:
+    return [path for suffix in ("pyx", "pxd", "pxi") for path in sorted(PACKAGE.rglob(f"*.{suffix}"))]
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_left(path: Path) -> None:
     allowed = LAYERS[: LAYERS.index(layer(path)) + 1]
@@ -49,12 +53,12 @@ def test_every_layer_is_a_module() -> None:
 
 
 def test_the_core_imports_only_errors() -> None:
-    for path in [PACKAGE / "_core.pyx", *sorted((PACKAGE / "core").rglob("*.pyx"))]:
+    for path in compiled():
         imported = re.findall(r"^\s*(?:from|import)\s+fastinfer\.?(\w*)", path.read_text(), re.MULTILINE)
         assert set(imported) <= {"errors", "_core"}, path
 
 
-@pytest.mark.parametrize("path", [*modules(), *sorted((PACKAGE / "core").rglob("*.pyx"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*modules(), *compiled()], ids=lambda path: path.name)
 def test_no_module_is_longer_than_700_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 700
 
