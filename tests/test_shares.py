@@ -76,7 +76,7 @@ def test_a_queue_that_is_full_of_bytes_is_shared_likewise() -> None:
 
 def behind_a_greedy_one(**options: Any) -> World:
     """Four batches of four can follow what runs; one client has all the room that there is for one."""
-    world = world_of(10, slo_ms=50, **options)
+    world = world_of(10, slo_ms=56, **options)
     world.send(0.5, key=-7)
     world.turn()
     assert fill(world, key=-7) == 15
@@ -124,7 +124,7 @@ def test_many_who_come_and_go_do_not_keep_one_out_who_has_had_its_share() -> Non
 
 
 def test_of_two_and_none_they_make_one_and_one_and_then_nobody_gives_way() -> None:
-    world = world_of(10, slo_ms=52, max_batch_size=1)
+    world = world_of(10, slo_ms=58, max_batch_size=1)
     world.send(0.5, key=-7)
     world.turn()
     for tag, key in [(1, -8), (2, -8), (3, -7), (4, -7)]:
@@ -185,7 +185,7 @@ def test_nobody_gives_way_to_one_that_is_not_let_in() -> None:
 
 
 def test_a_client_with_one_large_request_keeps_it() -> None:
-    world = world_of(10, slo_ms=50)
+    world = world_of(10, slo_ms=56)
     world.send(0.5, key=-7)
     world.turn()
     assert refused(world, 1, 15, key=-7) is None
@@ -196,7 +196,7 @@ def test_a_client_with_one_large_request_keeps_it() -> None:
 
 
 def test_priorities_come_before_shares() -> None:
-    world = world_of(10, slo_ms=50)
+    world = world_of(10, slo_ms=56)
     world.send(0.5, key=-7)
     world.turn()
     assert fill(world, key=-7, priority=1) == 15

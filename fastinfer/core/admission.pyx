@@ -15,6 +15,7 @@ cdef int64_t STALE_NS = SECOND_NS              # since the last run, after which
 cdef int64_t HOPELESS_NS = 10 * SECOND_NS   # and one that has never been fast enough, as far as is known
 cdef double CAUTION = 1.5                   # a quantile of few runs, and a mean of fewer, err too
 cdef double HELD_BACK = 0.25                   # at most, of the time there is, for what may take longer
+cdef double KEPT_FREE = 0.1                    # of the time a request has, at least, where others wait or run
 cdef double RESERVE_KEPT = 511.0 / 512         # from one batch to the next
 cdef int SAMPLED = 64                       # one in so many refusals at the head is left to the body
 
@@ -110,6 +111,8 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, int64_t* retry_n
         return ADMITTED
     outlook.instances = batcher.instances
     outlook.reserve = batcher.reserve_ns
+    if not idle:  # a flood begins with connections that are made, and with runs that take longer than any before
+        outlook.reserve = max(outlook.reserve, KEPT_FREE * (asked.deadline - asked.arrived))
     look_at_runs(batcher, asked.now, &outlook)
     if idle and asked.rows <= outlook.rows:
         own = batcher.cost.guess(asked.rows)
