@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import sys
@@ -10,10 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import onnx_models
 import pytest
 import triton_models
 from conftest import ServerProcess, starting
+
+import fastinfer
+from fastinfer.errors import BackendError, BackendUnavailableError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from faulty_proxy import BROKEN, FAULTS, BrokenWire, FaultyProxy
@@ -170,6 +175,51 @@ def test_a_batch_is_not_sent_again_when_it_may_have_run(client: httpx.Client, pr
         assert proxy.calls == 1
     finally:
         proxy.set(None)
+
+
+def test_what_fails_again_and_again_does_not_fill_the_log(client: httpx.Client, server: ServerProcess,
+                                                          proxy: FaultyProxy) -> None:
+    until_well(client)
+    proxy.set("status 500")
+    before, began = server.log().count('"backend_failed"'), time.monotonic()
+    try:
+        for _ in range(60):
+            assert ask(client).status_code == 502
+        seconds = int(time.monotonic() - began) + 2  # that were begun
+        assert 0 < server.log().count('"backend_failed"') - before <= 10 * seconds
+    finally:
+        proxy.set(None)
+
+
+@pytest.mark.parametrize("fault", ["status 500", "more rows than asked", "answer cut short"])
+def test_a_batch_that_failed_is_not_left_to_the_garbage_collector(proxy: FaultyProxy, tmp_path: Path,
+                                                                  fault: str) -> None:
+    """What it leaves would be looked through in the middle of other models' requests."""
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "linear" / "model.toml").write_text(
+        f'runtime = "triton"\n[triton]\nurl = "127.0.0.1:{proxy.port}"\nshared_memory = false\n')
+    model = fastinfer.load(tmp_path / "linear")
+    inputs = {"x": np.ones((1, 4), np.float32)}
+
+    def fails() -> None:
+        try:
+            model.predict(inputs)
+        except (BackendError, BackendUnavailableError):
+            return
+        raise AssertionError
+
+    gc.disable()
+    try:
+        proxy.set(fault)
+        fails()
+        gc.collect()
+        for _ in range(20):
+            fails()
+        assert gc.collect() < 200  # one batch left over 30
+    finally:
+        gc.enable()
+        proxy.set(None)
+        model.close()
 
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

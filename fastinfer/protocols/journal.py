@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastinfer.protocols.grpc_calls import Call
 
 MAX_TEXT = 4096  # characters of an error's text, which may have a name that a client made up
+BEHIND = (502, 503, 504)  # of what is behind this server, or of too much before it: they come as often as requests do
 PER_SECOND = 10  # records of one kind of refusal; an overload must not become a flood of its own log
 logger = logging.getLogger("fastinfer.request")
 access_logger = logging.getLogger("fastinfer.access")
@@ -21,7 +22,8 @@ access_logger = logging.getLogger("fastinfer.access")
 class Journal:
     """Writes a record for every error, and one for every request where `access_log` is on.
 
-    The server's own errors are always written, a client's and refusals up to ten a second of each kind.
+    The server's own errors are always written; a client's, refusals, and those of a server behind this one up to ten a
+    second of each kind.
 
     Attributes:
         access: where the server keeps its access log, off the way of requests; without one (in somebody else's
@@ -48,7 +50,7 @@ class Journal:
 
     def is_written(self, error: FastinferError) -> bool:
         """Whether an error that a client was told gets a record; asked once for each."""
-        return (error.status >= 500 and error.status != 503) or self._may_write(error.code)
+        return (error.status >= 500 and error.status not in BEHIND) or self._may_write(error.code)
 
     def write(self, error: FastinferError, fields: dict[str, Any]) -> None:
         """Write an error's record."""

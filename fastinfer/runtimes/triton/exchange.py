@@ -35,8 +35,10 @@ class Question:
 class Failed(Exception):  # noqa: N818 - it is not an error of ours, but how one comes about
     """A batch that was not answered.
 
+    It makes the error that its requests are answered with, and has none: two exceptions that know each other would keep
+    the batch, in their frames, until the garbage collector looks.
+
     Attributes:
-        error: what its requests are answered with.
         sick: whether the fault is the server's or the network's, and not this batch's.
         again: whether the batch may go out once more.
         status: of HTTP, where the server has answered with an error; else None.
@@ -44,15 +46,19 @@ class Failed(Exception):  # noqa: N818 - it is not an error of ours, but how one
         forgotten: whether the server does not know the batch's shared memory.
     """
 
-    def __init__(self, error: FastinferError, *, sick: bool = True, again: bool = False, status: int | None = None,
-                 unseen: bool = False, forgotten: bool = False) -> None:
-        super().__init__(str(error))
-        self.error = error
+    def __init__(self, kind: type[FastinferError], why: str, *, sick: bool = True, again: bool = False,
+                 status: int | None = None, unseen: bool = False, forgotten: bool = False) -> None:
+        super().__init__(why)
+        self.kind = kind
         self.sick = sick
         self.again = again
         self.status = status
         self.unseen = unseen
         self.forgotten = forgotten
+
+    def error(self) -> FastinferError:
+        """What the batch's requests are answered with."""
+        return self.kind(str(self))
 
 
 class Link(Protocol):
@@ -79,18 +85,18 @@ def microseconds(question: Question) -> int | None:
 
 def unreachable(why: object) -> Failed:
     """No connection came about: nothing was sent."""
-    return Failed(BackendUnavailableError(f"the model's server cannot be reached: {first_line(why)}"), again=True,
+    return Failed(BackendUnavailableError, f"the model's server cannot be reached: {first_line(why)}", again=True,
                   unseen=True)
 
 
 def lost(why: str, *, again: bool = False) -> Failed:
     """The connection ended before the answer did."""
-    return Failed(BackendError(f"the model's server broke off: {why}"), again=again)
+    return Failed(BackendError, f"the model's server broke off: {why}", again=again)
 
 
 def garbage(why: object) -> Failed:
     """The answer is none."""
-    return Failed(BackendError(f"the model's server gave no answer to what was asked: {first_line(why)}"))
+    return Failed(BackendError, f"the model's server gave no answer to what was asked: {first_line(why)}")
 
 
 def refused(status: int, message: object) -> Failed:
@@ -98,12 +104,12 @@ def refused(status: int, message: object) -> Failed:
     said = first_line(message)
     forgotten = NO_REGION in str(message)
     if status == 400:
-        return Failed(BackendRefusedError(f"the model's server refuses the request: {said}"), sick=False, status=status,
+        return Failed(BackendRefusedError, f"the model's server refuses the request: {said}", sick=False, status=status,
                       forgotten=forgotten)
     if status in (404, 503):
-        error = BackendUnavailableError(f"the model's server does not take requests: {said}")
-        return Failed(error, sick=status == 404, again=status == 404, status=status, forgotten=forgotten)
-    return Failed(BackendError(f"the model's server failed with status {status}: {said}"), sick=status != 500,
+        return Failed(BackendUnavailableError, f"the model's server does not take requests: {said}",
+                      sick=status == 404, again=status == 404, status=status, forgotten=forgotten)
+    return Failed(BackendError, f"the model's server failed with status {status}: {said}", sick=status != 500,
                   status=status)
 
 

@@ -28,7 +28,7 @@ from fastinfer.runtimes.triton.regions import Consent, Region, Regions
 from fastinfer.runtimes.triton.wire import Answer, Pool
 from fastinfer.settings import TritonConfig
 
-JSON_BYTES = 4 << 20  # of metadata and of an error
+JSON_BYTES = 4 << 20  # of metadata
 STATUS_BYTES = 64 << 20  # of all regions that a Triton has
 SHARED = "/v2/systemsharedmemory"
 HEADER_LENGTH = b"inference-header-content-length"
@@ -94,7 +94,7 @@ class HttpLink:
         if question.fields:
             head += "".join(f"{name}: {value}\r\n" for name, value in question.fields).encode()
         rows = len(question.inputs[contract.inputs[0].name]) if contract.max_batch_size else 1
-        answer = await self.pool.ask([head + b"\r\n" + message, *blobs], max(most_bytes(contract, rows), JSON_BYTES))
+        answer = await self.pool.ask([head + b"\r\n" + message, *blobs], most_bytes(contract, rows))
         if answer.status != 200:
             raise refused(answer.status, error_of(answer.body))
         try:

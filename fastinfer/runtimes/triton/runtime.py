@@ -152,7 +152,7 @@ class TritonRuntime(RemoteRuntime):
                 else:
                     target.answered()
                 if not failed.again or len(tried) > 1:
-                    raise failed.error from None
+                    raise failed.error() from None
             else:
                 target.answered()
                 return outputs
@@ -183,7 +183,7 @@ class TritonRuntime(RemoteRuntime):
                         raise BackendUnavailableError(f"model {model!r} is not ready in Triton")
                     configuration = await link.configuration(model, version)
             except (Failed, BackendUnavailableError, TimeoutError) as error:
-                why = getattr(error, "error", error) if not isinstance(error, TimeoutError) else "it does not answer"
+                why = "it does not answer" if isinstance(error, TimeoutError) else error
                 refusal = BackendUnavailableError(f"{place}: {target.address}: {why}")
                 target.failed(why, at_once=True)
                 continue
@@ -271,6 +271,8 @@ class Keeper:
         except TimeoutError:
             future.cancel()
             raise BackendTimeoutError("the model's server did not answer in time") from None
+        finally:
+            del future  # it has the error, whose frames have this one
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
         asyncio.run_coroutine_threadsafe(work, self.loop)

@@ -27,6 +27,7 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self.transport: Any = None
         self.waiter: asyncio.Future[Answer] | None = None
+        self.parser: Any = None
         self.answers = 0  # so far
         self.keeps = True
 
@@ -74,6 +75,7 @@ class Connection(asyncio.Protocol):
             again = self.answers > 0 and not self.begun
             self.waiter.set_exception(lost("its answer ends too early" if self.begun else "the connection was closed",
                                            again=again))
+        self.parser = self.waiter = None  # the first knows this connection
 
     # ---- httptools' ----------------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
