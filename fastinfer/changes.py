@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastinfer.changes")
 LONGEST_START = 60.0  # seconds in which a change waits for a worker that starts
+STARTING = {"code": NotReadyError.code, "error": "a worker is starting; try again later"}
 TOLD = {each.code: each for each in (LoadFailedError, NotReadyError, ShuttingDownError, UnavailableError)}
 
 
@@ -54,6 +55,7 @@ class Asked:
     since: float
     waits_for: set[object] = field(default_factory=set)
     serving: bool = False  # the workers have loaded it, and are to serve it
+    loaded_at: float = 0.0  # by all workers that served then
     reports: list[Message] = field(default_factory=list)
 
 
@@ -61,11 +63,11 @@ class Changes:
     """The supervisor's side: one change at a time.
 
     Attributes:
-        served: versions by model, as every worker has them; None until the first one has told.
+        served: fingerprints of versions by model, as every worker has them; None until the first one has told.
     """
 
     def __init__(self) -> None:
-        self.served: dict[str, list[str]] | None = None
+        self.served: dict[str, dict[str, str]] | None = None
         self._workers: dict[object, Tell] = {}  # those that serve
         self._starting: set[object] = set()
         self._queue: deque[Asked] = deque()
@@ -78,12 +80,16 @@ class Changes:
         """A process has been started, to serve what is served now."""
         self._starting.add(worker)
 
-    def serves(self, worker: object, tell: Tell, models: dict[str, list[str]], now: float) -> None:
-        """It has loaded that."""
+    def serves(self, worker: object, tell: Tell, models: dict[str, dict[str, str]], now: float) -> None:
+        """It has loaded that, and takes part in the change that is under way."""
         self._starting.discard(worker)
         self._workers[worker] = tell
         if self.served is None:
             self.served = models
+        current = self._current
+        if current is not None and not current.serving:
+            current.waits_for.add(worker)
+            self._tell([worker], prepare=self._number, name=current.name, unload=current.unload)
         self.go_on(now)
 
     def ends(self, worker: object, now: float) -> None:
@@ -111,21 +117,27 @@ class Changes:
             return  # of a change that was given up
         elif not current.serving:
             current.waits_for.discard(worker)
-            self._prepared(current, message)
+            self._prepared(current, message, now)
         else:
             current.waits_for.discard(worker)
             self._check_served(current)
         self.go_on(now)
 
     def go_on(self, now: float) -> None:
-        """Begin the next change when nothing is in its way."""
+        """Carry the change that is under way on, and begin the next, when nothing is in its way."""
+        current = self._current
+        if current is not None and not current.serving and not current.waits_for:
+            if not self._starting:  # a worker that starts serves what was served before
+                self._commit(current)
+            elif now - current.loaded_at >= LONGEST_START:
+                self._give_up(current, dict(STARTING))
         while self._current is None and self._queue:
             asked = self._queue[0]
             if self._starting:
                 if now - asked.since < LONGEST_START:
                     return
                 self._queue.popleft()
-                self._answer(asked, {"code": NotReadyError.code, "error": "a worker is starting; try again later"})
+                self._answer(asked, dict(STARTING))
                 continue
             self._queue.popleft()
             self._current, self._number = asked, next(self._numbers)
@@ -141,13 +153,14 @@ class Changes:
         if self._current is not None and not self._current.serving:
             self._give_up(self._current, message)
 
-    def _prepared(self, current: Asked, report: Message) -> None:
+    def _prepared(self, current: Asked, report: Message, now: float) -> None:
         if "error" in report:
             self._give_up(current, report)
             return
         current.reports.append(report)
-        if current.waits_for:
-            return
+        current.loaded_at = now
+
+    def _commit(self, current: Asked) -> None:
         refused = self._refused(current)
         self._note(current, refused)
         current.serving = True
@@ -170,9 +183,10 @@ class Changes:
     def _note(self, current: Asked, refused: dict[str, str]) -> None:
         """What a worker that starts from now on is to serve."""
         served = self.served or {}
-        versions = [version for version in current.reports[0]["stamps"] if version not in refused]
+        stamps = current.reports[0]["stamps"]
+        versions = {version: stamp for version, stamp in stamps.items() if version not in refused}
         if refused:
-            versions = list(dict.fromkeys([*served.get(current.name, []), *versions]))
+            versions = {**served.get(current.name, {}), **versions}
         others = {name: mine for name, mine in served.items() if name != current.name}
         self.served = {**others, current.name: versions} if versions else others
 

@@ -39,6 +39,7 @@ logger = logging.getLogger("fastinfer.lifecycle")
 SWITCH_INTERVAL = 0.0001  # seconds a thread beside the loop may keep the interpreter from it
 FIRST_LOOK, LAST_LOOK = 0.01, 1.0  # seconds between two looks whether a version that was replaced is still needed
 AT = ("@", "%40")  # before an alias in a path
+GONE = "other workers serve it, and it is not in the repository any more"
 
 
 def load(path: str | Path, *, version: str | None = None, allow_python_models: bool = False,
@@ -86,8 +87,13 @@ class Registry:
         failures: (name, version) of what did not load when it was tried last, and why.
     """
 
-    def __init__(self, settings: Settings, only: Mapping[str, list[str]] | None = None) -> None:
-        """`only`: the versions that ``load`` loads, by model; by default those that the settings say."""
+    def __init__(self, settings: Settings, only: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        """Nothing happens yet.
+
+        Args:
+            only: the versions that ``load`` loads, by model, each with the fingerprint that it must have, or an empty
+                one; by default those that the settings say.
+        """
         self.settings = settings
         self.only = only
         self.first_look: Look = {}
@@ -127,6 +133,10 @@ class Registry:
                 self._fail(name, "", f"there is no model {name!r} in {self.settings.path}")
                 self._unready.add((name, ""))
                 logger.error("there is no model %r in %s", name, self.settings.path)
+        for name, version in self._gone(repository.found):
+            self._fail(name, version, GONE)
+            self._unready.add((name, version))
+            logger.error("model %s version %s: %s", name, version, GONE)
 
     def look(self) -> Look:
         """What lies on the disk now, of every model; blocks.
@@ -144,6 +154,12 @@ class Registry:
         """The models that the settings ask for by name."""
         return [] if self.only is not None else [name for name in self.settings.load_model if name != "*"]
 
+    def _gone(self, found: list[Found]) -> list[tuple[str, str]]:
+        """Versions that other workers serve, and that lie there no more."""
+        there = {(each.name, each.version) for each in found}
+        return [(name, version) for name, versions in (self.only or {}).items() for version, known in versions.items()
+                if known and (name, version) not in there and (name, "") not in there]
+
     def _wanted(self, found: Found) -> bool:
         if self.only is not None:
             return found.name in self.only and found.version in ("", *self.only[found.name])
@@ -156,7 +172,10 @@ class Registry:
             return found
         assert self.settings.path is not None
         root = self.settings.path if self.settings.path.is_dir() else self.settings.path.parent
-        path = outside(root, found)
+        try:
+            path = outside(root, found)
+        except ModelLoadError as error:
+            return dataclasses.replace(found, error=error)
         if path is None:
             return found
         return dataclasses.replace(found, error=ModelLoadError(f"{path} leads out of the repository {root}."))
@@ -168,7 +187,7 @@ class Registry:
         for key, found in list(self._loading.items()):
             assert found is not None
             try:
-                self._serve(self._away(found) or self._load(found))
+                self._serve(self._as_others(self._away(found) or self._load(found)))
             except FastinferError as error:
                 self._fail(*key, str(error))
                 self._unready.add(key)
@@ -176,6 +195,19 @@ class Registry:
                 logger.error("model %s version %s: %s", *key, error)
             del self._loading[key]
         self.loaded = True
+
+    def _as_others(self, version: Version) -> Version:
+        """The version, where other workers serve the same under its number; else one answer would not be as another.
+
+        Raises:
+            ModelLoadError: they do not.
+        """
+        number = version.found.version if version.model is None else version.model.version
+        theirs = (self.only or {}).get(version.found.name, {}).get(number)
+        if theirs and theirs != version.fingerprint:
+            self._leave(version)
+            raise ModelLoadError("its files are not those that the other workers have loaded: load it anew")
+        return version
 
     def _fail(self, name: str, version: str, reason: str) -> None:
         self.failures = {**self.failures, (name, version): reason}
@@ -526,12 +558,12 @@ class Registry:
         """Loaded versions, highest first."""
         return list(self._versions.get(name, {}))
 
-    def known(self) -> dict[str, list[str]]:
-        """Every version that is loaded or has failed, by model."""
-        result = {name: list(versions) for name, versions in self._versions.items()}
+    def known(self) -> dict[str, dict[str, str]]:
+        """The fingerprint of every version that is loaded, and an empty one of each that has failed, by model."""
+        result = {name: {number: version.fingerprint for number, version in versions.items()}
+                  for name, versions in self._versions.items()}
         for name, version in self.failures:
-            if version not in result.setdefault(name, []):
-                result[name].append(version)
+            result.setdefault(name, {}).setdefault(version, "")
         return result
 
     def models(self) -> list[Model]:

@@ -34,7 +34,12 @@ class Poller:
         self._served = self._service.registry.first_look
         while not self._service.draining:
             await asyncio.sleep(self._service.settings.poll_period)
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # nobody's fault but ours: the next look may be better
+                if str(error) != self._complaint:
+                    logger.exception("a look at the repository failed; the models stay as they are")
+                self._complaint = str(error)
 
     async def look(self) -> None:
         """Change what two looks in a row have seen changed in the same way: what is still arriving waits."""
@@ -64,7 +69,8 @@ class Poller:
             await self._service.change(name, unload=unload)
         except ShuttingDownError:
             return
-        except FastinferError as error:
+        except Exception as error:
             wait = min(2 * waited, LONGEST_WAIT)
             self._failed[name] = time.monotonic() + wait, wait
-            logger.error("%s; it is tried again in %.0f s, or when its files change", error, wait)
+            logger.error("%s; it is tried again in %.0f s, or when its files change", str(error).rstrip("."), wait,
+                         exc_info=None if isinstance(error, FastinferError) else error)

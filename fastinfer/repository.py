@@ -389,17 +389,27 @@ def files_of(found: Found) -> list[Path]:
 
 
 def outside(root: Path, found: Found) -> Path | None:
-    """The first of a version's files that a symbolic link leads to from outside of `root`, or None."""
+    """The first of a version's files that a symbolic link leads to from outside of `root`, or None.
+
+    Raises:
+        ModelLoadError: a folder cannot be read, or holds too many files.
+    """
     inside = root.resolve()
-    for path in (found.folder.parent / CONFIG, found.folder, *files_of(found)):
-        if path.exists() and not path.resolve().is_relative_to(inside):
-            return path
+    try:
+        for path in (found.folder.parent / CONFIG, found.folder, *files_of(found)):
+            if path.exists() and not path.resolve().is_relative_to(inside):
+                return path
+    except OSError as error:
+        raise ModelLoadError(f"{error.filename}: {error.strerror}") from None
     return None
 
 
 def being_written(found: Found) -> Path | None:
     """A file of the version that a process of this machine has open for writing, as far as that can be told."""
-    return next(filter(is_being_written, files_of(found)), None)
+    try:
+        return next(filter(is_being_written, files_of(found)), None)
+    except (OSError, ModelLoadError):  # they have gone just now, or are too many: the stamp says so
+        return None
 
 
 def is_being_written(file: Path) -> bool:

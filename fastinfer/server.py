@@ -66,8 +66,9 @@ def run(settings: Settings) -> int:
         )  # fmt: skip
         clean = server.run()
         if server.hangs and not server.signalled:
-            known = json.dumps(server.app.service.registry.known())
-            begin_anew({**listeners.bequeath(server.heirlooms), MODELS: known})
+            known = server.app.service.registry.known()
+            anew = {name: dict.fromkeys(versions, "") for name, versions in known.items()}  # nobody else serves them
+            begin_anew({**listeners.bequeath(server.heirlooms), MODELS: json.dumps(anew)})
     finally:
         listeners.release()
     if not clean or not server.app.service.idle or foreign_threads():
@@ -75,9 +76,9 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def served_before() -> dict[str, list[str]] | None:
+def served_before() -> dict[str, dict[str, str]] | None:
     """The versions, by model, that this process served as another program, and is to serve again."""
-    known: dict[str, list[str]] | None = json.loads(os.environ.pop(MODELS, "null"))
+    known: dict[str, dict[str, str]] | None = json.loads(os.environ.pop(MODELS, "null"))
     return known
 
 
@@ -130,7 +131,7 @@ class Server:
         patience: float = 0.0,
         hung: Callable[[], None] | None = None,
         grpc: Sequence[str] = (),
-        only: Mapping[str, list[str]] | None = None,
+        only: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """Nothing happens yet.
 
@@ -141,7 +142,7 @@ class Server:
             counters: of this worker; by default its own alone.
             worker: which of several this is, under a supervisor. A second signal then goes on with the drain: a service
                 manager and the supervisor may both send one, and it is the supervisor that ends a worker at once.
-            only: versions to load, by model; by default what the settings say.
+            only: versions to load, by model, as `Registry` takes them; by default what the settings say.
             hung: called once when a model's run does not end, which only the end of the process can mend. By default
                 the server then drains and leaves, as after a signal.
             patience: seconds in which clients wait for the models unanswered, before they are told that they load.
@@ -301,10 +302,12 @@ class Server:
         Raises:
             ConfigurationError: nothing is.
         """
-        service = self.app.service
+        service, registry = self.app.service, self.app.service.registry
         await service.loaded()
-        if not service.registry.models() and service.registry.failures and not service.registry.absent:
-            raise ConfigurationError(next(iter(service.registry.failures.values())))
+        # Of several workers it is one that sees to it that all load what is new: it must come up to do so.
+        follows = registry.only is not None and self.settings.model_control == "poll" and service.polls
+        if not registry.models() and registry.failures and not registry.absent and not follows:
+            raise ConfigurationError(next(iter(registry.failures.values())))
         settings = self.settings
         settle()
         service.counters.tell_ready(service.ready)

@@ -354,6 +354,7 @@ def checked(parameters: Any) -> Mapping[str, Any]:
 async def in_thread(function: Callable[[], T]) -> T:
     """Run on a thread of its own what may take long; one that hangs does not keep the process that was told to end."""
     done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # whoever waits may leave, and then its result is nobody's
 
     def run() -> None:
         try:

@@ -55,11 +55,22 @@ class Version:
         """Monotonic time of its last good answer, or of its load."""
         return max(self.loaded_ns, 0 if self.model is None else self.model.endpoint.last_ns)
 
+    @property
+    def fingerprint(self) -> str:
+        """As `fingerprint`, of what was loaded."""
+        return fingerprint(self.found, self.stamp)
+
     def serves(self, found: Found, now: Stamp) -> bool:
         """Whether this is what a load of ``found`` would give, and it is in order; another server's is asked anew."""
         same = (self.stamp.same(now) and _plain(self.found.config) == _plain(found.config)
                 and self.found.file == found.file)
         return same and (self.model is None or (not self.model.batcher.stuck and self.model.closes is None))
+
+
+def fingerprint(found: Found, stamp: Stamp) -> str:
+    """What tells whether two processes have loaded the same."""
+    files = [(path, size, modified) for path, _, size, modified, _ in stamp.files]
+    return hashlib.sha256(repr((found.file, files, _plain(found.config))).encode()).hexdigest()
 
 
 def _plain(config: ModelConfig) -> ModelConfig:
@@ -88,9 +99,8 @@ class Change:
     @property
     def stamps(self) -> dict[str, str]:
         """What tells whether others have loaded, or keep, the same."""
-        texts = {version: repr((each.found.file, each.stamp.files)) for version, each in self.loaded.items()}
-        texts |= {version: repr((each.file, stamp.files)) for version, (each, stamp) in self.kept.items()}
-        return {version: hashlib.sha256(text.encode()).hexdigest() for version, text in texts.items()}
+        result = {version: each.fingerprint for version, each in self.loaded.items()}
+        return result | {version: fingerprint(each, stamp) for version, (each, stamp) in self.kept.items()}
 
     @property
     def error(self) -> LoadFailedError | None:
@@ -109,7 +119,7 @@ class Seen:
 
     def is_being_written(self) -> bool:
         """Whether somebody has one of the files open for writing."""
-        return any(found.error is None and being_written(found) is not None for found, _, _ in self.versions)
+        return any(not error and being_written(found) is not None for found, _, error in self.versions)
 
 
 Look = Mapping[str, Seen]  # by model

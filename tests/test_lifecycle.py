@@ -418,6 +418,33 @@ def test_what_one_worker_cannot_load_none_serves(tmp_path: Path, start_server: S
     assert [answered(on(each, "/v2/models/m/infer", BODY)) for each in connect_to_all(server, 2)] == [3, 3]
 
 
+def test_a_replacement_serves_what_the_others_serve_or_says_why_not(tmp_path: Path, start_server: Start) -> None:
+    """Between two loads the files may change: whoever starts then has nothing else to answer with."""
+    for name in ("same", "changed", "gone"):
+        put(tmp_path / name / "1" / "model.onnx", 1)
+    server = start_server(tmp_path, "--model-control", "explicit", "--load-model", "*", "--workers", "2")
+    put(tmp_path / "changed" / "1" / "model.onnx", 2)
+    (tmp_path / "gone").rename(tmp_path / ".gone")
+    before = children(server.process.pid)
+    os.kill(before[0], signal.SIGKILL)
+    wait_for(lambda: len(children(server.process.pid)) == 2 and children(server.process.pid) != before)
+    connections = connect_to_all(server, 2)
+    wait_for(lambda: all(on(each, "/v2/models/same/infer", BODY).status == 200 for each in connections))
+    for name in ("changed", "gone"):
+        answers = [on(each, f"/v2/models/{name}/infer", BODY) for each in connections]
+        assert sorted(each.status for each in answers) == [200, 503]
+        (right,) = [each for each in answers if each.status == 200]
+        assert answered(right) == 1
+    reasons = {each["name"]: each["reason"] for connection in connections
+               for each in on(connection, "/v2/repository/index").json() if each["reason"]}  # fmt: skip
+    assert "load it anew" in reasons["changed"]
+    assert "not in the repository any more" in reasons["gone"]
+    assert load(server, "changed").status == 200
+    assert [answered(on(each, "/v2/models/changed/infer", BODY)) for each in connections] == [2, 2]
+    assert unload(server, "gone").status == 200
+    assert [on(each, "/v2/models/gone/infer", BODY).status for each in connections] == [404, 404]
+
+
 # ---- polling ------------------------------------------------------------------------------------------------------
 def test_a_repository_that_is_polled_is_followed(tmp_path: Path, start_server: Start) -> None:
     put(tmp_path / "m" / "1" / "model.onnx", 1)
@@ -438,6 +465,11 @@ def test_a_repository_that_is_polled_is_followed(tmp_path: Path, start_server: S
     assert (infer(server, "m"), infer(server, "m@old")) == (22, 1)
     (tmp_path / "m" / "model.toml").unlink()
     wait_for(lambda: index(server)["m", "1"] == ("READY", ""))
+    (tmp_path / "m" / "model.toml").write_text("[version_policy]\nspecific = [9]\n")  # of which there is no folder
+    wait_for(lambda: "asks for version 9" in index(server).get(("m", "9"), ("", ""))[1])
+    assert infer(server, "m") == 22
+    (tmp_path / "m" / "model.toml").unlink()
+    wait_for(lambda: ("m", "9") not in index(server))
     (tmp_path / "m" / "2").rename(tmp_path / "m" / ".2")  # a version less
     wait_for(lambda: infer(server, "m") == 1)
     (tmp_path / "n").rename(tmp_path / ".n")  # a model less
@@ -480,10 +512,15 @@ def test_polling_with_several_workers(tmp_path: Path, start_server: Start) -> No
     for number in (2, 3):
         put(tmp_path / "m" / "1" / "model.onnx", number)
         connections = connect_to_all(server, 2)
-        wait_for(lambda: [answered(on(each, "/v2/models/m/infer", BODY))
-                          for each in connections] == [number] * 2)  # noqa: B023 - in this turn
+        wait_for(lambda: numbers_of("m", connections) == [number] * 2)  # noqa: B023 - in this turn
         os.kill(children(server.process.pid)[0], signal.SIGKILL)  # the one that looks, at first
         wait_for(lambda: len(children(server.process.pid)) == 2)
+
+
+def numbers_of(name: str, connections: list[Any]) -> list[float]:
+    """What each connection's worker answers, where it does."""
+    answers = [on(each, f"/v2/models/{name}/infer", BODY) for each in connections]
+    return [answered(each) for each in answers if each.status != 503]
 
 
 # ---- calls that meet each other, or the end -----------------------------------------------------------------------
