@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 
 import fastinfer
+from fastinfer.engines import TorchConfig
 from fastinfer.errors import ConfigurationError, InvalidShapeError, ModelLoadError
+from fastinfer.runtimes import torch as runtime
 from fastinfer.runtimes import torch_audit
+from fastinfer.settings import ModelConfig
 
+SYSTEM = b"cos\nsystem\n(S'true'\ntR."
 HINT = "pip install 'fastinfer[torch]'"
 
 
@@ -32,7 +37,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", [
     "Symbol('s77', positive=True, integer=True)", "Mul(Integer(4), Symbol('s27', positive=True, integer=True))",
     "L['img'].size()[0] == L['ids'].size()[0]", "2*s0 + 1 <= 7", "Eq(Mod(s0, 8), 0)", "L['x'].size()[1] % 2 == 0",
-    "Max(1, s0) < int_oo", "-1 + s1//2"])
+    "Max(1, s0) < int_oo", "-1 + s1//2", "torch.sym_max(1, L['x'].size()[1] // 4) == 2", "math.floor(s0 / 2) < 7"])
 def test_arithmetic_is_harmless(text):
     assert torch_audit.is_harmless(text)
 
@@ -41,7 +46,8 @@ def test_arithmetic_is_harmless(text):
     "__import__('os').system('x')", "Max('__import__(1)')", "eval(chr(1))", "open('x')", "Symbol.__class__", "exit()",
     "().__class__", "L['x'].__class__", "lambda: 1", "[x for x in L]", "Symbol('s0', real=__import__('os'))",
     "Symbol('a b')", "'text'", "L['x'].size(exit())", "f'{exit()}'", "Max(*L)", "", "(", 7, None,
-    "s0 if s1 else exit()", "Integer('__import__(1)')", "L['x'].numpy()", "s0 := 1"])
+    "s0 if s1 else exit()", "Integer('__import__(1)')", "L['x'].numpy()", "s0 := 1", "torch.load('x')",
+    "torch.os.sym_max(1)", "math.floor.__class__", "torch", "torch.sym_max('x')", "s0.sym_max(1)"])
 def test_anything_else_is_not(text):
     assert not torch_audit.is_harmless(text)
 
@@ -204,6 +210,85 @@ def test_a_dimension_that_was_not_exported_is_the_requests_error(files):
         model.run({"x": np.ones((3, 9), np.float32)})
 
 
+def test_arguments_that_are_no_tensors_are_those_of_the_export(torch, tmp_path):
+    class Odd(torch.nn.Module):
+        def forward(self, x, k, mask, *, scale="one"):
+            return OrderedDict(z=x * k if scale == "one" else x, nothing=None, a=x if mask is None else mask)
+
+    path = export(torch, Odd(), tmp_path / "m.pt2", (torch.randn(3, 4), 3, None), {"scale": "one"},
+                  {"x": {0: torch.export.Dim.AUTO}, "k": None, "mask": None, "scale": None})
+    model = fastinfer.load(path)
+    assert [each.name for each in model.signature.inputs] == ["x"]
+    assert [each.name for each in model.signature.outputs] == ["z", "a"]
+    assert model.unbatched is None
+    got = model.predict(np.full((1, 4), 2, np.float32))
+    assert (got["z"].tolist(), got["a"].tolist()) == ([[6.0] * 4], [[2.0] * 4])
+
+
+def test_a_dimension_that_is_a_multiple_of_another_is_served(torch, tmp_path):
+    class Fours(torch.nn.Module):
+        def forward(self, x):
+            return x.reshape(x.shape[0], -1, 4).sum(1)
+
+    fours = 4 * torch.export.Dim("fours", min=2, max=10)
+    path = export(torch, Fours(), tmp_path / "m.pt2", (torch.randn(3, 8),), None,
+                  {"x": {0: torch.export.Dim.AUTO, 1: fours}})
+    model = fastinfer.load(path)
+    assert model.unbatched is None
+    assert model.predict(np.ones((2, 12), np.float32))["output"].tolist() == [[3.0] * 4] * 2
+    with pytest.raises(InvalidShapeError, match="refuses the inputs' shapes"):
+        model.run({"x": np.ones((2, 11), np.float32)})
+
+
+def test_a_map_over_rows_that_fails_harms_no_later_run_on_its_thread(torch, tmp_path):
+    class Mapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(5, 3)
+
+        def forward(self, x):
+            return torch.vmap(lambda row: self.table(row).sum(0))(x)
+
+    module = Mapped().eval()
+    try:
+        path = export(torch, module, tmp_path / "m.pt2", (torch.tensor([[1, 2], [3, 4], [0, 1]]),), None,
+                      {"x": {0: torch.export.Dim.AUTO}})
+    except AssertionError:
+        pytest.skip("this torch does not export it")
+    model = fastinfer.load(path)
+    x = np.array([[4, 4], [0, 2]])
+    expected = answers(torch, module, torch.from_numpy(x)).numpy()
+    with pytest.raises(Exception, match="index out of range"):
+        model.run({"x": np.array([[99, 1], [1, 1]])})
+    assert model.run({"x": x})["output"].tolist() == expected.tolist()
+
+
+def test_a_program_goes_to_its_device(files, torch):
+    program = torch.export.load(files / "net" / "1" / "model.pt2")
+    assert runtime.moved(torch, program, "cpu") is program
+    there = runtime.moved(torch, program, "meta")  # a device that needs no GPU
+    assert {value.device.type for value in there.state_dict.values()} == {"meta"}
+    assert {node.meta["val"].device.type for node in there.graph.nodes if node.op == "placeholder"} == {"meta"}
+
+
+def test_a_program_of_a_gpu_says_so_where_there_is_none(files, torch, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    path = rewritten(files / "net" / "1" / "model.pt2", tmp_path / "m.pt2", lambda name, data: (
+        data.replace(b'"type": "cpu", "index": null', b'"type": "cuda", "index": 0')))
+    with pytest.raises(ModelLoadError, match=r"exported on cuda.*move_to_device_pass\(program, \"cpu\"\)"):
+        fastinfer.load(path)
+
+
+def test_a_number_of_a_gpu_that_is_not_there_is_named(torch, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = ModelConfig(torch=TorchConfig(device="cuda", device_id=2))
+    with pytest.raises(ModelLoadError, match=r"device_id = 2, and torch sees 2 GPU\(s\), numbered from 0"):
+        runtime.place(torch, tmp_path / "m.pt2", config)
+    assert runtime.place(torch, tmp_path, ModelConfig(torch=TorchConfig(device="cuda", device_id=1))) == "cuda:1"
+
+
 @pytest.mark.parametrize(("name", "state"), [("count", "n"), ("train", "norm.running_mean")])
 def test_a_program_with_state_is_refused(torch, modules, tmp_path, name, state):
     path = export(torch, modules[name], tmp_path / "m.pt2", (torch.randn(2, 4),))
@@ -234,12 +319,25 @@ def rewritten(source: Path, target: Path, change: Any) -> Path:
     ("model.json", b"torch.ops.aten.softmax.int", b"torch.os.system", "the operation 'torch.os.system'"),
     ("model.json", b"Symbol('s", b"exit() or Symbol('s", "the expression"),
     ("model_weights_config.json", b'"use_pickle": false', b'"use_pickle": true', "pickled weights"),
-    ("model.pt", None, b"cos\nsystem\n(S'true'\ntR.", "pickled sample inputs"),
+    ("sample_inputs/model.pt", None, SYSTEM, "pickled sample inputs"),
 ])
 def test_a_file_that_might_run_code_is_loaded_only_when_trusted(files, tmp_path, part, old, new, message):
     path = rewritten(files / "net" / "1" / "model.pt2", tmp_path / "m.pt2", lambda name, data: (
-        data if name.rpartition("/")[2] != part else new if old is None else data.replace(old, new)))
+        data if not name.endswith(part) else new if old is None else data.replace(old, new)))
     with pytest.raises(ModelLoadError, match=f"m.pt2 holds {message}.*if you trust it, add --trust-pickle"):
+        fastinfer.load(path)
+
+
+@pytest.mark.parametrize("what", ["weights", "constants"])
+def test_pickles_of_older_releases_are_looked_into_as_well(files, tmp_path, what):
+    """Newer ones read them in place of what they write themselves."""
+    path = rewritten(files / "net" / "1" / "model.pt2", tmp_path / "m.pt2", lambda name, data: data)
+    with zipfile.ZipFile(path, "a") as archive:
+        name = f"{archive.namelist()[0].partition('/')[0]}/data/{what}/model.pt"
+        if name in archive.namelist():
+            pytest.skip("this torch is one of them")
+        archive.writestr(name, SYSTEM)
+    with pytest.raises(ModelLoadError, match=f"holds pickled {what}, which may run code"):
         fastinfer.load(path)
 
 

@@ -1,7 +1,12 @@
 """PyTorch: programs of `torch.export`, `.pt2`, on the CPU or a GPU, on worker threads."""
 
+import re
 import threading
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ DATATYPES = {
     "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
     "bfloat16": "BF16",
 }  # fmt: skip
+CONSTRAINT = re.compile(r"Expected input (at )?\*")  # so torch 2.8 says that a shape was not exported for
 
 
 class TorchRuntime:
@@ -38,33 +44,54 @@ class TorchRuntime:
         self.threads = threads
         self.native: Engine | None = None
         self.classes: dict[str, tuple[str, ...]] = {}
-        self.refuse_state(program)
+        whole = self.stateless(program)
         metas = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-        self.inputs = [self.tensor(name, metas.get(name)) for name in program.graph_signature.user_inputs]
+        self.arguments = list(self.user_inputs(program, metas))
+        self.inputs = [each for each in self.arguments if isinstance(each, Tensor)]
         if not self.inputs:
             raise ModelLoadError(f"{path} takes no tensor.")
         self.given = program.call_spec.in_spec
         answers = next(node for node in program.graph.nodes if node.op == "output").args[0]
-        shown = [getattr(node, "meta", {}).get("val") for node in answers][-len(program.graph_signature.user_outputs):]
+        shown = list(answers)[-len(program.graph_signature.user_outputs):]
         names = output_names(program.call_spec.out_spec, len(shown))
-        self.outputs = [self.tensor(name, meta) for name, meta in zip(names, shown, strict=True)]
+        self.answers = [None if node is None else self.tensor(name, getattr(node, "meta", {}).get("val"))
+                        for name, node in zip(names, shown, strict=True)]
+        self.outputs = [each for each in self.answers if each is not None]
         self.batched = all(each.shape and each.shape[0] == -1 for each in (*self.inputs, *self.outputs))
         self.low, self.high = self.bounds(program, metas)
-        self.module = program.module()
+        self.module = (whole if torch_audit.nests(program.graph) else program).module()
 
-    def refuse_state(self, program: Any) -> None:
-        """A program that changes its inputs or itself would let one client's rows touch another's.
+    def stateless(self, program: Any) -> Any:
+        """The program in operations that change nothing in place.
 
-        What it changes shows in the form without operations in place, which batch normalisation in training has too.
+        One that changes its inputs or itself would let one client's rows touch another's. What it changes shows in this
+        form, which batch normalisation in training has too.
         """
+        for node in program.graph.nodes:
+            sizes = getattr(getattr(node.meta.get("val"), "fake_mode", None), "shape_env", None)
+            ranges = getattr(sizes, "var_to_range", {})
+            for size in [size for size in ranges if not size.is_Symbol]:
+                del ranges[size]  # as 4*s0, which torch writes and then stumbles over
         try:
-            signature = program.run_decompositions({}).graph_signature
+            with ThreadPoolExecutor(1) as thread:  # of its own: a map over a dimension that fails stays in its thread
+                whole = thread.submit(program.run_decompositions, {}).result()
         except Exception as error:
             raise ModelLoadError(f"{self.path}: whether it has a state cannot be told: {first_line(error)}") from None
+        signature = whole.graph_signature
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+        if torch_audit.nests(whole.graph):
+            raise ModelLoadError(f"{self.path} maps over a dimension in a form that is not served.")
         if changed:
             raise ModelLoadError(f"{self.path} changes {changed[0]!r} when it runs; only programs without state are "
                                  "served.")
+        return whole
+
+    def user_inputs(self, program: Any, metas: dict[str, Any]) -> Iterator[Any]:
+        """The arguments, flat: a Tensor for each tensor, and values that the program was exported for."""
+        for spec in program.graph_signature.input_specs:
+            if spec.kind.name == "USER_INPUT":
+                constant = type(spec.arg).__name__ == "ConstantArgument"
+                yield spec.arg.value if constant else self.tensor(spec.arg.name, metas.get(spec.arg.name))
 
     def tensor(self, name: Any, meta: Any) -> Tensor:
         """An input or output, by the tensor that stands for it in the graph."""
@@ -112,16 +139,18 @@ class TorchRuntime:
         torch = self.torch
         if torch.get_num_threads() != self.threads:  # of this thread
             torch.set_num_threads(self.threads)
-        flat = [self.taken(tensor, inputs[tensor.name]) for tensor in self.inputs]
+        flat = [self.taken(each, inputs[each.name]) if isinstance(each, Tensor) else each for each in self.arguments]
         arguments, named = torch.utils._pytree.tree_unflatten(flat, self.given)
         with torch.inference_mode():
             try:
                 answer = self.module(*arguments, **named)
-            except AssertionError as error:
+            except (AssertionError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not CONSTRAINT.match(str(error)):
+                    raise
                 raise InvalidShapeError(f"the model refuses the inputs' shapes: {first_line(error)}") from error
             values, _ = torch.utils._pytree.tree_flatten(answer)
             return {tensor.name: self.answered(tensor, value)
-                    for tensor, value in zip(self.outputs, values, strict=True)}
+                    for tensor, value in zip(self.answers, values, strict=True) if tensor is not None}
 
     def taken(self, tensor: Tensor, array: np.ndarray[Any, Any]) -> Any:
         torch = self.torch
@@ -139,7 +168,7 @@ class TorchRuntime:
 
 def output_names(spec: Any, count: int) -> list[str]:
     """The keys of a dict of tensors, else output, or output_0, output_1, …"""
-    keys = list(spec.context) if spec.type is dict else []
+    keys = list(spec.context) if spec.type in (dict, OrderedDict) else []
     if len(keys) == count and all(isinstance(key, str) and key for key in keys):
         return keys
     return ["output"] if count == 1 else list(numbered(count))
@@ -163,17 +192,43 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     torch = needed("torch", path, "torch")
     needed("torch.export", path, "torch")
     torch_audit.check(path, settings.trust_pickle)
-    device = config.torch.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(f"{path}: [torch] device = 'cuda', and torch {torch.__version__} sees no GPU.")
+    strange = sorted(torch_audit.devices(path) - {"cpu", "meta", "cuda" if torch.cuda.is_available() else ""})
+    if strange:  # some releases of torch would end the process
+        raise ModelLoadError(f"{path} was exported on {strange[0]}, which torch {torch.__version__} does not see here: "
+                             'for the CPU, save torch.export.passes.move_to_device_pass(program, "cpu").')
+    where = place(torch, path, config)
     small = path.stat().st_size <= SMALL_FILE
     threads = config.torch.threads or (1 if small else max(1, usable_cpus() // settings.workers))
-    with _loading:
+    with _loading, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
         try:
-            program = torch.export.load(path)
-            if device == "cuda":
-                program = torch.export.passes.move_to_device_pass(program, f"cuda:{config.torch.device_id}")
+            program = moved(torch, torch.export.load(path), where)
         except Exception as error:
             raise ModelLoadError(f"{path}: torch {torch.__version__} cannot load it: {first_line(error)}") from None
-        where = f"cuda:{config.torch.device_id}" if device == "cuda" else "cpu"
         return TorchRuntime(torch, program, path, where, threads)
+
+
+def place(torch: Any, path: Path, config: ModelConfig) -> str:
+    """The device, as torch calls it.
+
+    Raises:
+        ModelLoadError: there is no such device.
+    """
+    if config.torch.device != "cuda":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ModelLoadError(f"{path}: [torch] device = 'cuda', and torch {torch.__version__} sees no GPU.")
+    if config.torch.device_id >= torch.cuda.device_count():
+        raise ModelLoadError(f"{path}: [torch] device_id = {config.torch.device_id}, and torch sees "
+                             f"{torch.cuda.device_count()} GPU(s), numbered from 0.")
+    return f"cuda:{config.torch.device_id}"
+
+
+def moved(torch: Any, program: Any, where: str) -> Any:
+    """The program on a device, if it is not there: also one that was exported on a GPU and runs on the CPU."""
+    device = torch.device(where)
+    held = [*program.state_dict.values(), *program.constants.values()]
+    held += [node.meta.get("val") for node in program.graph.nodes]
+    if all(each.device == device for each in held if isinstance(each, torch.Tensor)):
+        return program
+    return import_module("torch.export.passes").move_to_device_pass(program, where)

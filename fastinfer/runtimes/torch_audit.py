@@ -21,11 +21,13 @@ OPERATION = re.compile(
     r"|torch\.ops\.higher_order\.(cond|while_loop|map_impl|scan|associative_scan|wrap_with_set_grad_enabled"
     r"|wrap_with_autocast)"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|xor|pow|getitem|index|not_)"
-    r"|math\.(ceil|floor|trunc|sqrt|pow|log|log2|exp)|torch\.sym_\w+|torch\._sym_\w+")
+    r"|math\.(ceil|floor|trunc|sqrt|pow|log|log2|exp)|torch\.sym_\w+|torch\._sym_\w+"
+    r"|torch\._functorch\.predispatch\.(lazy_load_decompositions|_(add|remove)_batch_dim|_vmap_(in|de)crement_nesting)")
 REFUSED = re.compile(r"torch\.ops\.aten\.(from_file|_from_file|save|_save)\b.*")
 PARTS = re.compile(
     r"models/model\.json|data/(weights|constants)/[\w.]+|data/sample_inputs/model\.pt|archive_(format|version)"
     r"|\.data/\w+|byteorder|version|\.format_version|\.storage_alignment|extra/[\w./-]+")
+DEVICE = re.compile(rb'"type": ?"(\w+)", ?"index": ?(?:null|\d+)')
 SYMBOL = re.compile(r"[a-z]+[0-9]+")
 FUNCTIONS = frozenset({
     "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "PythonMod", "CleanDiv",
@@ -33,6 +35,7 @@ FUNCTIONS = frozenset({
     "StrictGreaterThan", "StrictLessThan", "GreaterThan", "LessThan", "floor", "ceiling", "ToFloat", "TruncToInt",
     "RoundToInt", "FloorToInt", "CeilToInt", "IntTrueDiv", "FloatTrueDiv", "max", "min", "abs", "int", "float",
 })
+LIBRARY = {"torch": re.compile(r"_?sym_\w+"), "math": re.compile(r"ceil|floor|trunc|sqrt|pow|log|log2|exp|inf|nan")}
 METHODS = frozenset({"size", "stride", "dim", "storage_offset"})
 NAMES = frozenset({"L", "int_oo", "oo"})
 PLAIN = (ast.Expression, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Tuple, ast.List, ast.operator, ast.boolop,
@@ -76,14 +79,26 @@ def faults(archive: zipfile.ZipFile, names: dict[str, str]) -> Iterator[str]:
         for entry in entries.values():
             if entry.get("use_pickle") is not False or not str(entry["path_name"]).startswith(prefix):
                 yield f"pickled {what}"
-    sample = names.get("data/sample_inputs/model.pt")
-    if sample is not None and not is_plain(archive.read(sample)):
-        yield "pickled sample inputs"
+    for part, name in names.items():  # torch 2.8 has weights and constants in pickles, too
+        if part.endswith(".pt") and not is_plain(archive.read(name)):
+            yield f"pickled {part.split('/')[-2].replace('_', ' ')}"
     program = json.loads(archive.read(names["models/model.json"]))
     for guard in program.get("guards_code") or []:
         if not is_harmless(guard):
             yield f"the guard {guard!r:.100}"
     yield from faults_of(program)
+
+
+def devices(path: Path) -> set[str]:
+    """Kinds of devices that a file which `check` has passed names."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/models/model.json"))
+        return {kind.decode() for kind in DEVICE.findall(archive.read(name))}
+
+
+def nests(graph: Any) -> bool:
+    """Whether it maps over a dimension by what its thread stays in where a step between fails."""
+    return any("_functorch" in str(getattr(node.target, "__module__", "")) for node in graph.nodes)
 
 
 def is_plain(pickled: bytes) -> bool:
@@ -136,8 +151,10 @@ def is_harmless(text: Any) -> bool:
                 allowed.add(id(node.args[0]))
         elif isinstance(node, ast.Subscript):
             allowed.add(id(node.slice))
+        elif isinstance(node, ast.Attribute) and in_library(node):
+            allowed.add(id(node.value))
         elif isinstance(node, ast.Name):
-            if node.id not in FUNCTIONS | NAMES and not SYMBOL.fullmatch(node.id):
+            if id(node) not in allowed and node.id not in FUNCTIONS | NAMES and not SYMBOL.fullmatch(node.id):
                 return False
         elif isinstance(node, ast.Attribute):
             if node.attr not in METHODS:
@@ -151,12 +168,24 @@ def is_harmless(text: Any) -> bool:
                for node in ast.walk(tree) if isinstance(node, ast.Constant))
 
 
+def is_of_numbers(node: ast.Call) -> bool:
+    return not any(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in node.args)
+
+
+def in_library(node: ast.Attribute) -> bool:
+    """Whether it is one of the functions of numbers that torch writes."""
+    known = LIBRARY.get(node.value.id) if isinstance(node.value, ast.Name) else None
+    return known is not None and known.fullmatch(node.attr) is not None
+
+
 def is_harmless_call(node: ast.Call) -> bool:
+    if isinstance(node.func, ast.Attribute) and in_library(node.func):
+        return is_of_numbers(node)
     if isinstance(node.func, ast.Attribute):
         return not node.args and not node.keywords
     if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS:
         return False
     if node.func.id != "Symbol":
-        return not any(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in node.args)
+        return is_of_numbers(node)
     first = node.args[0] if len(node.args) == 1 else None
     return isinstance(first, ast.Constant) and isinstance(first.value, str) and bool(SYMBOL.fullmatch(first.value))
