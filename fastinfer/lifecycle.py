@@ -618,9 +618,8 @@ class Registry:
 
     @property
     def absent(self) -> list[str]:
-        """Models to load again, for the server that runs them was away, and may have another version of them now."""
-        away = {model.name for model in self.models() if not model.batcher.stuck and not model.ready}
-        return sorted(self._absent | away)
+        """Models to load again, for the server that runs them was not there, or has others of the name now."""
+        return sorted(self._absent | {model.name for model in self.models() if model.stale})
 
     @property
     def lost(self) -> list[str]:

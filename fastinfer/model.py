@@ -165,6 +165,11 @@ class Model:
         return not self.batcher.stuck and (
             not isinstance(self.runtime, runtimes.RemoteRuntime) or self.runtime.ready)
 
+    @property
+    def stale(self) -> bool:
+        """Whether another server, which runs the model, has another one now: it is to be loaded again."""
+        return isinstance(self.runtime, runtimes.RemoteRuntime) and self.runtime.stale
+
     def close(self) -> None:
         """Let go of what the runtime holds outside this process."""
         if self.closes is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -223,6 +224,54 @@ def test_a_model_comes_up_when_triton_does_and_again_after_a_restart(
             assert client.get("/v2/models/linear/ready").status_code == 200
         finally:
             late.stop()
+
+
+def test_another_model_of_the_name_is_found(tmp_path: Path, start_server: Start,
+                                            tmp_path_factory: pytest.TempPathFactory) -> None:
+    """After a restart of Triton and without one; the fast lane's clients are told 503 at worst meanwhile."""
+    folder = tmp_path_factory.mktemp("other")
+    x, y = (triton_models.tensor(name, "FP32", "4") for name in "xy")
+    triton_models.write(folder / "models", "linear", triton_models.config("linear", x, y), triton_models.LINEAR)
+    triton = RealTriton(folder, folder / "models")
+
+    def become(width: int, versions: tuple[int, ...]) -> None:
+        x, y = (triton_models.tensor(name, "FP32", str(width)) for name in "xy")
+        shutil.rmtree(folder / "models" / "linear")
+        triton_models.write(folder / "models", "linear", triton_models.config("linear", x, y), triton_models.LINEAR,
+                            versions)
+
+    def answer(width: int) -> httpx.Response:
+        return client.post("/v2/models/linear/infer", json={"inputs": [tensor("x", np.ones((2, width), np.float32))]})
+
+    def is_served(width: int, version: str) -> bool:
+        told = answer(width)
+        assert told.status_code in (200, 400, 404, 502, 503), told.text
+        return told.status_code == 200 and told.json() == {
+            "model_name": "linear", "model_version": version,
+            "outputs": [tensor("y", np.full((2, width), 3, np.float32))]}
+
+    try:
+        triton.start("linear")
+        server = start_server(add(tmp_path, "linear", triton, table="probe_interval = 0.1"))
+        with server.client() as client:
+            assert is_served(4, "1")
+            triton.stop()
+            become(5, (1,))
+            triton.start("linear")
+            wait_for(lambda: is_served(5, "1"))
+            become(6, (1,))
+            httpx.post(f"http://127.0.0.1:{triton.http}/v2/repository/models/linear/load", json={}).raise_for_status()
+            wait_for(lambda: is_served(6, "1"))
+            become(6, (1, 2))
+            httpx.post(f"http://127.0.0.1:{triton.http}/v2/repository/models/linear/load", json={}).raise_for_status()
+            wait_for(lambda: is_served(6, "2"))
+            httpx.post(f"http://127.0.0.1:{triton.http}/v2/repository/models/linear/unload", json={}).raise_for_status()
+            wait_for(lambda: answer(6).status_code == 503)
+            httpx.post(f"http://127.0.0.1:{triton.http}/v2/repository/models/linear/load", json={}).raise_for_status()
+            wait_for(lambda: is_served(6, "2"))
+            assert "Traceback" not in server.log()
+    finally:
+        triton.stop()
 
 
 def test_a_version_that_is_not_there(triton: RealTriton, protocol: str, tmp_path: Path) -> None:

@@ -314,7 +314,8 @@ class Registrar:
         return set(self.names)
 
 
-CONTRACT = Contract("m", "1", "python", (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),), 16, False, 1)
+CONTRACT = Contract("m", "1", "python", (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),), 16, False, 1,
+                    0)
 
 
 class World:
@@ -563,7 +564,7 @@ def test_layouts_do_not_overlap() -> None:
             return tuple(Tensor(f"{letter}{i}", chance.choice(kinds), (-1, *chance.choices([0, 1, 3, 70, -1], k=2)))
                          for i in range(chance.randint(1, 4)))
 
-        contract = Contract("m", "1", "p", some("x"), some("y"), 16, False, 1)
+        contract = Contract("m", "1", "p", some("x"), some("y"), 16, False, 1, 0)
         rows = chance.randint(1, 20)
         shapes = tuple((rows, *[dim if dim >= 0 else chance.randint(0, 9) for dim in each.shape[1:]])
                        for each in contract.inputs)

@@ -92,6 +92,7 @@ class RemoteRuntime(ABC):
         version: the model's there.
         max_batch_size: rows that it takes; 0 where it takes requests as they are.
         mixes: whether it puts several requests together itself.
+        stale: whether that server has another model under the name now, so that a load would give another runtime.
         in_flight: batches that it may be given at the same time, to begin with.
         pace: how many from then on, or None: as the batcher's.
         forwards: gives of the fields of a client's head, pairs of name in lower case and value, those that go on to
@@ -107,6 +108,7 @@ class RemoteRuntime(ABC):
     version: str
     max_batch_size: int
     mixes: bool
+    stale: bool = False
     in_flight: int
     pace: Callable[[int, bool, float], int] | None
     forwards: Callable[[Iterable[tuple[bytes, bytes]]], object] | None = None

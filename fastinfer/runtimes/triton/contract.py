@@ -23,6 +23,7 @@ class Contract:
         max_batch_size: 0 where it is not.
         mixes: whether Triton itself puts the requests of several clients together.
         instances: batches that it runs at the same time.
+        delay_us: its batcher's longest wait.
     """
 
     model: str
@@ -33,10 +34,10 @@ class Contract:
     max_batch_size: int
     mixes: bool
     instances: int
+    delay_us: int
 
     @classmethod
-    def read(cls, metadata: Mapping[str, Any], configuration: Mapping[str, Any], config: ModelConfig,
-             place: str) -> "Contract":
+    def read(cls, metadata: Mapping[str, Any], configuration: Mapping[str, Any], place: str) -> "Contract":
         """The contract of a model's metadata and configuration, JSON of the protocol; 64-bit numbers may be texts.
 
         Args:
@@ -58,8 +59,8 @@ class Contract:
                 max_batch_size=max_batch_size,
                 mixes=max_batch_size > 1 and "dynamic_batching" in configuration,
                 instances=instances(configuration),
+                delay_us=int((configuration.get("dynamic_batching") or {}).get("max_queue_delay_microseconds", 0)),
             )
-            delay = int((configuration.get("dynamic_batching") or {}).get("max_queue_delay_microseconds", 0))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ModelLoadError(f"{place}: what Triton says of its model makes no sense: "
                                  f"{type(error).__name__}: {error}") from None
@@ -70,13 +71,17 @@ class Contract:
         if not contract.inputs or not contract.outputs:
             lacks = "outputs" if contract.inputs else "inputs"
             raise ModelLoadError(f"{place}: model {name!r} has no {lacks} in Triton")
-        if delay and config.max_delay_us:
-            logger.warning("%s: both sides wait for company, %d µs here (max_delay_us) and %d µs in Triton "
-                           "(max_queue_delay_microseconds); one of them should be 0", place, config.max_delay_us, delay)
-        if max_batch_size and config.max_batch_size > max_batch_size:
-            logger.info("%s: max_batch_size is %d, and Triton takes %d: that many", place, config.max_batch_size,
-                        max_batch_size)
         return contract
+
+    def advise(self, config: ModelConfig, place: str) -> None:
+        """Tell the log where it and the model.toml do not go well together."""
+        if self.delay_us and config.max_delay_us:
+            logger.warning("%s: both sides wait for company, %d µs here (max_delay_us) and %d µs in Triton "
+                           "(max_queue_delay_microseconds); one of them should be 0", place, config.max_delay_us,
+                           self.delay_us)
+        if self.max_batch_size and config.max_batch_size > self.max_batch_size:
+            logger.info("%s: max_batch_size is %d, and Triton takes %d: that many", place, config.max_batch_size,
+                        self.max_batch_size)
 
 
 def instances(configuration: Mapping[str, Any]) -> int:

@@ -32,6 +32,9 @@ T = TypeVar("T")
 LOAD_TIME = 10.0  # seconds in which Triton describes its model
 GRAIN = 0.005  # of a loop's timers
 MOST_ID = 256  # characters of the ids of a batch's requests
+MISSING = 404  # the status where the model is not there
+REREAD = 10  # questions for readiness, in whose time all that is known of a model is asked for
+DOUBTFUL = (400, MISSING)  # statuses by which Triton may mean that it has another model now
 SHORT = 1.0  # seconds; a batch that was given less says nothing about its server when it is not answered
 
 
@@ -47,6 +50,8 @@ class TritonRuntime(RemoteRuntime):
         """
         assert config.triton is not None
         self.config: TritonConfig = config.triton
+        self.asked = model, config, place
+        self.stale = False
         self.timeout = (config.run_timeout_ms or 30_000) / 1000
         self.targets = [Target(address) for address in self.config.addresses]
         self.consents = [Consent(address, self.config.shared_memory) for address in self.config.addresses]
@@ -54,7 +59,7 @@ class TritonRuntime(RemoteRuntime):
         self.keeper = Keeper()
         self.end = weakref.finalize(self, self.keeper.stop)
         try:
-            self.contract = self.keeper.do(self.describe(model, config, place), LOAD_TIME)
+            self.contract = self.keeper.do(self.describe(), LOAD_TIME)
         except BaseException:
             self.close()
             raise
@@ -148,9 +153,10 @@ class TritonRuntime(RemoteRuntime):
             except Failed as failed:
                 logger.info("Triton at %s: %s", target.address, failed)
                 if failed.sick:
-                    target.failed(failed)
+                    target.failed(failed, at_once=failed.status == MISSING)
                 else:
                     target.answered()
+                target.doubted |= failed.status in DOUBTFUL
                 if not failed.again or len(tried) > 1:
                     raise failed.error() from None
             else:
@@ -170,31 +176,71 @@ class TritonRuntime(RemoteRuntime):
                 self.keeper.links = links
         return links
 
-    async def describe(self, model: str, config: ModelConfig, place: str) -> Contract:
+    async def describe(self) -> Contract:
         """What the first Triton that answers says of the model; all others must say the same."""
+        place = self.asked[2]
         contract, refusal = None, None
         for link, target in zip(self.links_here(), self.targets, strict=True):
-            version = str(self.config.version or "")
             try:
                 async with asyncio.timeout(LOAD_TIME / len(self.targets)):
-                    metadata = await link.metadata(model, version)
-                    version = version or highest(metadata)
-                    if not await link.ready(model, version):
-                        raise BackendUnavailableError(f"model {model!r} is not ready in Triton")
-                    configuration = await link.configuration(model, version)
+                    found = await self.look(link)
             except (Failed, BackendUnavailableError, TimeoutError) as error:
                 why = "it does not answer" if isinstance(error, TimeoutError) else error
                 refusal = BackendUnavailableError(f"{place}: {target.address}: {why}")
                 target.failed(why, at_once=True)
                 continue
-            found = Contract.read({**metadata, "versions": [version]}, configuration, config, place)
             if contract is not None and found != contract:
                 raise ModelLoadError(f"{place}: the models at {self.targets[0].address} and {target.address} differ")
             contract = found
+            target.doubted = False
         if contract is None:
             assert refusal is not None
             raise refusal
+        contract.advise(self.asked[1], place)
         return contract
+
+    async def look(self, link: Link, version: str = "") -> Contract:
+        """What a Triton says of the model, of the version to serve where none is given.
+
+        Raises:
+            Failed, BackendUnavailableError: it does not answer, or the model is not ready there.
+            ModelLoadError: the model cannot be served from here.
+        """
+        model, _, place = self.asked
+        version = version or str(self.config.version or "")
+        metadata = await link.metadata(model, version)
+        version = version or highest(metadata)
+        if not await link.ready(model, version):
+            raise BackendUnavailableError(f"model {model!r} is not ready in Triton")
+        configuration = await link.configuration(model, version)
+        return Contract.read({**metadata, "versions": [version]}, configuration, place)
+
+    async def recheck(self, target: Target, link: Link) -> bool:
+        """Whether a url still, or again, has the model that is served; where it has another one, that is noted."""
+        try:
+            try:
+                found = await self.look(link, self.contract.version)
+            except (Failed, BackendUnavailableError):
+                if self.config.version is not None:
+                    raise
+                found = await self.look(link)  # that version may have made way for another one
+        except (Failed, BackendUnavailableError):
+            return False
+        except ModelLoadError as error:
+            self.note_stale(target, error)
+            return False
+        target.doubted = False
+        if found == self.contract:
+            return True
+        self.note_stale(target, f"version {found.version} is another model" if found.version == self.version else
+                        f"version {self.version} has made way for version {found.version}")
+        return False
+
+    def note_stale(self, target: Target, why: object) -> None:
+        if not self.stale:
+            logger.warning("Triton at %s has another model now, which is to be loaded: %s", target.address, why)
+        self.stale = True
+        target.failed("it has another model now", at_once=True)
 
 
 def highest(metadata: Mapping[str, Any]) -> str:
@@ -215,29 +261,42 @@ def link_to(consent: Consent, config: TritonConfig, own: bool) -> Link:
 
 
 async def watch(runtime: "weakref.ref[TritonRuntime]") -> None:
-    """Ask each target for readiness while nothing else tells, until the runtime is gone."""
+    """Look after each target while nothing else tells how it is, until the runtime is gone."""
     owner = runtime()
     if owner is not None:
         pairs = list(zip(owner.targets, owner.links_here(), strict=True))
-        asked, config = (owner.contract.model, owner.contract.version), owner.config
+        config = owner.config
         del owner
         async with asyncio.TaskGroup() as group:
             for target, link in pairs:
-                group.create_task(watch_one(target, link, asked, config))
+                group.create_task(watch_one(runtime, target, link, config))
 
 
-async def watch_one(target: Target, link: Link, asked: tuple[str, str], config: TritonConfig) -> None:
+async def watch_one(runtime: "weakref.ref[TritonRuntime]", target: Target, link: Link, config: TritonConfig) -> None:
+    """Ask for readiness, and for all that is known of the model now and then and where it may be another one by now."""
+    looked_at = time.monotonic()
     while True:
         await asyncio.sleep(target.pause() if target.open else config.probe_interval)
-        if not target.open and time.monotonic() - target.answered_at < config.probe_interval:
+        now = time.monotonic()
+        quiet = now - target.answered_at >= config.probe_interval
+        whole = target.open or target.doubted or now - looked_at >= REREAD * config.probe_interval
+        owner = runtime() if quiet or whole else None
+        if owner is None:
+            if runtime() is None:
+                return
             continue
-        ready = False
+        well = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(config.connect_timeout):
-                ready = await link.ready(*asked)
-        if ready:
+                if whole:
+                    looked_at = now
+                    well = await owner.recheck(target, link)
+                else:
+                    well = await link.ready(owner.contract.model, owner.contract.version)
+        del owner
+        if well:
             target.woke()
-        elif not target.open:
+        elif quiet and not target.open:
             target.failed("the model is not ready there", at_once=True)
 
 

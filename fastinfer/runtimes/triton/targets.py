@@ -29,6 +29,7 @@ class Target:
         self.half_open = False
         self.wait = FIRST_WAIT
         self.answered_at = 0.0
+        self.doubted = True  # whether the model there may be another one than was read
 
     @property
     def usable(self) -> bool:
