@@ -16,6 +16,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from itertools import accumulate
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -33,6 +34,7 @@ from fastinfer.errors import (
 )
 from fastinfer.protocols.exchange import CLIENT_GONE
 from fastinfer.protocols.grpc_calls import Call, Gathering, Peers, fields_of
+from fastinfer.protocols.grpc_intake import Intake
 from fastinfer.protocols.grpc_messages import message
 from fastinfer.protocols.grpc_methods import METHODS, health
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from fastinfer.protocols.grpc_calls import Context, Fields
+    from fastinfer.protocols.grpc_intake import Receipt
     from fastinfer.protocols.journal import Journal
     from fastinfer.service import Service
 
@@ -68,6 +71,8 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.look: asyncio.Future[None]
         self.gathering = Gathering()
         self.peers = Peers(service.settings.forwarded_allow_ips)
+        inflight = service.settings.inflight_bytes
+        self.intake = Intake(most_of(service), inflight, lambda: service.counters.inflight_bytes)
         self.handlers = {
             INFER: grpc.unary_unary_rpc_method_handler(self.infer),
             STREAM_INFER: grpc.stream_stream_rpc_method_handler(self.stream_infer),
@@ -121,24 +126,37 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         waiting: deque[asyncio.Task[bytes]] = deque()
         source = aiter(requests)
         reading: asyncio.Future[bytes] | None = None
+        receipt: Receipt | None = None
         closing = asyncio.ensure_future(self.closing.wait())
+        heavy: asyncio.Future[None] = self.gathering.loop.create_future()
         ended = False
+
+        def end() -> None:
+            if not heavy.done():
+                heavy.set_result(None)
+
         try:
             while waiting or not ended:
                 if reading is None and not ended and not closing.done() and len(waiting) < WINDOW:
+                    receipt = self.intake.begin(context.peer(), end)
                     reading = asyncio.ensure_future(anext(source))
-                watched: set[asyncio.Future[Any]] = {*filter(None, (reading, waiting[0] if waiting else None))}
+                watched: set[asyncio.Future[Any]] = {heavy, *filter(None, (reading, waiting[0] if waiting else None))}
                 if not closing.done():
                     watched.add(closing)
                 if reading is None and not waiting:
                     break
                 await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-                if reading is not None and reading.done():
+                if reading is not None and receipt is not None and reading.done():
+                    body = b""
                     try:
-                        waiting.append(asyncio.ensure_future(self.streamed(reading.result(), context, fields)))
+                        body = reading.result()
+                        waiting.append(asyncio.ensure_future(self.streamed(body, context, fields)))
                     except StopAsyncIteration:
                         ended = True
+                    self.intake.done(receipt, len(body))
                     reading = None
+                elif heavy.done():
+                    await self.heavy(STREAM_INFER, context)
                 elif closing.done() and reading is not None:
                     reading.cancel()
                     reading = None
@@ -148,6 +166,8 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
                 await refuse(context, ShuttingDownError("the server is shutting down"))
         finally:
             closing.cancel()
+            if receipt is not None:
+                self.intake.done(receipt, -1)
             if reading is not None:
                 reading.cancel()
             for task in waiting:
@@ -159,11 +179,21 @@ class Servicer(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             return field(2, await self.answered(call, body, context) + FINAL)
         except FastinferError as error:
+            clear_frames(error.__traceback__)  # which hold the message, in a cycle
             return field(1, fitting(str(error), MAX_DETAILS).encode()) + field(2, same_id(body))
 
     async def full(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """A call that is one too many, of whatever method."""
         await refuse(context, UnavailableError("as many gRPC calls are open as may be"))
+
+    async def heavy(self, path: str, context: Context) -> None:
+        """End a call whose message, not whole yet, takes room that there is not."""
+        call = Call(self.core, path, context, fields_of(context.invocation_metadata() or ()), self.peers)
+        call.infer = path in (INFER, STREAM_INFER)
+        error = UnavailableError("the bodies of the requests in flight are over inflight_bytes")
+        call.fail(error)
+        self.journal.close(call)
+        await refuse(context, error, call.echoed())
 
     # ---- the rest -----------------------------------------------------------------------------------------------
     def unary(self, path: str, request: str, response: str, method: Any) -> Callable[[bytes, Context], Any]:
@@ -237,12 +267,13 @@ class Server:
 
     def __init__(self, service: Service, journal: Journal, addresses: list[str], connections: int) -> None:
         """`connections`: as many may be open at once."""
-        limit = service.settings.max_body_bytes
         self.servicer = Servicer(service, journal)
         self.addresses = addresses
         self.options = [
             ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", min(limit, (1 << 31) - 1)),
+            ("grpc.max_receive_message_length", most_of(service)),
+            # What a call that nobody waits for may hold must not grow with how fast its client is.
+            ("grpc.http2.bdp_probe", 0),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_allowed_incoming_connections", connections),
             # By default the core cancels some of those that wait to be accepted from the 1,000th on, without a word.
@@ -261,7 +292,7 @@ class Server:
         server = accepting(self.servicer, self.options, MOST_CALLS)
         for address in self.addresses:
             try:
-                server.add_insecure_port(address)
+                self.servicer.intake.ports.add(server.add_insecure_port(address))
             except RuntimeError as error:
                 raise ConfigurationError(f"gRPC cannot listen on {address}.") from error
         return server
@@ -290,6 +321,7 @@ class Server:
         self.servicer.closing.set()
         started = time.monotonic()
         await self.server.stop(max(grace, 0.0))
+        self.servicer.intake.close()
         return time.monotonic() - started < max(grace, 0.001)
 
 
@@ -301,7 +333,10 @@ def accepting(servicer: Servicer, options: list[tuple[str, Any]], most: int) -> 
         missing = faults()
         if not missing:
             full = grpc.stream_stream_rpc_method_handler(servicer.full)
-            return AcceptingServer(servicer.handlers, options, acceptors=ACCEPTORS, most=most, full=full)
+            return AcceptingServer(
+                servicer.handlers, options, acceptors=ACCEPTORS, most=most, full=full, intake=servicer.intake,
+                heavy=servicer.heavy,
+            )  # fmt: skip
     except (ImportError, AttributeError, TypeError) as error:
         missing = [str(error)]
     logger.warning(
@@ -311,6 +346,11 @@ def accepting(servicer: Servicer, options: list[tuple[str, Any]], most: int) -> 
         ", ".join(missing),
     )
     return grpc.aio.server(handlers=[servicer], options=options, maximum_concurrent_rpcs=most)
+
+
+def most_of(service: Service) -> int:
+    """Bytes of the longest message that is taken."""
+    return min(service.settings.max_body_bytes, (1 << 31) - 1)
 
 
 def parsed(name: str, body: bytes) -> Any:

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
+from functools import partial
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -23,6 +26,8 @@ from grpc._cython import cygrpc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from fastinfer.protocols.grpc_intake import Intake, Receipt
 
 ARGUMENTS = {
     "_handle_unary_unary_rpc": 3, "_handle_unary_stream_rpc": 3, "_handle_stream_stream_rpc": 3,
@@ -38,7 +43,8 @@ logger = logging.getLogger("fastinfer.server")
 
 def faults() -> list[str]:
     """The private parts of grpc that are used here and that are missing or of another kind, by name."""
-    found = [name for name in ("_RequestCallError", "AioServer", "get_working_loop") if not hasattr(cygrpc, name)]
+    names = "_RequestCallError", "_ServicerContext", "AioServer", "get_working_loop"
+    found = [name for name in names if not hasattr(cygrpc, name)]
     if found:
         return found
     for owner, counts in ((cygrpc, ARGUMENTS), (cygrpc.AioServer, METHODS)):
@@ -56,9 +62,11 @@ class Core(cygrpc.AioServer):  # type: ignore[misc]
         open: the tasks of the calls that are open.
     """
 
-    def begin(self, handlers: Mapping[str, Any], acceptors: Mapping[str, int], most: int, full: Any) -> None:
+    def begin(self, handlers: Mapping[str, Any], acceptors: Mapping[str, int], most: int, full: Any,
+              intake: Intake, heavy: Any) -> None:
         """Say what is served, before the start; see `AcceptingServer`."""
         self.handlers, self.acceptors, self.most, self.full = handlers, acceptors, most, full
+        self.intake, self.heavy = intake, heavy
         self.loop = asyncio.get_running_loop()
         self.ended = self.loop.create_future()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -81,7 +89,7 @@ class Core(cygrpc.AioServer):  # type: ignore[misc]
     async def accept(self, method: bytes | None, name: str) -> None:
         """Take call after call of a method."""
         handler = STRANGE if method is None else self.handlers[name]
-        take = taking(handler)
+        take = self.taking(handler, name)
         while not self.leaving:
             try:
                 state = await (self._request_call() if method is None else self._request_registered_call(method))
@@ -102,6 +110,40 @@ class Core(cygrpc.AioServer):  # type: ignore[misc]
             self.open.add(task)
             task.add_done_callback(self.open.discard)
 
+    def taking(self, handler: Any, name: str) -> Any:
+        """What runs a call of a method, given its handler, state and loop."""
+        if handler.request_streaming:
+            return cygrpc._handle_stream_stream_rpc
+        if handler.response_streaming:
+            return partial(self.take, cygrpc._handle_unary_stream_rpc, name, handler.unary_stream)
+        return partial(self.take, cygrpc._handle_unary_unary_rpc, name, handler.unary_unary)
+
+    async def take(self, handle: Any, name: str, behaviour: Any, handler: Any, state: Any, loop: Any) -> None:
+        """Run a call of one message, which is to be whole before the behaviour is asked."""
+        context = cygrpc._ServicerContext(state, None, None, loop)
+        once = Once(behaviour, self.intake)
+        once.receipt = receipt = self.intake.begin(context.peer(), lambda: self.end(once, name, context))
+        try:
+            await handle(once, state, loop)
+        except BaseException as error:
+            empty_frames(error)
+            raise
+        finally:
+            self.intake.done(receipt, -1)
+        if not once.called:
+            await cygrpc._handle_stream_stream_rpc(EMPTY, state, loop)
+
+    def end(self, once: Once, name: str, context: Any) -> None:
+        """End a call whose message takes too much room."""
+        once.called = True
+        task = self.loop.create_task(self.refuse(name, context))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def refuse(self, name: str, context: Any) -> None:
+        with suppress(Exception):  # it is over either way, and an abort always raises
+            await self.heavy(name, context)
+
     async def shutdown(self, grace: float | None) -> None:
         self.leaving = True
         await super().shutdown(grace)
@@ -114,6 +156,8 @@ class AcceptingServer(grpc.aio._server.Server):  # type: ignore[misc]
         acceptors: by path; one where there is no number.
         most: calls that may be open at a time.
         full: the handler of a call past that, whatever its method: of a stream of requests and of answers.
+        intake: is told of each call of one message, until that is whole.
+        heavy: ends, by its path and context, a call that `intake` wants ended.
 
     Raises:
         TypeError: grpc's private parts are of another kind.
@@ -127,6 +171,8 @@ class AcceptingServer(grpc.aio._server.Server):  # type: ignore[misc]
         acceptors: Mapping[str, int],
         most: int,
         full: Any,
+        intake: Intake,
+        heavy: Any,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         arguments: tuple[Any, ...] = (self._loop, None, [], None, tuple(options), None)
@@ -134,41 +180,47 @@ class AcceptingServer(grpc.aio._server.Server):  # type: ignore[misc]
             self._server = Core(*arguments)
         except TypeError:
             self._server = Core(*arguments, False)  # newer ones ask about xDS
-        self._server.begin(handlers, acceptors, most, full)
+        self._server.begin(handlers, acceptors, most, full, intake, heavy)
 
 
 class Once:
-    """A handler for one call: grpc.aio leaves a call that ends without a message unanswered, and never tells."""
+    """A handler for one call: grpc.aio leaves a call that ends without a message unanswered, and never tells.
 
-    __slots__ = ("behaviour", "called")
+    Attributes:
+        called: the call has its answer, or will get it.
+        receipt: that the message is waited for.
+    """
+
+    __slots__ = ("behaviour", "called", "intake", "receipt")
     request_deserializer = response_serializer = None
+    receipt: Receipt
 
-    def __init__(self, behaviour: Any) -> None:
+    def __init__(self, behaviour: Any, intake: Intake) -> None:
         self.behaviour = behaviour
+        self.intake = intake
         self.called = False
 
     async def unary_unary(self, body: bytes, context: Any) -> Any:
         self.called = True
+        self.intake.done(self.receipt, len(body))
         return await self.behaviour(body, context)
 
     async def unary_stream(self, body: bytes, context: Any) -> Any:
         self.called = True
+        self.intake.done(self.receipt, len(body))
         async for answer in self.behaviour(body, context):
             yield answer
 
 
-async def take_unary(handler: Any, state: Any, loop: asyncio.AbstractEventLoop) -> None:
-    once = Once(handler.unary_unary)
-    await cygrpc._handle_unary_unary_rpc(once, state, loop)
-    if not once.called:
-        await cygrpc._handle_stream_stream_rpc(EMPTY, state, loop)
+def empty_frames(error: BaseException | None) -> None:
+    """Drop what the functions held that an error ended.
 
-
-async def take_watcher(handler: Any, state: Any, loop: asyncio.AbstractEventLoop) -> None:
-    once = Once(handler.unary_stream)
-    await cygrpc._handle_unary_stream_rpc(once, state, loop)
-    if not once.called:
-        await cygrpc._handle_stream_stream_rpc(EMPTY, state, loop)
+    gRPC keeps the error with the call, and its frames keep the call: a cycle, which would keep the message until Python
+    looks for such.
+    """
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 async def strange(requests: Any, context: Any) -> None:
@@ -182,10 +234,3 @@ async def empty(requests: Any, context: Any) -> None:
 
 
 STRANGE, EMPTY = map(grpc.stream_stream_rpc_method_handler, (strange, empty))
-
-
-def taking(handler: Any) -> Any:
-    """What runs a call of a handler's kind."""
-    if not handler.response_streaming:
-        return take_unary
-    return cygrpc._handle_stream_stream_rpc if handler.request_streaming else take_watcher

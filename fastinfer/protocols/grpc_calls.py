@@ -147,6 +147,22 @@ class Call:
         Raises:
             FastinferError: of the request or of its run.
         """
+        service, counters = self.service, self.service.counters
+        if counters.inflight_bytes + len(body) > service.settings.inflight_bytes:
+            raise UnavailableError("the bodies of the requests in flight are over inflight_bytes")
+        counters.inflight_bytes += len(body)
+        try:
+            model, ticket = await self.result(body, remaining, gathering)
+        finally:
+            counters.inflight_bytes -= len(body)
+        answer, _ = await service.on_worker(ticket.encode) if ticket.large else ticket.encode()
+        self.status, self.size = 200, len(answer)
+        if self.fields or service.settings.server_timing:
+            self.tell(model, ticket)
+        return answer
+
+    async def result(self, body: bytes, remaining: float | None, gathering: Gathering) -> tuple[Model, Ticket]:
+        """The model that is asked, and what came of it."""
         service = self.service
         timeout_ns = 0 if remaining is None else max(1, int(min(remaining, 1e9) * 1e9))
         if TIMEOUT in self.fields:
@@ -165,19 +181,7 @@ class Call:
             arrival.fields = [(key.encode(), value if isinstance(value, bytes) else value.encode())
                               for key, value in self.metadata() or ()]
         model.endpoint.gate(MESSAGE, len(body), arrival)
-        counters = service.counters
-        if counters.inflight_bytes + len(body) > service.settings.inflight_bytes:
-            raise UnavailableError("the bodies of the requests in flight are over inflight_bytes")
-        counters.inflight_bytes += len(body)
-        try:
-            ticket = await self.run(model, body, arrival, gathering)
-        finally:
-            counters.inflight_bytes -= len(body)
-        answer, _ = await service.on_worker(ticket.encode) if ticket.large else ticket.encode()
-        self.status, self.size = 200, len(answer)
-        if self.fields or service.settings.server_timing:
-            self.tell(model, ticket)
-        return answer
+        return model, await self.run(model, body, arrival, gathering)
 
     async def run(self, model: Model, body: bytes, arrival: Arrival, gathering: Gathering) -> Ticket:
         """Submit, and wait for the result."""
