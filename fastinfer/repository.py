@@ -104,13 +104,14 @@ def find_model(path: Path, model: str) -> list[Found]:
     return []
 
 
-def check_name(name: str, source: str) -> None:
+def check_name(name: str, source: Path) -> None:
     """Raises ConfigurationError for a name that a URL path cannot carry as it is; `source` is where it comes from."""
     if name in RESERVED_MODEL_NAMES:
-        raise ConfigurationError(f"{source} names the model 'stats', which is reserved; choose another, or use --name.")
+        raise ConfigurationError(f"{source} names the model 'stats', which is reserved; rename it, or, where it is "
+                                 "served alone, use --name.")
     if not MODEL_NAME.fullmatch(name):
-        raise ConfigurationError(f"{source} cannot name a model, which takes {NAME.accepts}; "
-                                 f"choose another with --name, as in --name {suggested(name)}.")
+        raise ConfigurationError(f"{source} cannot name a model, which takes {NAME.accepts}; rename it, or, where it "
+                                 f"is served alone, use --name, as in --name {suggested(name)}.")
 
 
 def suggested(name: str) -> str:
@@ -135,12 +136,11 @@ def _bare(file: Path, name: str | None) -> Found:
         if refused := refusal(form, file):
             raise refused
         if name is None:
-            check_name(file.stem, str(file))
+            check_name(file.stem, file)
         # A model.onnx with a features.json beside it is what the import writes: the file alone would be half a model.
         if file.stem != "model":
             return replace(found, kind=form.kind)
-        program = file.parent / PROGRAM if (file.parent / PROGRAM).is_file() else None
-        return replace(found, kind=form.kind, program=program, config=_decided(file.parent, found.config))
+        return replace(found, kind=form.kind, program=_beside(file.parent, PROGRAM), config=_decided(file.parent, found.config))
     except FastinferError as error:
         return replace(found, error=error)
 
@@ -151,7 +151,7 @@ def _folder(path: Path, name: str | None) -> Repository:
         if name is not None:
             raise ConfigurationError(f"--name {name} is for one model, and {path} is a repository of models.")
         return _repository(path)
-    if any(map(_is_version, folders)) or ((path / CONFIG).exists() and not _model_files(path)):
+    if any(map(_is_version, folders)) or (os.path.lexists(path / CONFIG) and not _model_files(path)):
         return _model(path, name or path.resolve().name)
     if _model_files(path):
         resolved = path.resolve()
@@ -223,13 +223,12 @@ def _elsewhere(path: Path, name: str, config: ModelConfig) -> Repository:
         version = folder.name if folders else str(config.triton.version or "")
         found = Found(name, version, folder, path / CONFIG, config.runtime)
         try:
-            check_name(name, str(path))
+            check_name(name, path)
             if folders and config.triton.version not in (None, int(version)):
                 raise ConfigurationError(f"{path / CONFIG} names version {config.triton.version}, and {folder} is of "
                                          "another.")
             there = replace(config.triton, version=int(version)) if folders else config.triton
-            program = folder / PROGRAM if (folder / PROGRAM).is_file() else None
-            found = replace(found, program=program, config=_decided(folder, replace(config, triton=there)))
+            found = replace(found, program=_beside(folder, PROGRAM), config=_decided(folder, replace(config, triton=there)))
         except FastinferError as error:
             found = replace(found, error=error)
         result.found.append(found)
@@ -249,14 +248,14 @@ def _version(folder: Path, name: str, version: str, config: ModelConfig | Fastin
         if isinstance(config, FastinferError):
             raise config
         found = replace(found, config=config)
-        check_name(name, str(folder if not _is_version(folder) else folder.parent))
-        if _is_version(folder) and (folder / CONFIG).exists():
+        check_name(name, folder if not _is_version(folder) else folder.parent)
+        if _is_version(folder) and os.path.lexists(folder / CONFIG):
             raise ConfigurationError(f"{folder / CONFIG} belongs to the model, not to a version: "
                                      f"move it to {folder.parent / CONFIG}.")
         found = replace(found, config=_decided(folder, config))
         file = _model_file(folder, config)
         form = format_of(file)
-        program = folder / PROGRAM if (folder / PROGRAM).is_file() else None
+        program = _beside(folder, PROGRAM)
         return replace(found, file=file, kind=form.kind, program=program, error=refusal(form, file))
     except FastinferError as error:
         return replace(found, error=error)
@@ -264,17 +263,33 @@ def _version(folder: Path, name: str, version: str, config: ModelConfig | Fastin
         return replace(found, error=ModelLoadError(f"{error.filename}: {error.strerror}"))
 
 
+def _beside(folder: Path, name: str) -> Path | None:
+    """The file of that name, where there is one.
+
+    Raises:
+        ConfigurationError: it is none. Without what it was to say, the model would answer something else.
+    """
+    path = folder / name
+    if path.is_file():
+        return path
+    if os.path.lexists(path):
+        what = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "not a file"
+        raise ConfigurationError(f"{path} is {what}.")
+    return None
+
+
 def _config(folder: Path) -> ModelConfig | FastinferError:
     try:
-        return ModelConfig.read(folder / CONFIG) if (folder / CONFIG).exists() else ModelConfig()
+        path = _beside(folder, CONFIG)
+        return ModelConfig() if path is None else ModelConfig.read(path)
     except FastinferError as error:
         return error
 
 
 def _decided(folder: Path, config: ModelConfig) -> ModelConfig:
     """What model.toml says, with the version's own policy where it has one."""
-    path = folder / DECISION
-    if not path.is_file():
+    path = _beside(folder, DECISION)
+    if path is None:
         return config
     file = TomlFile(path)
     take_table((), file, tables=["decision"])
@@ -321,7 +336,7 @@ def _is_model(path: Path) -> bool:
         return False
     if any(map(_is_version, _visible(path))):
         return True
-    return (path / CONFIG).exists() and not _is_version(path)
+    return os.path.lexists(path / CONFIG) and not _is_version(path)
 
 
 def _readable(folder: Path) -> bool:

@@ -6,13 +6,17 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import onnx_models
 import pytest
 
 import fastinfer
-from fastinfer.cli import main
+from fastinfer.cli import main, models
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(fastinfer.__file__).parent.parent  # a checkout, or where it is installed
@@ -264,3 +268,82 @@ def test_an_interrupt_while_a_command_is_imported_is_no_traceback(monkeypatch):
 
     monkeypatch.setattr("fastinfer.cli._run", interrupted)
     assert main(["check"]) == 130
+
+
+# ---- fastinfer models URL, where there is no such server ----------------------------------------------------------
+@contextmanager
+def peer(answer: bytes, pause: float = 0.0) -> Iterator[str]:
+    """The address of somebody who answers everything with the same bytes, one by one where there is a pause."""
+    def serve() -> None:
+        try:
+            while True:
+                connection, _ = listener.accept()
+                with closing(connection):
+                    connection.recv(1 << 16)
+                    for byte in [answer[i:i + 1] for i in range(len(answer))] if pause else [answer]:
+                        connection.sendall(byte)
+                        time.sleep(pause)
+        except OSError:  # the test is over
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def whole(body: bytes, status: str = "200 OK") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(("answer", "code", "message"), [
+    (b"", 2, "Remote end closed connection without response"),
+    (b"\x1b[31mgarbage\r\nmore\r\n\r\n", 2, "?[31mgarbage"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[]", 2, "the answer is cut off, or larger than 64 MiB"),
+    (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000, 2, "more than 65536 bytes"),
+    (whole(b"<html>"), 2, "what is answered is no index of models."),
+    (whole(b"[" * 100_000), 2, "what is answered is no index of models."),
+    (whole(b"[1]"), 2, "what is answered is no index of models."),
+    (whole(b"\xff"), 2, "what is answered is no index of models."),
+    (whole(b"", "302 Found"), 1, "answered 302, and not as a server of models does."),
+    (whole(b'{"error": "no\\u001b[31m\\nway"}', "503 X"), 1, "no?[31m way"),
+])
+def test_an_answer_that_is_none_is_one_line(capsys, answer, code, message):
+    with peer(answer) as address:
+        assert main(["models", address]) == code
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert message in err
+    assert err.rstrip("\n").isprintable()
+
+
+def test_an_answer_that_trickles_is_given_up(capsys, monkeypatch):
+    monkeypatch.setattr(models, "ASK", 0.5)
+    with peer(whole(b"[" + b" " * 10_000 + b"]"), pause=0.05) as address:
+        assert "no answer within 0.5 s." in refused(["models", address], capsys)
+
+
+def test_names_of_others_do_nothing_to_the_terminal(capsys):
+    with peer(whole(b'[{"name": "a\\u001b[2J", "version": "1\\n2", "state": "\\u0007"}, {}]')) as address:
+        assert main(["models", address]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in out[1:]] == [["a?[2J", "1", "2", "?"], ["-", "-", "-"]]
+
+
+@pytest.mark.parametrize("url", ["http://" + "a" * 300, "http://a..b", "http://exa mple", "http://."])
+def test_a_host_that_cannot_be_is_one_line(capsys, url):
+    refused(["models", url], capsys)
+
+
+def test_a_name_of_any_bytes_is_sent_as_it_is(capsys):
+    with peer(whole(b"", "404 X")) as address:
+        assert main(["models", address, "load", "\udcff"]) == 1
+
+
+def test_a_name_that_the_terminal_has_no_letters_for_is_printed_all_the_same(folder):
+    Path("models").mkdir()
+    os.makedirs(b"models/b\xff\xc3\xa9/1")
+    onnx_models.constant(Path("models", "good", "1", "model.onnx"), 1)
+    done = run("check", "models", PYTHONIOENCODING="ascii:strict")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "b\\udcff\\xe9" in done.stdout

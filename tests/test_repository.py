@@ -111,8 +111,10 @@ def test_one_bad_model_leaves_the_others(lay):
         "inner": "models/inner/1/model.toml belongs to the model, not to a version: move it to "
                  "models/inner/model.toml.",
         "a b": "models/a b cannot name a model, which takes letters, digits, '.', '_' and '-', a letter or digit "
-               "first, at most 128, and not 'stats'; choose another with --name, as in --name a-b.",
-        "stats": "models/stats names the model 'stats', which is reserved; choose another, or use --name.",
+               "first, at most 128, and not 'stats'; rename it, or, where it is served alone, use --name, as in --name "
+               "a-b.",
+        "stats": "models/stats names the model 'stats', which is reserved; rename it, or, where it is served alone, "
+                 "use --name.",
     }
     assert ("good", "1", "models/good/1/model.onnx") in listing("models")
 
@@ -159,14 +161,32 @@ def test_a_path_without_a_model_is_named(lay, path, name, message):
     ("features.json", "{}", "features.json is a feature program; serve the folder in which it lies, ."),
     ("m.onnx", "version https://git-lfs.github.com/spec/v1\n", "m.onnx is a Git LFS pointer, not the model itself"),
     ("a b.onnx", "x", "a b.onnx cannot name a model, which takes letters, digits, '.', '_' and '-', a letter or digit "
-                      "first, at most 128, and not 'stats'; choose another with --name, as in --name a-b."),
-    ("stats.onnx", "x", "stats.onnx names the model 'stats', which is reserved; choose another, or use --name."),
+                      "first, at most 128, and not 'stats'; rename it, or, where it is served alone, use --name, as in "
+                      "--name a-b."),
+    ("stats.onnx", "x", "stats.onnx names the model 'stats', which is reserved; rename it, or, where it is served "
+                        "alone, use --name."),
 ])
 def test_a_file_that_is_not_served_says_what_to_do(lay, file, text, message):
     lay(f"{file}:{text}")
     (found,) = find(Path(file)).found
     assert str(found.error).startswith(message)
     assert len(str(found.error).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("file", ["model.toml", "1/features.json", "1/decision.toml"])
+def test_a_model_is_not_served_without_a_file_that_seems_to_be_there(lay, file):
+    lay("models/m/1/model.onnx")
+    path = Path("models/m", file)
+    path.symlink_to("nothing")
+    assert errors("models") == {"m": f"{path} is a link that leads nowhere."}
+    path.unlink()
+    os.mkfifo(path)  # nobody writes to it: to open it would never end
+    assert errors("models") == {"m": f"{path} is not a file."}
+    path.unlink()
+    path.mkdir()
+    assert errors("models") == {"m": f"{path} is not a file."}
+    path.rmdir()
+    assert errors("models") == {}
 
 
 def test_an_empty_file_is_named(lay):
@@ -176,5 +196,5 @@ def test_an_empty_file_is_named(lay):
 
 @pytest.mark.parametrize("name", ["a b", "stats", "", "-", "..", "é", "x" * 300, "a/b", "ok"])
 def test_a_suggested_name_is_allowed(name):
-    check_name(suggested(name), "it")
+    check_name(suggested(name), Path("it"))
     assert MODEL_NAME.fullmatch(suggested(name))

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 `check` found something wrong, `score` rejected rows or `m
 configuration, in one or two lines on stderr, 130 interrupted.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; `arguments` default to the process's own. Returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and features may be none of the terminal's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(arguments)
     except KeyboardInterrupt:  # while the command is still being imported, too

@@ -1,9 +1,11 @@
 """`fastinfer models`: what a running server serves; have it load or unload a model."""
 
+import contextlib
 import http.client
 import json
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,6 +17,7 @@ ACTIONS = ("load", "unload")
 ASK = 30.0  # seconds for an answer
 WORK = 3600.0  # for one that comes when a model is loaded
 MOST = 64 << 20  # bytes of an answer
+LONGEST = 2000  # letters of a line that another server says
 
 Entry = dict[str, str]
 
@@ -33,7 +36,7 @@ def run_models(url: str, action: str | None, name: str | None, *, as_json: bool)
         raise ConfigurationError(f"{action} needs the NAME of a model.")
     server = Remote(url)
     if action is not None and name is not None:
-        status, answer = server.post(f"/v2/repository/models/{quote(name, safe='')}/{action}", WORK)
+        status, answer = server.post(f"/v2/repository/models/{quoted(name)}/{action}", WORK)
         if status != 200:
             sys.stderr.write(f"fastinfer: {url}: {said(status, answer)}\n")
             return 1
@@ -70,28 +73,67 @@ class Remote:
             ConfigurationError: there is none.
         """
         kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
-        connection = kind(self.host, self.port, timeout=ASK)
         try:
+            connection = kind(self.host, self.port, timeout=ASK)
             connection.connect()
-            connection.sock.settimeout(patience)
-            connection.request("POST", self.prefix + path, b"", {"User-Agent": f"fastinfer/{__version__}"})
-            answer = connection.getresponse()
-            return answer.status, answer.read(MOST)
         except TimeoutError:
-            raise ConfigurationError(f"{self.url}: no answer within {patience:g} s.") from None
+            raise ConfigurationError(f"{self.url}: nobody answers within {ASK:g} s.") from None
         except (socket.gaierror, ConnectionRefusedError) as error:
             raise ConfigurationError(f"{self.url}: {error.strerror}; is the server running there?") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise ConfigurationError(f"{self.url}: {str(error) or type(error).__name__}") from None
-        finally:
-            connection.close()
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: no name that a host can have
+            raise ConfigurationError(f"{self.url}: {line(str(error)) or type(error).__name__}") from None
+        with contextlib.closing(connection), giving_up(connection.sock, patience) as late:
+            try:
+                return self._exchange(connection, path)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                if late.is_set():
+                    raise ConfigurationError(f"{self.url}: no answer within {patience:g} s.") from None
+                raise ConfigurationError(f"{self.url}: {line(str(error)) or type(error).__name__}") from None
+
+    def _exchange(self, connection: http.client.HTTPConnection, path: str) -> tuple[int, bytes]:
+        target = quote(self.prefix, safe="/%") + path
+        connection.request("POST", target, b"", {"User-Agent": f"fastinfer/{__version__}"})
+        answer = connection.getresponse()
+        body = answer.read(MOST)
+        if answer.length:
+            raise http.client.HTTPException(f"the answer is cut off, or larger than {MOST >> 20} MiB")
+        return answer.status, body
+
+
+@contextlib.contextmanager
+def giving_up(connection: socket.socket, patience: float) -> Iterator[threading.Event]:
+    """Cut a connection after so many seconds, however the other side spends them; what is given tells whether it was.
+
+    Yields:
+        An event that is set then.
+    """
+    late = threading.Event()
+    connection.settimeout(None)
+
+    def cut() -> None:
+        late.set()
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(patience, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+def quoted(name: str) -> str:
+    """A name as a part of a path, whatever bytes it was typed with."""
+    return quote(name, safe="", errors="surrogateescape")
 
 
 def said(status: int, answer: bytes) -> str:
     """The error in an answer, or what else there is to say of it."""
     try:
         error = json.loads(answer)["error"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return f"answered {status}, and not as a server of models does."
     return line(str(error))
 
@@ -105,13 +147,14 @@ def read_index(answer: bytes, url: str) -> list[Entry]:
     try:
         entries: Any = json.loads(answer)
         return [{key: str(each.get(key, "")) for key in ("name", "version", "state", "reason")} for each in entries]
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise ConfigurationError(f"{url}: what is answered is no index of models.") from None
 
 
 def line(text: str) -> str:
     """Text of another server's as one line that does nothing to a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    whole = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text[: 2 * LONGEST].split()))
+    return whole if len(whole) <= LONGEST else whole[:LONGEST - 1] + "…"
 
 
 def table(entries: list[Entry]) -> Iterator[str]:
@@ -119,7 +162,8 @@ def table(entries: list[Entry]) -> Iterator[str]:
         yield "No model."
         return
     rows = [("MODEL", "VERSION", "STATE", "REASON")]
-    rows += [(each["name"], each["version"] or "-", each["state"] or "-", line(each["reason"])) for each in entries]
+    rows += [(line(each["name"]) or "-", line(each["version"]) or "-", line(each["state"]) or "-", line(each["reason"]))
+             for each in entries]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         fixed = "  ".join(f"{row[column]:<{widths[column]}}" for column in range(3))
