@@ -140,7 +140,8 @@ def _bare(file: Path, name: str | None) -> Found:
         # A model.onnx with a features.json beside it is what the import writes: the file alone would be half a model.
         if file.stem != "model":
             return replace(found, kind=form.kind)
-        return replace(found, kind=form.kind, program=_beside(file.parent, PROGRAM), config=_decided(file.parent, found.config))
+        program, config = _beside(file.parent, PROGRAM), _decided(file.parent, found.config)
+        return replace(found, kind=form.kind, program=program, config=config)
     except FastinferError as error:
         return replace(found, error=error)
 
@@ -228,7 +229,8 @@ def _elsewhere(path: Path, name: str, config: ModelConfig) -> Repository:
                 raise ConfigurationError(f"{path / CONFIG} names version {config.triton.version}, and {folder} is of "
                                          "another.")
             there = replace(config.triton, version=int(version)) if folders else config.triton
-            found = replace(found, program=_beside(folder, PROGRAM), config=_decided(folder, replace(config, triton=there)))
+            program = _beside(folder, PROGRAM)
+            found = replace(found, program=program, config=_decided(folder, replace(config, triton=there)))
         except FastinferError as error:
             found = replace(found, error=error)
         result.found.append(found)
