@@ -1,12 +1,17 @@
 """What becomes of requests when the Triton behind a model breaks, and what a local model beside it feels of it.
 
-    python bench/fault_table.py                 # every fault of faulty_proxy.py
-    python bench/fault_table.py --only answer   # those whose name holds a text, and the row without a fault
+    python bench/fault_table.py                    # every fault of faulty_proxy.py
+    python bench/fault_table.py --only answer      # those whose name holds a text
+    python bench/fault_table.py --keep FILE        # add to what FILE has of earlier runs, and show all of it
 
-For each fault: the statuses of requests with 500 ms to be answered, their longest time, and the local model's p99 under
-a fixed rate while such requests go on, over its p99 in the window beside it, in which Triton is well: the median of
-such pairs, which of the two comes first by turns, and the least and the largest ratio. The first row has no fault in
-either window: what it shows is the measure's own spread.
+For each fault: the statuses of requests with 500 ms to be answered, their longest time, and what becomes meanwhile of
+a local model under a fixed rate of requests: its p99, and the CPU time of the whole server for each of its answers.
+Windows are short and many, for a machine is never quiet for long; every third one has no fault, but requests for a
+Triton that is well. A figure is the median over a fault's windows, over the median of those without a fault, with the
+interval in which 19 of 20 such quotients lie when windows are drawn anew from those that were seen. The first row
+compares every other window without a fault with the rest of them: how far it is from 1 is what the measure cannot tell.
+
+Of the p99 only bursts tell, and it takes many windows (--rounds); CPU time is quiet, but does not tell of bursts.
 
 The server has a core. On the other one the local model's client goes before all else: Triton, the proxy and those who
 ask it have the lowest priority there, or their work would be taken for the server's.
@@ -20,16 +25,16 @@ import http.client
 import json
 import os
 import shutil
-import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import harness
 import models
+import numpy as np
 import real_triton
 import triton_server
 import wrk
@@ -43,6 +48,10 @@ RATE = 2000  # requests a second of the local model
 ASKERS = 4
 PAUSE = 0.02  # seconds of each between two requests
 SETTLE = 0.3  # seconds, in which what was under way ends
+EVERY = 3  # so many windows, one of them without a fault
+DRAWN = 4000  # quotients
+FEWEST = 5  # windows of which an interval says something
+MOST = 1.10  # of what the local model has without a fault
 T = TypeVar("T")
 WORK = harness.BENCH / "work" / "faults"
 
@@ -114,10 +123,20 @@ def until_well(port: int) -> None:
         time.sleep(0.05)
 
 
+def cpu_ns(pid: int) -> int:
+    """Processor time of all threads of a process so far."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            total += int((task / "schedstat").read_text().split()[0])
+    return total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    harness.add_options(parser, rounds=5, seconds=2)
-    parser.add_argument("--only", default="", help="faults whose name holds this")
+    harness.add_options(parser, rounds=30, seconds=1)
+    parser.add_argument("--only", default="", help="faults whose name holds this; several with commas")
+    parser.add_argument("--keep", type=Path, help="a file of windows, to which those of this run are added")
     options = parser.parse_args()
     if absent := real_triton.why_absent():
         raise SystemExit(absent)
@@ -129,6 +148,7 @@ def main() -> None:
     shutil.copyfile(Path(__file__).parent / "servers" / "triton_model.py", WORK / "triton" / MODEL / "1" / "model.py")
     shutil.copytree(models.model_path(LOCAL).parent, WORK / "models" / LOCAL / "1")
     (WORK / "models" / MODEL).mkdir()
+    keep = options.keep or WORK / "windows"
     server = RealTriton(WORK, WORK / "triton", environ={"BENCH_MODEL": str(models.model_path(MODEL))})
     with contextlib.ExitStack() as stack:
         stack.callback(server.stop)
@@ -143,32 +163,58 @@ def main() -> None:
         stack.enter_context(pinned(cores.client))
         asker = stack.enter_context(Asker(front.port))
         script = wrk.infer_script(LOCAL, rate=RATE)
+        file = stack.enter_context(keep.open("a"))
 
-        def window(fault: str | None) -> float:
-            """The local model's p99 meanwhile, microseconds."""
+        def window(fault: str | None) -> dict[str, Any]:
+            proxy.set(None)
+            until_well(front.port)
             proxy.set(fault)
-            if fault is None:
-                until_well(front.port)
             time.sleep(SETTLE)
             asker.since()
-            return wrk.drive(front.port, script, connections=16, seconds=options.seconds, core=cores.client).p99_us
+            used = cpu_ns(front.pid)
+            found = wrk.drive(front.port, script, connections=16, seconds=options.seconds, core=cores.client)
+            used = cpu_ns(front.pid) - used
+            statuses, longest = asker.since()
+            return {"fault": fault or "", "p99_us": found.p99_us, "cpu_us": used / 1e3 / found.requests,
+                    "statuses": statuses, "longest_ms": 1e3 * longest}
 
-        print(f"{'fault':38} {'statuses':26} {'longest':>9} {'local p99':>10} {'over well':>9} {'least':>6} "
-              f"{'most':>6}")
-        for name in (None, *FAULTS):
-            if name is not None and options.only not in name:
-                continue
-            ratios, statuses, longest, felt = [], Counter[int](), 0.0, []
-            for i in range(options.rounds):
-                well = window(None) if i % 2 == 0 else 0.0
-                felt.append(window(name))
-                seen, took = asker.since()
-                statuses += seen
-                longest = max(longest, took)
-                ratios.append(felt[-1] / (well or window(None)))
-            shown = " ".join(f"{status}×{count}" for status, count in sorted(statuses.items()))
-            print(f"{name or 'none':38} {shown:26} {longest * 1e3:>6.0f} ms {statistics.median(felt):>7.0f} µs "
-                  f"{statistics.median(ratios):>9.2f} {min(ratios):>6.2f} {max(ratios):>6.2f}", flush=True)
+        chosen = [fault for fault in FAULTS if any(text in fault for text in options.only.split(","))]
+        for number in range(options.rounds):
+            for i, fault in enumerate(chosen if number % 2 == 0 else chosen[::-1]):
+                for each in (None, fault) if i % (EVERY - 1) == 0 else (fault,):
+                    print(json.dumps(window(each)), file=file, flush=True)
+    show([json.loads(line) for line in keep.read_text().splitlines()])
+
+
+def show(windows: list[dict[str, Any]]) -> None:
+    """The table of windows, of one run or of several."""
+    well = [each for each in windows if not each["fault"]]
+    rows = [("none", well[::2], well[1::2])]
+    by_fault = {fault: [each for each in windows if each["fault"] == fault] for fault in FAULTS}
+    rows += [(fault, found, well) for fault, found in by_fault.items() if found]
+    print(f"{'fault':36} {'statuses':26} {'longest':>8} {'windows':>7} {'p99':>8} {'over well':>17} {'CPU':>7} "
+          f"{'over well':>17}  p99 {MOST - 1:.0%} more?")
+    for name, found, beside in rows:
+        statuses: Counter[str] = sum((Counter(each["statuses"]) for each in found), Counter())
+        said = " ".join(f"{status}×{count}" for status, count in sorted(statuses.items()))
+        line = f"{name:36} {said:26} {max(each['longest_ms'] for each in found):>5.0f} ms {len(found):>7}"
+        for key in ("p99_us", "cpu_us"):
+            here, there = ([each[key] for each in side] for side in (found, beside))
+            middle, low, high = quotient(here, there)
+            line += f" {np.median(here):>5.0f} µs {middle:>5.2f} ({low:.2f}–{high:.2f})"
+            if key == "p99_us":
+                told = "no" if high < MOST else "yes" if low > MOST else "not told"
+                if min(len(here), len(there)) < FEWEST:
+                    told = "not told"
+        print(f"{line}  {told}")
+
+
+def quotient(over: list[float], under: list[float]) -> tuple[float, float, float]:
+    """The quotient of two medians, and between what it lies in 19 of 20 draws from the same values."""
+    generator = np.random.default_rng(7)
+    drawn = [np.median(generator.choice(side, (DRAWN, len(side))), axis=1) for side in (over, under)]
+    low, high = np.quantile(drawn[0] / drawn[1], (0.025, 0.975))
+    return float(np.median(over) / np.median(under)), float(low), float(high)
 
 
 if __name__ == "__main__":

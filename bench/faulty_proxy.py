@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 PATIENCE = 30.0  # seconds that a connection may take for anything
 NO_MEMORY = b'{"error":"Unable to open shared memory region: \'/x\'"}'
+FULL = 4  # connections that fill a listener of no backlog
 STEP = 0.05  # seconds between two bytes of a slow answer
 
 
@@ -133,6 +134,7 @@ def kept(said: dict[str, Any]) -> None:
 # What is done, and the statuses with which a request may be answered meanwhile.
 FAULTS: dict[str, tuple[Callable[[Call], bool] | str, set[int]]] = {
     "no connection": ("refused", {503}),
+    "no connection, and no refusal": ("full", {503, 504}),
     "connection reset": (reset, {502, 503}),
     "connection closed": (closed, {502, 503}),
     "no answer": (hung, {504, 503}),
@@ -166,6 +168,7 @@ class Listener:
         self.upstream = upstream
         self.fault: str | None = None
         self.listener: socket.socket | None = None
+        self.waiting: list[socket.socket] = []  # connections that nobody takes, where the listener is full of them
         self.port = 0
         self.open: set[socket.socket] = set()
         self.listen()
@@ -177,10 +180,19 @@ class Listener:
 
     def listens(self, yes: bool) -> None:
         """Whether connections are taken from now on."""
-        if not yes:
+        if not yes or self.waiting:
             self.close()
-        elif self.listener is None:
+        if yes and self.listener is None:
             self.listen()
+
+    def fill(self) -> None:
+        """Listen, and leave connections without an answer, as a network does that drops what is sent."""
+        self.close()
+        self.listener = socket.create_server(("127.0.0.1", self.port), backlog=0)
+        for _ in range(FULL):
+            self.waiting.append(socket.socket())
+            self.waiting[-1].setblocking(False)
+            self.waiting[-1].connect_ex(self.listener.getsockname())
 
     def drop(self) -> None:
         for each in list(self.open):
@@ -192,6 +204,8 @@ class Listener:
             self.listener.shutdown(socket.SHUT_RDWR)
             self.listener.close()
             self.listener = None
+        while self.waiting:
+            self.waiting.pop().close()
         self.drop()
 
     def accept(self, listener: socket.socket) -> None:
@@ -225,6 +239,8 @@ class FaultyProxy(Listener):
         """From now on; connections that were kept end."""
         self.fault = fault
         self.listens(self.does != "refused")
+        if self.does == "full":
+            self.fill()
         if fault is not None:
             self.drop()
 

@@ -203,6 +203,8 @@ def for_core(tensor: Tensor, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
         return texts.reshape(array.shape)
     if tensor.datatype == "BF16":
         array = array.view(np.uint16)
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8) != 0  # any byte may come
     if array.dtype != dtype_of(tensor.datatype):
         raise ValueError(f"output {tensor.name!r} came as {array.dtype}")
     return np.ascontiguousarray(array).reshape(array.shape)

@@ -278,7 +278,7 @@ async def watch_one(runtime: "weakref.ref[TritonRuntime]", target: Target, link:
     while True:
         await asyncio.sleep(target.pause() if target.open else config.probe_interval)
         now = time.monotonic()
-        quiet = now - target.answered_at >= config.probe_interval
+        quiet = target.answered_at < now - config.probe_interval
         whole = target.open or target.doubted or now - looked_at >= REREAD * config.probe_interval
         owner = runtime() if quiet or whole else None
         if owner is None:
@@ -296,7 +296,7 @@ async def watch_one(runtime: "weakref.ref[TritonRuntime]", target: Target, link:
         del owner
         if well:
             target.woke()
-        elif quiet and not target.open:
+        elif not target.open and target.answered_at < now - config.probe_interval:  # nor was a batch answered meanwhile
             target.failed("the model is not ready there", at_once=True)
 
 

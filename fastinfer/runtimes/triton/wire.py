@@ -67,6 +67,8 @@ class Connection(asyncio.Protocol):
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
             self.fail(garbage(f"no HTTP: {error}"))
+        except httptools.HttpParserUpgrade:
+            self.fail(garbage("it goes over to a protocol that was not asked for"))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.keeps = False
