@@ -94,7 +94,7 @@ class OnnxConfig:
         if provider == "CUDAExecutionProvider":
             if self.gpu_mem_limit is not None:
                 result["gpu_mem_limit"] = str(self.gpu_mem_limit)
-            if self.cuda_graphs:
+            if self.cuda_graphs and "TensorrtExecutionProvider" not in self.providers:  # each would capture the run
                 result["enable_cuda_graph"] = "1"
         if provider == "TensorrtExecutionProvider":
             if self.gpu_mem_limit is not None:

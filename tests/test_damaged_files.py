@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import pickle
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 import fastinfer
 from fastinfer.errors import ModelLoadError
 from fastinfer.preprocessing.program import Program
+from fastinfer.runtimes import trial
 
 RNG = np.random.default_rng(7)
 ROWS = RNG.normal(size=(100, 4))
@@ -99,4 +103,30 @@ class Crash:
 def test_a_pickle_that_crashes_python_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(Crash()))
     with pytest.raises(ModelLoadError, match=r"m\.pkl is damaged: loading it crashes its library \(SIGSEGV\)"):
+        fastinfer.load(tmp_path / "m.pkl", trust_pickle=True)
+
+
+class Call:
+    """A pickle of it calls the function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (Call(os._exit, 0), r"loading it ends the process \(code 0\)"),
+    (Call(sys.exit, 3), "it cannot be loaded: SystemExit: 3"),
+    (Call(bytes, 1 << 50), "loading it takes more memory than there is"),
+    (Call(exec, "while True: pass"), r"loading it takes longer than \d s of a CPU's time"),
+    (Call(time.sleep, 1000), r"loading it takes longer than \d s\."),
+    (Call(os.system, "sleep 1000 & sleep 1000"), r"loading it takes longer than \d s\."),
+], ids=["exit", "raise", "memory", "busy", "asleep", "children"])
+def test_a_pickle_that_does_not_come_back_is_refused(tmp_path: Path, monkeypatch, call: Call, message: str) -> None:
+    monkeypatch.setattr(trial, "BUSY", 2)
+    monkeypatch.setattr(trial, "PATIENCE", 1.0 if "sleep" in str(call.call) else 100.0)
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(call))
+    with pytest.raises(ModelLoadError, match=rf"m\.pkl: {message}"):
         fastinfer.load(tmp_path / "m.pkl", trust_pickle=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import onnx_models
 import onnxruntime as ort
@@ -11,7 +13,7 @@ import fastinfer
 from fastinfer.engines import DEVICES, OnnxConfig
 from fastinfer.errors import ConfigurationError, ModelLoadError
 from fastinfer.model import Model
-from fastinfer.runtimes.onnx_device import DeviceRuntime, is_shortage, sizes_up_to
+from fastinfer.runtimes.onnx_device import Device, DeviceRuntime, is_shortage, sizes_up_to
 from fastinfer.settings import ModelConfig, Settings
 
 
@@ -43,6 +45,53 @@ def test_every_batch_size_has_the_next_graph():
     assert list(sizes_up_to(12)) == [1, 2, 4, 8, 12]
     assert list(sizes_up_to(1)) == [1]
     assert list(sizes_up_to(0)) == []
+
+
+def test_graphs_are_captured_at_load_and_run_on_one_thread(tmp_path, monkeypatch):
+    """onnxruntime has them by thread; the batcher's stop knows a run by the thread that asked for it."""
+    seen = []
+    bound = DeviceRuntime.run_bound
+
+    def run_bound(self, binding, graph, caller):
+        bound(self, binding, graph, caller)
+        seen.append((threading.current_thread().name.rpartition("_")[0], graph, caller))
+
+    monkeypatch.setattr(DeviceRuntime, "run_bound", run_bound)
+    runtime = on_cpu(onnx_models.affine(tmp_path / "m.onnx"), GRAPHS)
+    assert sorted(runtime.graphs) == [1, 2, 4, 8, 12]
+    seen.clear()
+    threads = [threading.Thread(target=runtime.run, args=({"x": np.ones((3, 4), np.float32)},)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(name, graph) for name, graph, _ in seen] == [("cuda-graphs", 4)] * 3
+    assert {caller for _, _, caller in seen} == {thread.ident for thread in threads}
+
+
+def test_nothing_runs_beside_a_capture():
+    device, order = Device(), []
+    entered = threading.Event()
+
+    def capture():
+        with device.capturing():
+            order.append("capture")
+
+    def run():
+        with device.running():
+            order.append("run")
+
+    with device.running(), device.running():
+        thread = threading.Thread(target=capture)
+        thread.start()
+        while not device.captures:
+            entered.wait(0.001)
+        later = threading.Thread(target=run)
+        later.start()
+        order.append("ran")
+    thread.join()
+    later.join()
+    assert order == ["ran", "capture", "run"]
 
 
 @pytest.mark.parametrize("text", [
@@ -136,7 +185,9 @@ def test_keys_become_the_providers_options(tmp_path):
         "trt_engine_cache_enable": "1", "trt_engine_cache_path": engines, "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": engines}
     assert config.options_of("CUDAExecutionProvider") == {
-        "device_id": "1", "gpu_mem_limit": "7", "enable_cuda_graph": "1"}
+        "device_id": "1", "gpu_mem_limit": "7"}  # one provider alone captures
+    assert OnnxConfig(device="cuda", cuda_graphs=True).options_of("CUDAExecutionProvider") == {
+        "device_id": "0", "enable_cuda_graph": "1"}
     assert config.options_of("CPUExecutionProvider") == {}
 
 

@@ -70,6 +70,8 @@ MOODS = """
                 return {"y": np.append(x, 1)}
             if 1010 in x:
                 raise KeyboardInterrupt
+            if 1011 in x:
+                return {"y": np.ma.masked_greater(x, 1000)}
             self.kept[:len(x)] = x
             x[:] = -1
             print("predicted", flush=True)
@@ -149,6 +151,7 @@ def test_metadata_says_what_it_takes_and_that_it_is_batched(models):
     (1008, 500, "runtime_failed", "the model's output 'y' is a list, not a numpy array"),
     (1009, 500, "runtime_failed", "output 'y' has shape [2] for 1 rows"),
     (1010, 500, "runtime_failed", "the model failed on this request: its predict raised KeyboardInterrupt"),
+    (1011, 500, "runtime_failed", "the model's output 'y' is a masked array"),
 ])
 def test_what_it_does_wrong_is_its_own_requests_error(models, value, status, code, text):
     with models.client() as client:
@@ -183,6 +186,8 @@ def test_an_array_that_it_keeps_is_not_an_earlier_clients(models):
     ("class Model:\n    def __init__(self, folder):\n        import signal; signal.signal(99999, None)\n",
      r"model\.py:3: "),
     ("class Model:\n    def __init__(self, folder): ...\n", r"class Model has no method predict"),
+    ("class Model:\n    @property\n    def inputs(self): return 1 / 0\n    def __init__(self, folder): ...\n"
+     "    def predict(self, inputs): ...\n", r"model\.py: ZeroDivisionError"),
     ("class Model:\n    def __init__(self, folder): ...\n    def predict(self, inputs): ...\n",
      r"class Model does not say its inputs; inputs and outputs are \{name: \(datatype, shape\)\}"),
     ("class Model:\n    inputs = {'x': ('FLOAT', (-1,))}\n    def __init__(self, folder): ...\n"

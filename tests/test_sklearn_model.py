@@ -227,6 +227,14 @@ def test_a_damaged_pickle_is_refused(tmp_path):
         fastinfer.load(path, trust_pickle=True)
 
 
+def test_a_pickle_whose_attributes_are_damaged_is_refused(tmp_path):
+    fitted = CASES["array"]()
+    fitted[0].n_features_in_ = "four"
+    joblib.dump(fitted, tmp_path / "m.joblib")
+    with pytest.raises(ModelLoadError, match=r"m\.joblib: what it holds is no fitted estimator, or damaged: Value"):
+        fastinfer.load(tmp_path / "m.joblib", trust_pickle=True)
+
+
 def test_a_pickle_is_loaded_only_when_trusted(tmp_path, monkeypatch):
     path = tmp_path / "m.pkl"
     joblib.dump(CASES["array"](), path)

@@ -1,5 +1,6 @@
 """onnxruntime's Python package: other execution providers than the CPU, strings, and sequences of maps."""
 
+import contextlib
 import ctypes
 import re
 import tempfile
@@ -125,8 +126,12 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> BindingRuntime:
     given = [config.onnx.options_of(name) for name in providers]
     if config.onnx.engine_cache is not None:
         make_folder(config.onnx.engine_cache, path)
+    if any(name.startswith(("CUDA", "Tensorrt")) for name in providers):
+        with contextlib.redirect_stdout(None):  # the libraries of NVIDIA's packages, which it may not find by itself
+            ort.preload_dlls()
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers, provider_options=given)
+        session = ort.InferenceSession(str(path), options, providers=providers, provider_options=given,
+                                       enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base
         raise ModelLoadError(f"{path}: onnxruntime cannot load it: {first_line(without_banner(error))}") from None
     inactive = [name for name in providers if name not in session.get_providers()]

@@ -5,13 +5,15 @@ import logging
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from fastinfer._core import DATATYPES, DTYPES
+from fastinfer._core import DATATYPES, DTYPES, Tensor
 from fastinfer.errors import ModelLoadError
 from fastinfer.runtimes import Arrays
 from fastinfer.runtimes.onnx_binding import BindingRuntime
@@ -20,9 +22,49 @@ from fastinfer.settings import ModelConfig
 DEVICE = "cuda"
 # What onnxruntime's arena, CUDA and TensorRT say of it; onnxruntime's exceptions tell no code.
 SHORTAGE = ("out of memory", "failed to allocate memory", "cuda failure 2:", "cudaerrormemoryallocation",
-            "available memory of", "cudnn_status_alloc_failed", "cublas_status_alloc_failed")
+            "available memory of", "could not be allocated", "cudnn_status_alloc_failed", "device_allocation_failed",
+            "cublas_status_alloc_failed")
 
 logger = logging.getLogger("fastinfer.onnx")
+
+
+class Device:
+    """Whose turn it is on the GPUs: while a graph is captured, CUDA forbids every thread to ask for memory."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Condition()
+        self.runs = 0
+        self.captures = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Beside others that run, and never beside a capture."""
+        with self.turn:
+            self.turn.wait_for(lambda: not self.captures)
+            self.runs += 1
+        try:
+            yield
+        finally:
+            with self.turn:
+                self.runs -= 1
+                self.turn.notify_all()
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Alone."""
+        with self.turn:
+            self.turn.wait_for(lambda: not self.captures)
+            self.captures = True
+            self.turn.wait_for(lambda: self.runs == 0)
+        try:
+            yield
+        finally:
+            with self.turn:
+                self.captures = False
+                self.turn.notify_all()
+
+
+DEVICES = Device()  # of this process
 
 
 class DeviceRuntime(BindingRuntime):
@@ -40,7 +82,8 @@ class DeviceRuntime(BindingRuntime):
         self.device_id = config.onnx.device_id
         self.graphs: dict[int, Graph] = {}
         self.graph_sizes = list(sizes_up_to(config.max_batch_size)) if config.onnx.cuda_graphs else []
-        self.graph_turn = threading.Lock()
+        # onnxruntime has a session's graphs by the thread that captured them.
+        self.graph_thread = ThreadPoolExecutor(1, "cuda-graphs") if self.graph_sizes else None
         self.batched = False
         self.most = 1 << 30
         self.plain = not self.bfloat16 and not self.maps and all(
@@ -52,8 +95,14 @@ class DeviceRuntime(BindingRuntime):
                                  f"{loose[0] if loose else 'a tensor'!r} has others.")
 
     def tell_batched(self, batched: bool) -> None:
-        """Whether a row's answer was proven not to depend on the rows beside it."""
+        """Whether a row's answer was proven not to depend on the rows beside it; then the graphs are captured."""
         self.batched = batched
+        for size in self.graph_sizes if batched else ():
+            zeros = {tensor.name: np.zeros((size, *tensor.shape[1:]), dtype_of(tensor)) for tensor in self.inputs}
+            try:
+                self.run_whole(zeros, size)
+            except Exception as error:  # of the values, or the memory: as a request it is tried again
+                logger.info("%s: no CUDA graph of %d rows yet: %s", self.path, size, error)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run one batch, in parts where the device has shown that it has no memory for the whole."""
@@ -72,24 +121,27 @@ class DeviceRuntime(BindingRuntime):
                  for start in range(0, rows, most)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.output_names}
 
-    def run_bound(self, binding: ort.IOBinding, graph: int) -> None:
-        """Run what is bound, as a CUDA graph of its own number or, with -1, as it is."""
+    def run_bound(self, binding: ort.IOBinding, graph: int, caller: int) -> None:
+        """Run what is bound, as a CUDA graph of its own number or, with -1, as it is; `stop` knows it by its caller."""
         options = ort.RunOptions()
         if self.graph_sizes:
             options.add_run_config_entry("gpu_graph_id", str(graph))
-        self.running[threading.get_ident()] = options
+        self.running[caller] = options
         try:
             self.session.run_with_iobinding(binding, options)
         finally:
-            del self.running[threading.get_ident()]
+            del self.running[caller]
 
     def run_whole(self, inputs: Arrays, rows: int) -> Arrays:
         if not self.plain:
             return super().run(inputs)
         size = next((size for size in self.graph_sizes if size >= rows), 0) if rows else 0
-        if size:
-            with self.graph_turn:  # one set of buffers, which the graph has in it
-                return self.graph_of(size, inputs).run(inputs, rows)
+        if size and self.graph_thread is not None:
+            return self.graph_thread.submit(self.run_graph, size, inputs, rows, threading.get_ident()).result()
+        with DEVICES.running():
+            return self.run_buffers(inputs)
+
+    def run_buffers(self, inputs: Arrays) -> Arrays:
         try:
             buffers = self.idle.get_nowait()
         except queue.Empty:
@@ -99,10 +151,17 @@ class DeviceRuntime(BindingRuntime):
         finally:
             self.idle.put(buffers)
 
-    def graph_of(self, size: int, inputs: Arrays) -> "Graph":
-        if size not in self.graphs:
-            self.graphs[size] = Graph(self, size, inputs)
-        return self.graphs[size]
+    def run_graph(self, size: int, inputs: Arrays, rows: int, caller: int) -> Arrays:
+        """Run a graph's batch, on the graphs' thread; the first one of its size captures it."""
+        known = self.graphs.get(size)
+        if known is not None:
+            with DEVICES.running():
+                return known.run(inputs, rows, caller)
+        with DEVICES.capturing():
+            made = Graph(self, size, inputs)
+            answers = made.run(inputs, rows, caller)
+        self.graphs[size] = made
+        return answers
 
 
 class Buffers:
@@ -126,7 +185,7 @@ class Buffers:
         for name in runtime.output_names:
             binding.bind_output(name, "cpu")
         try:
-            runtime.run_bound(binding, -1)
+            runtime.run_bound(binding, -1, threading.get_ident())
             return dict(zip(runtime.output_names, binding.copy_outputs_to_cpu(), strict=True))
         finally:
             binding.clear_binding_outputs()
@@ -145,24 +204,27 @@ class Graph:
                       for name, array in self.host.items()}
         self.taken: dict[str, Any] = {}
         for tensor in runtime.outputs:
-            dtype = np.dtype(DTYPES[DATATYPES.index(tensor.datatype)])
             self.taken[tensor.name] = ort.OrtValue.ortvalue_from_shape_and_type(
-                (size, *tensor.shape[1:]), dtype, *place)
+                (size, *tensor.shape[1:]), dtype_of(tensor), *place)
         for name, value in self.given.items():
             self.binding.bind_ortvalue_input(name, value)
         for name, value in self.taken.items():
             self.binding.bind_ortvalue_output(name, value)
 
-    def run(self, inputs: Arrays, rows: int) -> Arrays:
+    def run(self, inputs: Arrays, rows: int, caller: int) -> Arrays:
         """Rows, and the last one again where there are fewer than the graph has."""
         for name, array in inputs.items():
             host = self.host[name]
             host[:rows] = array
             host[rows:] = array[rows - 1 : rows]
             self.given[name].update_inplace(host)
-        self.runtime.run_bound(self.binding, self.size)
+        self.runtime.run_bound(self.binding, self.size, caller)
         self.binding.synchronize_outputs()
         return {name: np.array(value.numpy()[:rows]) for name, value in self.taken.items()}
+
+
+def dtype_of(tensor: Tensor) -> np.dtype[Any]:
+    return np.dtype(DTYPES[DATATYPES.index(tensor.datatype)])
 
 
 def pinned(size: int, device: str) -> tuple[np.ndarray[Any, Any], Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastinfer import errors
 from fastinfer.errors import FastinferError, InvalidRequestError, ModelLoadError
-from fastinfer.runtimes.python_code import Code
+from fastinfer.runtimes.python_code import Code, described
 from fastinfer.runtimes.python_wire import BrokenError, Channel, Memory, put, take
 
 F_SETSIG = 10  # of Linux, which the module fcntl does not name
@@ -44,6 +44,9 @@ def answer(channel: Channel, inputs: Memory, outputs: Memory, path: Path, patien
         code = Code(path, patience)
     except FastinferError as error:
         channel.send({"failed": str(error)})
+        return
+    except Exception as error:  # of what it declares
+        channel.send({"failed": f"{path}: {described(error)}"})
         return
     sys.path.insert(0, str(path.parent.absolute()))  # here no other model can be hurt
     channel.send({"inputs": [list(each) for each in code.inputs], "outputs": [list(each) for each in code.outputs]})

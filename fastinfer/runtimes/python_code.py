@@ -186,6 +186,8 @@ def checked_array(tensor: Tensor, array: Any) -> np.ndarray[Any, Any]:
     what = f"the model's output {tensor.name!r}"
     if not isinstance(array, np.ndarray):
         raise refused(f"{what} is a {type(array).__name__}, not a numpy array")
+    if isinstance(array, np.ma.MaskedArray):
+        raise refused(f"{what} is a masked array; say what stands for a masked value, as with array.filled(nan)")
     fits = array.ndim == len(tensor.shape) and all(
         want in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True))
     if not fits:

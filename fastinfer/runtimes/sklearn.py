@@ -153,7 +153,13 @@ def opened(path: Path, config: ModelConfig) -> SklearnRuntime:
                                  f"here: install scikit-learn=={saved}, or fit again.") from None
         except BaseException as error:
             raise ModelLoadError(f"{path}: it cannot be loaded: {described(error)}") from error
-        return SklearnRuntime(fitted, path, config)
+        try:
+            return SklearnRuntime(fitted, path, config)
+        except ModelLoadError:
+            raise
+        except Exception as error:  # of attributes that are not as the fit makes them
+            raise ModelLoadError(f"{path}: what it holds is no fitted estimator, or damaged: {described(error)}"
+                                 ) from error
 
 
 def check_archive(path: Path) -> None:
