@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from fastinfer._core import DATATYPES, DTYPES, Tensor
 from fastinfer.errors import BackendError, BackendRefusedError, BackendUnavailableError, FastinferError
@@ -138,13 +139,25 @@ def itemsize(tensor: Tensor) -> int:
     return int(dtype_of(tensor.datatype).itemsize)
 
 
-def for_client(tensor: Tensor, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """An input as tritonclient takes it."""
-    if tensor.datatype != "BF16":
-        return array
-    import ml_dtypes  # which tritonclient brings
+def to_bytes(tensor: Tensor, array: np.ndarray[Any, Any]) -> bytes:
+    """A C-contiguous input as it travels."""
+    if tensor.datatype != "BYTES":
+        return array.tobytes()
+    return bytes(serialize_byte_tensor(array).item()) if array.size else b""
 
-    return array.view(ml_dtypes.bfloat16)
+
+def from_bytes(datatype: str, shape: list[int], blob: bytes) -> np.ndarray[Any, Any]:
+    """An output of a datatype of ours as it came; texts as bytes.
+
+    Raises:
+        ValueError and others: it is not of the shape.
+    """
+    if not blob:
+        return np.empty(shape, object if datatype == "BYTES" else dtype_of(datatype))
+    if datatype == "BYTES":
+        texts: np.ndarray[Any, Any] = deserialize_bytes_tensor(blob)
+        return texts.reshape(shape)
+    return np.frombuffer(blob, dtype_of(datatype)).reshape(shape)
 
 
 def taken(

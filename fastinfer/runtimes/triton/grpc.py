@@ -1,15 +1,18 @@
-"""Triton over gRPC: tritonclient's asyncio client on a server's loop, its other client on threads elsewhere."""
+"""Triton over gRPC: tritonclient's messages, on gRPC's asyncio channel on a server's loop, on threads elsewhere."""
 
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import numpy as np
-import tritonclient.grpc
-import tritonclient.grpc.aio
-from tritonclient.utils import InferenceServerException
+from google.protobuf.json_format import MessageToDict
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from fastinfer.errors import ConfigurationError
 from fastinfer.runtimes import Arrays
@@ -18,17 +21,18 @@ from fastinfer.runtimes.triton.exchange import (
     Failed,
     Question,
     dtype_of,
-    for_client,
+    from_bytes,
     garbage,
     lost,
     microseconds,
     refused,
     taken,
+    to_bytes,
     unreachable,
 )
 from fastinfer.runtimes.triton.forwarding import Fields
 from fastinfer.runtimes.triton.layout import Place, Placed, Placer
-from fastinfer.runtimes.triton.regions import Consent, Regions
+from fastinfer.runtimes.triton.regions import Consent, Region, Regions
 from fastinfer.settings import TritonConfig
 
 MOST_BYTES = 256 << 20  # of an answer
@@ -41,57 +45,57 @@ BROKEN = ("socket closed", "connection reset", "broken pipe", "goaway", "endpoin
 class GrpcLink:
     """The channel to one url.
 
-    gRPC's asyncio client works on one loop of a process. That is the server's: on another one, `threads`, calls are
-    made on threads.
+    gRPC's asyncio channels work on one loop of a process. That is the server's: on another one, `threads`, calls are
+    made on threads. Of tritonclient only the messages are used: its clients make several objects for each tensor.
     """
 
     def __init__(self, address: str, config: TritonConfig, consent: Consent, *, threads: bool) -> None:
-        module = tritonclient.grpc if threads else tritonclient.grpc.aio
         self.threads = threads
         self.timeout = config.connect_timeout
-        self.headers = {name.lower(): value for name, value in config.headers.items()} or None
+        self.headers = tuple((name.lower(), value) for name, value in config.headers.items())
         self.regions = Regions(self, consent, config.connect_timeout)
         self.placer = Placer(self.regions)
+        module = grpc if threads else grpc.aio
         milliseconds = max(1, int(config.connect_timeout * 1000))
-        files = {name: None if path is None else str(path) for name, path in (
-            ("root_certificates", config.ca_file), ("private_key", config.key_file),
-            ("certificate_chain", config.cert_file))}
-        try:
-            self.client = module.InferenceServerClient(address, ssl=config.secure, **files, channel_args=[
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_receive_message_length", MOST_BYTES),
-                ("grpc.min_reconnect_backoff_ms", milliseconds),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.use_local_subchannel_pool", 1),
-            ])
-        except OSError as error:
-            raise ConfigurationError(f"triton.ca_file, cert_file or key_file: {error}") from None
+        options = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", MOST_BYTES),
+            ("grpc.min_reconnect_backoff_ms", milliseconds),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if config.secure:
+            credentials = map(content, (config.ca_file, config.key_file, config.cert_file))
+            self.channel = module.secure_channel(address, grpc.ssl_channel_credentials(*credentials), options=options)
+        else:
+            self.channel = module.insecure_channel(address, options=options)
+        self.stub = GRPCInferenceServiceStub(self.channel)
 
-    async def call(self, method: str, *args: Any, within: float, **more: Any) -> Any:
-        """What a method of tritonclient's gives in so many seconds; raises Failed, or TimeoutError."""
-        seconds = None if math.isinf(within) else max(within, 0.001)
-        function = getattr(self.client, method)
+    async def call(self, method: str, message: Any, *, within: float, more: Fields = ()) -> Any:
+        """What Triton answers in so many seconds, with more metadata; raises Failed, or TimeoutError."""
+        function = getattr(self.stub, method)
+        told = {"timeout": None if math.isinf(within) else max(within, 0.001), "metadata": (*self.headers, *more)}
         try:
             if self.threads:
-                return await asyncio.to_thread(function, *args, client_timeout=seconds, **more)
-            return await function(*args, client_timeout=seconds, **more)
-        except InferenceServerException as error:
-            raise failed(error) from None
+                return await asyncio.to_thread(function, message, **told)
+            return await function(message, **told)
+        except grpc.RpcError as error:
+            raise failed(error.code(), error.details() or "") from None
 
     async def metadata(self, model: str, version: str) -> Mapping[str, Any]:
-        return dict(await self.call("get_model_metadata", model, version, within=self.timeout, headers=self.headers,
-                                    as_json=True))
+        return described(await self.call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version),
+                                         within=self.timeout))
 
     async def configuration(self, model: str, version: str) -> Mapping[str, Any]:
-        answer = await self.call("get_model_config", model, version, within=self.timeout, headers=self.headers,
-                                 as_json=True)
-        return dict(answer.get("config", {}))
+        answer = await self.call("ModelConfig", pb.ModelConfigRequest(name=model, version=version), within=self.timeout)
+        return described(answer.config)
 
     async def ready(self, model: str, version: str) -> bool:
         try:
-            return bool(await self.call("is_model_ready", model, version, within=self.timeout, headers=self.headers))
+            return bool((await self.call("ModelReady", pb.ModelReadyRequest(name=model, version=version),
+                                         within=self.timeout)).ready)
         except (Failed, TimeoutError):
             return False
 
@@ -100,102 +104,119 @@ class GrpcLink:
 
     async def exchange(self, contract: Contract, question: Question, placed: Placed | None) -> Arrays:
         """One batch, whose tensors travel but for those that were placed."""
-        inputs, outputs = [], []
+        message = pb.ModelInferRequest(model_name=contract.model, model_version=contract.version, id=question.id)
         for tensor in contract.inputs:
             array = question.inputs[tensor.name]
-            given = tritonclient.grpc.InferInput(tensor.name, list(array.shape), tensor.datatype)
+            given = message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
             if placed is not None and (place := placed.layout.inputs.get(tensor.name)):
-                given.set_shared_memory(placed.region.name, place.size, place.offset)
+                share(given.parameters, placed.region, place)
             else:
-                given.set_data_from_numpy(for_client(tensor, array))
-            inputs.append(given)
+                message.raw_input_contents.append(to_bytes(tensor, array))
         for tensor in contract.outputs:
-            wanted = tritonclient.grpc.InferRequestedOutput(tensor.name)
+            wanted = message.outputs.add(name=tensor.name)
             if placed is not None and (place := placed.layout.outputs.get(tensor.name)):
-                wanted.set_shared_memory(placed.region.name, place.size, place.offset)
-            outputs.append(wanted)
-        rows = len(question.inputs[contract.inputs[0].name]) if contract.max_batch_size else 1
-        headers = self.headers
+                share(wanted.parameters, placed.region, place)
+        if question.priority:
+            message.parameters["priority"].uint64_param = question.priority
+        if (left := microseconds(question)) is not None:
+            message.parameters["timeout"].int64_param = left
+        more = joined(question.fields)
         if question.traceparent:
-            headers = {**(headers or {}), "traceparent": question.traceparent}
-        if question.fields:
-            headers = {**(headers or {}), **joined(question.fields)}
-        result = await self.call(
-            "infer", contract.model, inputs, contract.version, outputs=outputs,
-            request_id=question.id, priority=question.priority, timeout=microseconds(question), headers=headers,
-            within=question.deadline - time.monotonic(),
-        )
-        reader = Reader(result, placed)
+            more = (*more, ("traceparent", question.traceparent))
+        rows = len(question.inputs[contract.inputs[0].name]) if contract.max_batch_size else 1
+        answer = await self.call("ModelInfer", message, within=question.deadline - time.monotonic(), more=more)
+        reader = Reader(answer, placed)
         return taken(contract, rows, reader.described, reader.array)
 
     # ---- shared memory --------------------------------------------------------------------------------------------
     async def server(self) -> Mapping[str, Any]:
-        return dict(await self.call("get_server_metadata", within=self.timeout, headers=self.headers, as_json=True))
+        return described(await self.call("ServerMetadata", pb.ServerMetadataRequest(), within=self.timeout))
 
     async def register(self, name: str, size: int) -> None:
-        await self.call("register_system_shared_memory", name, f"/{name}", size, within=self.timeout,
-                        headers=self.headers)
+        message = pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=size)
+        await self.call("SystemSharedMemoryRegister", message, within=self.timeout)
 
     async def unregister(self, name: str) -> None:
-        await self.call("unregister_system_shared_memory", name, within=self.timeout, headers=self.headers)
+        message = pb.SystemSharedMemoryUnregisterRequest(name=name)
+        await self.call("SystemSharedMemoryUnregister", message, within=self.timeout)
 
     async def registered(self) -> set[str]:
-        answer = await self.call("get_system_shared_memory_status", within=self.timeout, headers=self.headers)
+        answer = await self.call("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest(), within=self.timeout)
         return set(answer.regions)
 
     async def close(self) -> None:
         await self.regions.close()
         if self.threads:
-            await asyncio.to_thread(self.client.close)
+            await asyncio.to_thread(self.channel.close)
         else:
-            await self.client.close()
+            await self.channel.close()
 
 
-def joined(fields: Fields) -> dict[str, str]:
-    """Fields as tritonclient takes them, those of one name in one."""
+def content(path: Path | None) -> bytes | None:
+    """Of a file for TLS, where one is named."""
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"triton.ca_file, cert_file or key_file: {error}") from None
+
+
+def described(message: Any) -> Mapping[str, Any]:
+    """A message as the protocol's JSON; its 64-bit numbers are texts."""
+    return dict(MessageToDict(message, preserving_proto_field_name=True))
+
+
+def share(parameters: Any, region: Region, place: Place) -> None:
+    """Say in a tensor's parameters where it lies."""
+    parameters["shared_memory_region"].string_param = region.name
+    parameters["shared_memory_byte_size"].int64_param = place.size
+    if place.offset:
+        parameters["shared_memory_offset"].int64_param = place.offset
+
+
+def joined(fields: Fields) -> Fields:
+    """Fields as metadata, those of one name in one."""
     values: dict[str, list[str]] = {}
     for name, value in fields:
         values.setdefault(name, []).append(value)
-    return {name: ", ".join(each) for name, each in values.items()}
+    return tuple((name, ", ".join(each)) for name, each in values.items())
 
 
 class Reader:
     """The outputs of an answer."""
 
-    def __init__(self, result: Any, placed: Placed | None) -> None:
-        self.result = result
-        self.answer = result.get_response()
+    def __init__(self, answer: Any, placed: Placed | None) -> None:
         self.placed = placed
+        blobs: Iterable[bytes] = answer.raw_output_contents
+        self.blobs = list(blobs)
+        self.outputs = {output.name: (i, output) for i, output in enumerate(answer.outputs)}
 
     def described(self, name: str) -> tuple[str, list[int], int] | None:
         """Datatype, shape and bytes of an output."""
-        for i, output in enumerate(self.answer.outputs):
-            if output.name == name:
-                size = len(self.answer.raw_output_contents[i]) if i < len(self.answer.raw_output_contents) else 0
-                if place := self.place(name):
-                    if size:
-                        raise ValueError(f"output {name!r} is not in shared memory")
-                    size = place.size
-                return output.datatype, list(output.shape), size
-        return None
+        if name not in self.outputs:
+            return None
+        i, output = self.outputs[name]
+        size = len(self.blobs[i]) if i < len(self.blobs) else 0
+        if place := self.place(name):
+            if size:
+                raise ValueError(f"output {name!r} is not in shared memory")
+            size = place.size
+        return output.datatype, list(output.shape), size
 
     def place(self, name: str) -> Place | None:
         return None if self.placed is None else self.placed.layout.outputs.get(name)
 
-    def array(self, name: str) -> np.ndarray[Any, Any] | None:
+    def array(self, name: str) -> np.ndarray[Any, Any]:
         """An output of a datatype of ours whose bytes are those of its shape."""
+        i, output = self.outputs[name]
         place = self.place(name)
         if self.placed is None or place is None:
-            found: np.ndarray[Any, Any] | None = self.result.as_numpy(name)
-            return found
-        output = next(each for each in self.answer.outputs if each.name == name)
+            return from_bytes(output.datatype, list(output.shape), self.blobs[i] if i < len(self.blobs) else b"")
         return self.placed.region.get(place.offset, output.shape, dtype_of(output.datatype), place.size)
 
 
-def failed(error: InferenceServerException) -> Failed:
-    """What a status of gRPC means here."""
-    status = str(error.status()).removeprefix("StatusCode.")
-    said = error.message() or ""
+def failed(code: grpc.StatusCode, said: str) -> Failed:
+    """What a status of gRPC means here; raises TimeoutError where it is that."""
+    status = code.name
     if status == "UNAVAILABLE" and NO_CONNECTION in said.lower():
         return unreachable("no connection came about")
     if status == "DEADLINE_EXCEEDED":

@@ -7,9 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from fastinfer._core import Tensor
 from fastinfer.errors import ConfigurationError
 from fastinfer.runtimes import Arrays
 from fastinfer.runtimes.triton.contract import MOST_INSTANCES, Contract
@@ -17,11 +15,13 @@ from fastinfer.runtimes.triton.exchange import (
     Failed,
     Question,
     dtype_of,
+    from_bytes,
     garbage,
     microseconds,
     most_bytes,
     refused,
     taken,
+    to_bytes,
 )
 from fastinfer.runtimes.triton.layout import Place, Placed, Placer
 from fastinfer.runtimes.triton.regions import Consent, Region, Regions
@@ -155,7 +155,7 @@ class Writer:
             if placed is not None and tensor.name in placed.layout.inputs:
                 where = shared(placed.region, placed.layout.inputs[tensor.name])
             else:
-                blobs.append(bytes_of(tensor, array))
+                blobs.append(to_bytes(tensor, array))
                 where = f'{{"binary_data_size":{len(blobs[-1])}}}'
             inputs.append(f'{opening}{list(array.shape)},"parameters":{where}}}')
         for name, opening in self.outputs:
@@ -171,13 +171,6 @@ class Writer:
         if question.id:
             parts.append(f'"id":{json.dumps(question.id)}')
         return f"{{{','.join(parts)}}}".encode(), blobs
-
-
-def bytes_of(tensor: Tensor, array: np.ndarray[Any, Any]) -> bytes:
-    """A C-contiguous input as it travels."""
-    if tensor.datatype != "BYTES":
-        return array.tobytes()
-    return bytes(serialize_byte_tensor(array).item()) if array.size else b""
 
 
 def shared(region: Region, place: Place) -> str:
@@ -224,16 +217,11 @@ class Reader:
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """An output of a datatype of ours whose bytes are those of its shape."""
         datatype, shape, size, begin = self.outputs[name]
-        if not size:
-            return np.empty(shape, object if datatype == "BYTES" else dtype_of(datatype))
         if begin < 0:
             assert self.placed is not None
             return self.placed.region.get(self.placed.layout.outputs[name].offset, shape, dtype_of(datatype), size)
-        if datatype == "BYTES":
-            texts: np.ndarray[Any, Any] = deserialize_bytes_tensor(bytes(self.blob[begin : begin + size]))
-            return texts.reshape(shape)
         # A copy: behind the JSON nothing is aligned, and the core reads aligned arrays.
-        return np.frombuffer(bytes(self.blob[begin : begin + size]), dtype_of(datatype)).reshape(shape)
+        return from_bytes(datatype, shape, bytes(self.blob[begin : begin + size]))
 
 
 def error_of(content: bytes) -> object:
