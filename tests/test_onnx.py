@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_models
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import fastinfer
 from fastinfer import _core
@@ -177,3 +178,25 @@ def test_nothing_is_reported_to_the_makers_of_the_runtime(tmp_path: Path, module
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     assert list(home.iterdir()) == []  # neither an identifier nor a queue of reports
     assert "onnxruntime.db" not in done.stdout
+
+
+@pytest.mark.parametrize(("shape", "outputs", "message"), [
+    (None, ["y"], r"m\.onnx: the input 'x' has no declared shape"),
+    ([], ["y"], None),
+    (["n", 4], [], r"m\.onnx has no outputs"),
+])
+def test_a_file_that_does_not_say_what_it_takes_or_answers_is_refused(
+        tmp_path: Path, shape: Any, outputs: list[str], message: str | None) -> None:
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+              helper.make_tensor_value_info("w", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])], "g", inputs,
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in outputs],
+        [numpy_helper.from_array(np.array(2, np.float32), "w")])  # an initializer may stand among the inputs
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    if message is None:
+        assert fastinfer.load(tmp_path / "m.onnx").run({"x": np.array(3, np.float32)})["y"] == 6
+        return
+    with pytest.raises(ModelLoadError, match=message):
+        fastinfer.load(tmp_path / "m.onnx")

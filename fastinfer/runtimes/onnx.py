@@ -8,7 +8,7 @@ from typing import Any
 
 from fastinfer._core import Engine, Session, Tensor
 from fastinfer.errors import ModelLoadError
-from fastinfer.runtimes import Arrays, Runtime
+from fastinfer.runtimes import Arrays, Runtime, onnx_file
 from fastinfer.settings import ModelConfig, Settings
 
 SMALL_FILE = 8 << 20  # a model up to this size runs on one thread: waking others costs more than they compute
@@ -49,10 +49,27 @@ def load(path: Path, config: ModelConfig, settings: Settings) -> Runtime:
     if library is not None and providers == ("CPUExecutionProvider",) and not config.onnx.provider_options:
         session = open_session(library, path, config, settings.workers)
         if session.plain:
-            return OnnxRuntime(session)
+            return checked(OnnxRuntime(session), path)
     from fastinfer.runtimes import onnx_binding
 
-    return onnx_binding.load(path, config, settings)
+    return checked(onnx_binding.load(path, config, settings), path)
+
+
+def checked(runtime: Runtime, path: Path) -> Runtime:
+    """The runtime of a file that can be served.
+
+    Raises:
+        ModelLoadError: it answers nothing, or does not say how many dimensions an input has, which onnxruntime does not
+            tell from none.
+    """
+    if not runtime.outputs:
+        raise ModelLoadError(f"{path} has no outputs.")
+    if any(not tensor.shape for tensor in runtime.inputs):
+        shapeless = onnx_file.shapeless_inputs(path)
+        if shapeless:
+            raise ModelLoadError(f"{path}: the input {shapeless[0]!r} has no declared shape; declare one, with a "
+                                 "name in place of each dimension that varies.")
+    return runtime
 
 
 def open_session(library: Path, path: Path, config: ModelConfig, workers: int = 1) -> Session:
