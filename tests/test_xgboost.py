@@ -112,6 +112,14 @@ def test_no_trees_and_a_lone_leaf() -> None:
         assert value.ravel().tolist() == booster.predict(xgboost.DMatrix(np.zeros((1, 2)))).tolist()
 
 
+def test_a_classifier_that_was_not_fitted_is_refused(tmp_path: Path) -> None:
+    data = xgboost.DMatrix(np.zeros((20, 2)), np.arange(20) % 2)
+    booster = xgboost.train({"objective": "binary:logistic"}, data, 0)
+    booster.save_model(tmp_path / "m.json")
+    with pytest.raises(ModelLoadError, match="it has no trees, and was not fitted"):
+        fastinfer.load(tmp_path / "m.json")
+
+
 def test_gblinear_is_refused_by_name(tmp_path: Path) -> None:
     booster = xgboost.train({"booster": "gblinear"}, xgboost.DMatrix(np.zeros((20, 2)), np.arange(20.0)), 2)
     booster.save_model(tmp_path / "m.json")

@@ -95,6 +95,8 @@ def _planted(learner: dict[str, Any], rounds: int, inplace: bool) -> Planted:
         rounds, inplace = int(attributes.get("best_iteration", -1)) + 1, True
     model = booster["model"]
     count, targets = len(model["trees"]), np.asarray(model["tree_info"], np.int64)
+    if not count and parameters.get("boost_from_average") == "1" and objective in LOGISTIC | EXPONENTIAL:
+        raise ModelLoadError("it has no trees, and was not fitted: what it starts from differs by XGBoost's release")
     if rounds > 0:
         ends = model.get("iteration_indptr", range(0, count + 1, trees_a_round(model, outputs)))
         count = int(ends[rounds]) if rounds < len(ends) else count
