@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_deadlines import BODY, Peer, lane_to
 from wire import message, parse_replies
-from world import MS, World, busy, clock
+from world import MS, RAGGED, World, busy, clock
 
 from fastinfer import _core
 from fastinfer.errors import (
@@ -660,3 +660,17 @@ def test_a_model_that_seemed_far_too_slow_at_its_warm_up_is_tried_now_and_then()
         world.pass_time(100 * MS)
     assert let_in > 150
     assert world.counted("late") == 0
+
+
+def test_a_wide_row_is_not_taken_for_many_rows() -> None:
+    """Where rows have no fixed size, how many there are is not told by the length."""
+    world = World(RAGGED)
+    for i in range(20):
+        world.send(i, head=1000 * MS)
+        world.turn()
+        world.finish_run(MS)
+    for i in range(20, 24):
+        world.send(i)
+        world.turn()
+    assert world.counted("in_flight") == 4
+    world.endpoint.gate(0, 1_000_000, _core.Arrival(world.now, 100_000 * MS, 0))  # it would be 10,000 such rows

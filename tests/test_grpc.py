@@ -232,6 +232,13 @@ def test_calls_that_clients_make_before_and_after(client: Any) -> None:
     client.unregister_cuda_shared_memory()
     assert not client.get_system_shared_memory_status().regions
     assert list(client.get_trace_settings().settings["trace_level"].value) == ["OFF"]
+    trace = client.update_trace_settings(settings={"trace_level": "OFF", "trace_rate": None}).settings
+    assert list(trace["trace_rate"].value) == ["1000"]
+    assert client.update_log_settings({"log_error": True}).settings["log_error"].bool_param is True
+    for change in (lambda: client.update_trace_settings(settings={"trace_level": "TENSORS"}),
+                   lambda: client.update_log_settings({"log_error": False})):
+        with pytest.raises(InferenceServerException, match=r"not supported|cannot be changed"):
+            change()
     log = client.get_log_settings().settings
     assert log["log_error"].bool_param is True
     assert log["log_verbose_level"].WhichOneof("parameter_choice") == "uint32_param"

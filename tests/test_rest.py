@@ -456,9 +456,9 @@ def test_repository_index_refuses_what_is_not_its_request(client: httpx.Client, 
         ("GET", "/v2/trace/setting", 200),
         ("GET", "/v2/models/affine/trace/setting", 200),
         ("GET", "/v2/models/nobody/trace/setting", 404),
-        ("POST", "/v2/trace/setting", 501),
+        ("POST", "/v2/trace/setting", 200),
         ("GET", "/v2/logging", 200),
-        ("POST", "/v2/logging", 501),
+        ("POST", "/v2/logging", 200),
         ("GET", "/v2/systemsharedmemory/status", 200),
         ("GET", "/v2/cudasharedmemory/status", 200),
         ("GET", "/v2/systemsharedmemory/region/a/status", 404),
@@ -475,6 +475,27 @@ def test_what_is_off_answers_as_triton_does(client: httpx.Client, verb: str, pat
     if status == 503:
         assert "explicit model load / unload is not allowed" in answer.json()["error"]
         assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "status"),
+    [
+        ("/v2/trace/setting", {}, 200),
+        ("/v2/trace/setting", {"trace_level": ["OFF"], "trace_rate": None}, 200),
+        ("/v2/models/affine/trace/setting", {"trace_count": "-1"}, 200),
+        ("/v2/trace/setting", {"trace_level": ["TIMESTAMPS"]}, 501),
+        ("/v2/trace/setting", {"other": 1}, 501),
+        ("/v2/trace/setting", [], 400),
+        ("/v2/logging", {"log_error": True, "log_format": "default"}, 200),
+        ("/v2/logging", {"log_error": 1}, 501),
+        ("/v2/logging", {"log_verbose_level": -1}, 501),
+    ],
+)
+def test_settings_may_be_asked_to_stay_as_they_are(client: httpx.Client, path: str, asked: Any, status: int) -> None:
+    answer = client.post(path, json=asked)
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.json() == client.get(path).json()
 
 
 def test_many_clients_get_their_own_rows(server: ServerProcess) -> None:

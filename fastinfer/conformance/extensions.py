@@ -33,6 +33,8 @@ def statistics_of(server: Server, path: str) -> list[dict[str, Any]]:
             need(all(isinstance(entry["inference_stats"][key][part], int) for part in ("count", "ns")), key)
         for batch in entry["batch_stats"]:
             need(isinstance(batch["batch_size"], int), "batch_size is no integer")
+            for key in ("compute_input", "compute_infer", "compute_output"):
+                need(all(isinstance(batch[key][part], int) for part in ("count", "ns")), f"batch_stats: {key}")
     return list(stats)
 
 
@@ -215,6 +217,27 @@ def trace(server: Server) -> str:
     if answer.status != 200:
         return answer.refused()
     return f"trace_level {answer.document()['trace_level']}"
+
+
+@extensions.add("trace-same", "trace settings that are asked to stay as they are are told")
+def trace_same(server: Server) -> str:
+    return unchanged(server, "/v2/trace/setting", "trace_level")
+
+
+@extensions.add("logging-same", "log settings that are asked to stay as they are are told")
+def logging_same(server: Server) -> str:
+    return unchanged(server, "/v2/logging", "log_error")
+
+
+def unchanged(server: Server, path: str, name: str) -> str:
+    plain = server.get(path)
+    if plain.status != 200:
+        return plain.refused()
+    before = plain.document()
+    for asked in ({}, {name: before[name]}):
+        told = server.ask("POST", path, asked).ok().document()
+        need(told[name] == before[name], f"{name} is {told[name]} now")
+    return f"{name} {before[name]}"
 
 
 @extensions.add("logging", "the log settings can be read")

@@ -25,6 +25,11 @@ DIFFERENCES = (
     ("statistics of a model that there is not", "Triton 400 and INVALID_ARGUMENT, fastinfer 404 and NOT_FOUND"),
     ("bytes that are no message", "Triton INTERNAL, fastinfer INVALID_ARGUMENT"),
     ("more raw_input_contents than inputs", "Triton passes over them, fastinfer INVALID_ARGUMENT"),
+    ("JSON values of the wrong type, or none", "Triton 500, fastinfer 400"),
+    ("data nested otherwise than its shape says", "Triton takes the values as they come, fastinfer 400"),
+    ("more rows than max_batch_size; no rows", "Triton 400, fastinfer answers"),
+    ("a version with leading zeros", "Triton takes the number, fastinfer 404"),
+    ("a Content-Encoding that is not known", "Triton 501, fastinfer 415"),
     ("an output requested twice", "Triton answers it once, fastinfer 400 and INVALID_ARGUMENT"),
     ("refused or expired, overloaded", "Triton 400, 503 and UNAVAILABLE; fastinfer 503 with Retry-After, UNAVAILABLE "
      "or DEADLINE_EXCEEDED with grpc-retry-pushback-ms"),

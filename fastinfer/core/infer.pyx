@@ -531,7 +531,7 @@ cdef class Endpoint:
         self.set_deadline(ticket)
         self.batcher.check_open()
         if ticket.deadline != NEVER or self.batcher.waiting_rows:
-            if ticket.rows:
+            if ticket.rows and not self.signature.ragged:  # of wide rows few make a long body
                 self.note_size(ticket.request.kind, <double>size / ticket.rows)
             if self.judge(ticket, size) != ADMITTED:
                 return 0

@@ -27,6 +27,7 @@ cdef class Signature:
     cdef readonly tuple inputs      # of Tensor
     cdef readonly tuple outputs
     cdef readonly bint batched      # the first dimension of every tensor is the rows
+    cdef bint ragged                # a row of an input has no fixed size: a dimension behind the first is variable
     cdef tuple keys                 # names of the inputs
     cdef int n_inputs
     cdef int n_outputs

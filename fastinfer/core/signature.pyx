@@ -126,6 +126,7 @@ cdef class Signature:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
+        self.ragged = any(-1 in tensor.shape[1:] for tensor in self.inputs)
         self.keys = tuple([tensor.name for tensor in self.inputs])
         self.n_inputs = len(self.inputs)
         self.n_outputs = len(self.outputs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastinfer import __version__
 from fastinfer.errors import NotFoundError, NotReadyError, UnsupportedError
 from fastinfer.protocols.rest import EXTENSIONS
-from fastinfer.protocols.triton import TRACE, log_settings
+from fastinfer.protocols.triton import TRACE, changes, log_settings
 
 if TYPE_CHECKING:
     from fastinfer.service import Service
@@ -88,11 +88,13 @@ def parameters(asked: Any) -> Fields:
     """The parameters of a load or unload."""
     if asked.repository_name:
         raise UnsupportedError("'repository_name' specification is not supported")  # in Triton's words
-    values = {}
-    for key, value in asked.parameters.items():
-        kind = value.WhichOneof("choice")
-        values[key] = None if kind is None else getattr(value, kind)
-    return values
+    return {key: given(value) for key, value in asked.parameters.items()}
+
+
+def given(value: Any) -> Any:
+    """What a message of one of several fields has; None where it has none."""
+    kind = value.WhichOneof("choice")
+    return None if kind is None else getattr(value, kind)
 
 
 async def memory_status(service: Service, asked: Any) -> Fields:
@@ -115,20 +117,18 @@ async def memory_unregister(service: Service, asked: Any) -> Fields:
 async def trace_setting(service: Service, asked: Any) -> Fields:
     if asked.model_name:
         await service.lookup(asked.model_name, None)
-    if asked.settings:
+    values = {name: value if isinstance(value, list) else [value] for name, value in TRACE.items()}
+    if changes({name: list(value.value) or None for name, value in asked.settings.items()}, values):
         raise UnsupportedError("tracing is not supported")
-    return {
-        "settings": {
-            name: {"value": value if isinstance(value, list) else [value]} for name, value in TRACE.items()
-        }
-    }
+    return {"settings": {name: {"value": value} for name, value in values.items()}}
 
 
 async def log_setting(service: Service, asked: Any) -> Fields:
-    if asked.settings:
+    settings = log_settings(service)
+    if changes({name: given(value) for name, value in asked.settings.items()}, settings):
         raise UnsupportedError("log settings cannot be changed while the server runs")
     kinds = {bool: "bool_param", int: "uint32_param", str: "string_param"}
-    return {"settings": {name: {kinds[type(value)]: value} for name, value in log_settings(service).items()}}
+    return {"settings": {name: {kinds[type(value)]: value} for name, value in settings.items()}}
 
 
 METHODS = {

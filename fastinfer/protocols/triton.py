@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fastinfer.errors import InvalidRequestError, NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.routing import Route
 
     from fastinfer.protocols.exchange import Exchange
@@ -115,18 +117,36 @@ async def parameters(exchange: Exchange) -> Any:
 async def trace(exchange: Exchange) -> None:
     if exchange.path.get("name") is not None:
         await exchange.service.lookup(exchange.path["name"], None)
-    if exchange.scope["method"] == "POST":
-        await exchange.body()
+    if changes(await asked_settings(exchange), TRACE):
         raise UnsupportedError("tracing is not supported")
     await exchange.json(200, TRACE)
 
 
 async def logging_settings(exchange: Exchange) -> None:
     """What log_level and log_format say; they cannot be changed while the server runs."""
-    if exchange.scope["method"] == "POST":
-        await exchange.body()
+    settings = log_settings(exchange.service)
+    if changes(await asked_settings(exchange), settings):
         raise UnsupportedError("log settings cannot be changed while the server runs")
-    await exchange.json(200, log_settings(exchange.service))
+    await exchange.json(200, settings)
+
+
+async def asked_settings(exchange: Exchange) -> dict[str, Any]:
+    """The settings that a POST asks for.
+
+    Raises:
+        InvalidRequestError: the body is no object.
+    """
+    asked = await exchange.json_body() if exchange.scope["method"] == "POST" else None
+    if asked is not None and not isinstance(asked, dict):
+        raise InvalidRequestError("the body must be an object", "$")
+    return asked or {}
+
+
+def changes(asked: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether anything would be another than it is; null asks for what it is by default."""
+    return any(value is not None and (name not in settings or value != settings[name] or
+                                      isinstance(value, bool) != isinstance(settings[name], bool))
+               for name, value in asked.items())  # fmt: skip
 
 
 def log_settings(service: Service) -> dict[str, bool | int | str]:
