@@ -9,6 +9,7 @@ import random
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -134,6 +135,27 @@ def test_urls_that_are_dead_from_the_start_do_not_matter(triton: RealTriton, tmp
     port = triton.http if protocol == "http" else triton.grpc
     urls = [f"{protocol}://127.0.0.1:{dead}", f"{protocol}://127.0.0.1:{port}", f"{protocol}://name.invalid:8000"]
     assert answers(tmp_path, f"url = {json.dumps(urls)}")
+
+
+HUNG_NAMES = """
+import socket, sys, threading, time
+import fastinfer
+from fastinfer.errors import BackendUnavailableError
+socket.getaddrinfo = lambda *_, **__: threading.Event().wait(60)
+for _ in range(2):
+    try:
+        fastinfer.load(sys.argv[1])
+    except BackendUnavailableError as error:
+        assert "in time" in str(error), error
+    else:
+        raise AssertionError
+"""
+
+
+def test_a_name_server_that_does_not_answer_holds_nobody(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(
+        'runtime = "triton"\n[triton]\nurl = "triton.example:8000"\nconnect_timeout = 0.1\n')
+    subprocess.run([sys.executable, "-c", HUNG_NAMES, str(tmp_path)], check=True, timeout=45)
 
 
 # ---- answers that are none ----------------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 """Connections to a Triton over HTTP/1.1: kept, bounded, and exact about what was sent and what came back."""
 
 import asyncio
+import contextlib
+import ipaddress
+import socket
 import ssl
+import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -127,6 +131,7 @@ class Pool:
         self.connect_timeout = connect_timeout
         self.free = asyncio.Semaphore(limit)
         self.kept: list[Connection] = []
+        self.lookup: asyncio.Future[list[str]] | None = None  # that goes on
 
     async def ask(self, message: Iterable[bytes], most: int) -> Answer:
         """Send a message on a connection that is free, or on a new one; raises Failed."""
@@ -152,17 +157,54 @@ class Pool:
 
     async def connect(self) -> Connection:
         loop = asyncio.get_running_loop()
+        why = "its name has no address"
         try:
             async with asyncio.timeout(self.connect_timeout):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop), self.host, self.port, ssl=self.context)
+                for address in await self.addresses():
+                    try:
+                        _, connection = await loop.create_connection(
+                            lambda: Connection(loop), address, self.port, ssl=self.context,
+                            server_hostname=None if self.context is None else self.host)
+                    except OSError as error:
+                        why = error.strerror or str(error)
+                    else:
+                        return connection
         except TimeoutError:
             raise unreachable("no connection came about in time") from None
         except OSError as error:
-            raise unreachable(error.strerror or error) from None
-        return connection
+            why = error.strerror or str(error)
+        raise unreachable(why)
+
+    async def addresses(self) -> list[str]:
+        """Those of the host; raises OSError.
+
+        Looked up on a thread that nobody waits for: a name server that does not answer would hold those of the loop,
+        and the end of the process. Whoever asks meanwhile waits for the same answer.
+        """
+        with contextlib.suppress(ValueError):
+            return [str(ipaddress.ip_address(self.host))]
+        if self.lookup is None:
+            self.lookup = asyncio.get_running_loop().create_future()
+            self.lookup.add_done_callback(self.looked_up)
+            threading.Thread(target=look_up, args=(self.host, self.lookup), name="fastinfer-name", daemon=True).start()
+        return await asyncio.shield(self.lookup)
+
+    def looked_up(self, lookup: "asyncio.Future[list[str]]") -> None:
+        self.lookup = None
+        lookup.exception()  # those who asked may have left
 
     def close(self) -> None:
         for connection in self.kept:
             connection.abort()
         self.kept.clear()
+
+
+def look_up(host: str, lookup: "asyncio.Future[list[str]]") -> None:
+    """Give a future of another thread's loop the addresses of a name, or the error."""
+    try:
+        found = dict.fromkeys(str(each[4][0]) for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+        tell, what = lookup.set_result, list(found)
+    except (OSError, UnicodeError) as error:  # the latter for what is no name
+        tell, what = lookup.set_exception, OSError(str(error))  # type: ignore[assignment]
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        lookup.get_loop().call_soon_threadsafe(tell, what)
