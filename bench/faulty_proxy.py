@@ -142,7 +142,7 @@ FAULTS: dict[str, tuple[Callable[[Call], bool] | str, set[int]]] = {
     "answer after 2 s": (late, {504, 503}),
     "answer a byte at a time": (trickled, {504, 503}),
     "status 500": (saying("500 Internal Server Error", b'{"error": "it broke"}'), {502}),
-    "status 503": (saying("503 Service Unavailable", b'{"error": "busy"}'), {503}),
+    "status 503": (saying("503 Service Unavailable", b'{"error": "busy"}', "Retry-After: 7"), {503}),
     "model gone: status 404": (saying("404 Not Found", b'{"error": "unknown model"}'), {503}),
     "status 302": (saying("302 Found", b"", "Location: /elsewhere"), {502, 503}),
     "no HTTP": (noise, {502, 503}),

@@ -177,6 +177,16 @@ def test_a_batch_is_not_sent_again_when_it_may_have_run(client: httpx.Client, pr
         proxy.set(None)
 
 
+def test_a_wait_that_triton_asks_for_is_asked_for(client: httpx.Client, proxy: FaultyProxy) -> None:
+    until_well(client)
+    proxy.set("status 503")
+    try:
+        assert 7 <= int(ask(client).headers["retry-after"]) <= 15
+    finally:
+        proxy.set(None)
+    until_well(client)
+
+
 def test_what_fails_again_and_again_does_not_fill_the_log(client: httpx.Client, server: ServerProcess,
                                                           proxy: FaultyProxy) -> None:
     until_well(client)

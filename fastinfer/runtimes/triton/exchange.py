@@ -16,6 +16,7 @@ from fastinfer.runtimes.triton.contract import Contract
 from fastinfer.runtimes.triton.forwarding import Fields
 
 ANSWER_HEAD = 1 << 20  # bytes of an answer beside its tensors
+LONGEST_WAIT = 3600  # seconds that a client is asked to wait because Triton asks for it
 TEXT_BYTES = 64 << 20  # of an answer whose texts or shapes are of any length
 KNOWN_DTYPES = {name: np.dtype(dtype) for name, dtype in zip(DATATYPES, DTYPES, strict=True)}
 NO_REGION = "Unable to find shared memory region"  # as Triton words it
@@ -45,12 +46,15 @@ class Failed(Exception):  # noqa: N818 - it is not an error of ours, but how one
         status: of HTTP, where the server has answered with an error; else None.
         unseen: whether it is certain that nothing of the batch has reached the server.
         forgotten: whether the server does not know the batch's shared memory.
+        retry_after: seconds after which the server asks to be asked again, where it says so.
     """
 
     def __init__(self, kind: type[FastinferError], why: str, *, sick: bool = True, again: bool = False,
-                 status: int | None = None, unseen: bool = False, forgotten: bool = False) -> None:
+                 status: int | None = None, unseen: bool = False, forgotten: bool = False,
+                 retry_after: float | None = None) -> None:
         super().__init__(why)
         self.kind = kind
+        self.retry_after = retry_after
         self.sick = sick
         self.again = again
         self.status = status
@@ -59,7 +63,10 @@ class Failed(Exception):  # noqa: N818 - it is not an error of ours, but how one
 
     def error(self) -> FastinferError:
         """What the batch's requests are answered with."""
-        return self.kind(str(self))
+        error = self.kind(str(self))
+        if self.retry_after is not None:
+            error.retry_after = self.retry_after
+        return error
 
 
 class Link(Protocol):
@@ -100,8 +107,8 @@ def garbage(why: object) -> Failed:
     return Failed(BackendError, f"the model's server gave no answer to what was asked: {first_line(why)}")
 
 
-def refused(status: int, message: object) -> Failed:
-    """Triton answered, with an error of this HTTP status."""
+def refused(status: int, message: object, wait: bytes | None = None) -> Failed:
+    """Triton answered, with an error of this HTTP status, and perhaps with seconds to wait."""
     said = first_line(message)
     forgotten = NO_REGION in str(message)
     if status == 400:
@@ -109,7 +116,8 @@ def refused(status: int, message: object) -> Failed:
                       forgotten=forgotten)
     if status in (404, 503):
         return Failed(BackendUnavailableError, f"the model's server does not take requests: {said}",
-                      sick=status == 404, again=status == 404, status=status, forgotten=forgotten)
+                      sick=status == 404, again=status == 404, status=status, forgotten=forgotten,
+                      retry_after=min(int(wait), LONGEST_WAIT) if wait and wait.isdigit() and len(wait) < 9 else None)
     return Failed(BackendError, f"the model's server failed with status {status}: {said}", sick=status != 500,
                   status=status)
 

@@ -96,7 +96,7 @@ class HttpLink:
         rows = len(question.inputs[contract.inputs[0].name]) if contract.max_batch_size else 1
         answer = await self.pool.ask([head + b"\r\n" + message, *blobs], most_bytes(contract, rows))
         if answer.status != 200:
-            raise refused(answer.status, error_of(answer.body))
+            raise refused(answer.status, error_of(answer.body), answer.fields.get(b"retry-after"))
         try:
             reader = Reader(answer, placed)
         except Exception as error:  # what a program that is not ours may send has no end
