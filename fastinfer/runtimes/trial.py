@@ -11,7 +11,7 @@ from pathlib import Path
 from fastinfer.errors import ModelLoadError
 
 PATIENCE, PATIENCE_PER_BYTE = 120.0, 1e-6  # seconds
-BUSY, BUSY_PER_BYTE = 30, 1e-6  # seconds of a CPU's time, which other programs do not use up
+BUSY, BUSY_PER_BYTE = 100, 1e-6  # seconds of the CPUs, which other programs do not use up; trying columns takes some
 LEAST_MEMORY = 4 << 30  # that the process may ask for, where less is free: more than a large import reserves
 BACK, TOO_LARGE = b"back", b"large"  # verdicts
 SCRIPT = """
