@@ -322,6 +322,9 @@ def rewritten(source: Path, target: Path, change: Any) -> Path:
     ("sample_inputs/model.pt", None, SYSTEM, "pickled sample inputs"),
 ])
 def test_a_file_that_might_run_code_is_loaded_only_when_trusted(files, tmp_path, part, old, new, message):
+    with zipfile.ZipFile(files / "net" / "1" / "model.pt2") as archive:
+        if not any(name.endswith(part) for name in archive.namelist()):
+            pytest.skip("torch 2.8 writes no such part")
     path = rewritten(files / "net" / "1" / "model.pt2", tmp_path / "m.pt2", lambda name, data: (
         data if not name.endswith(part) else new if old is None else data.replace(old, new)))
     with pytest.raises(ModelLoadError, match=f"m.pt2 holds {message}.*if you trust it, add --trust-pickle"):
