@@ -1,9 +1,10 @@
 # Whether a request can still make it: asked at its head, from what is known then, and again when it is decoded.
 #
-# Predicted is the rest of what runs, the queue ahead of it by priority, turn and deadline, its own batch, and how late
-# the loop itself is. Only those ahead are counted; but nobody is let in who would push one past its deadline that was
-# let in before, unless it is of a higher priority, or the other's client has more than its share (shares.pyx).
-from libc.math cimport ceil, sqrt
+# Predicted is the rest of what runs, the queue ahead of it by priority, turn and deadline, its own batch, how late the
+# loop itself is, and what of higher priorities comes meanwhile. Of those who wait only those ahead are counted; but
+# nobody is let in who would push one past its deadline that was let in before, unless it is of a higher priority, or
+# the other's client has more than its share (shares.pyx).
+from libc.math cimport ceil, exp, sqrt
 from libc.stdint cimport int64_t
 
 from fastinfer.errors import (DeadlineUnreachableError, ExpiredError, FairShareError, QueueBytesFullError,
@@ -14,9 +15,13 @@ cdef int64_t URGENT_NS = 60 * SECOND_NS        # for which a head passes for as 
 cdef int64_t STALE_NS = SECOND_NS              # since the last run, after which an idle model is tried again
 cdef int64_t HOPELESS_NS = 10 * SECOND_NS   # and one that has never been fast enough, as far as is known
 cdef double CAUTION = 1.5                   # a quantile of few runs, and a mean of fewer, err too
+cdef double MOST_PASSING = 3.0              # deviations, by which more may pass than are likely to
 cdef double HELD_BACK = 0.25                   # at most, of the time there is, for what may take longer
 cdef double KEPT_FREE = 0.1                    # of the time a request has, at least, where others wait or run
 cdef double RESERVE_KEPT = 511.0 / 512         # from one batch to the next
+cdef double ENTERED_NS = 1e9                # over which it is known how much the more urgent ask for
+cdef double MOST_TAKEN = 0.98               # of the time, that they are thought to take
+cdef double CUT_SHARE = 0.25                # of a run, in the rows of those that leave others waiting
 cdef int SAMPLED = 64                       # one in so many refusals at the head is left to the body
 
 REFUSALS = (DeadlineUnreachableError, QueueFullError, QueueBytesFullError, FairShareError, ExpiredError)
@@ -30,6 +35,9 @@ cdef struct Outlook:
     double doubt                # the square of what may be added to it
     double reserve              # and what is, since others came late
     double remaining            # until the deadline
+    double slower               # so many times, for runs have fewer rows than there is room for
+    double passing              # rows a nanosecond of higher priorities that come meanwhile
+    double left                 # and what they leave of the time, as a share
     Guess run                   # of a full batch
     Py_ssize_t rows             # of that batch
     int instances
@@ -42,10 +50,29 @@ cdef double takes(const Outlook* outlook, double rows) noexcept nogil:
     held back for that is at most a part of the time there is: a model whose slowest runs take most of it anyway would
     else serve nobody.
     """
-    cdef double runs = ceil(ceil(rows / outlook.rows) / outlook.instances)
+    cdef double runs = runs_until(outlook, rows, MOST_PASSING)
     cdef double spread = outlook.run.high - outlook.run.mean
     cdef double doubt = CAUTION * sqrt(outlook.doubt + runs * spread * spread) + outlook.reserve
-    return outlook.wait + runs * outlook.run.mean + min(doubt, HELD_BACK * outlook.remaining)
+    return outlook.wait + runs * outlook.run.mean * outlook.slower + min(doubt, HELD_BACK * outlook.remaining)
+
+
+cdef double takes_on_average(const Outlook* outlook, double rows) noexcept nogil:
+    return outlook.wait + runs_until(outlook, rows, 0) * outlook.run.mean * outlook.slower
+
+
+cdef double runs_until(const Outlook* outlook, double rows, double caution) noexcept nogil:
+    """Runs that are made until so many rows have run, and those that pass before the last of these runs begins.
+
+    Who passes comes at random, and others come while those do: all of it is a busy period of an M/D/1 queue, so that
+    the mean goes by the inverse of what such load leaves of the time, the variance by its cube.
+    """
+    cdef double runs = ceil(ceil(rows / outlook.rows) / outlook.instances)
+    cdef double passing
+    if outlook.passing:
+        passing = outlook.passing * (outlook.wait + (runs - 1) * outlook.run.mean * outlook.slower) / outlook.left
+        rows += passing + caution * sqrt(passing) / outlook.left
+        runs = ceil(ceil(rows / outlook.rows) / outlook.instances)
+    return runs
 
 
 cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns):
@@ -111,7 +138,13 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, int64_t* retry_n
         return ADMITTED
     outlook.instances = batcher.instances
     outlook.reserve = batcher.reserve_ns
-    if not idle:  # a flood begins with connections that are made, and with runs that take longer than any before
+    outlook.slower, outlook.passing, outlook.left = 1, 0, 1
+    if not idle:
+        outlook.slower = cut_to_pieces(batcher, asked.now, &outlook)
+        outlook.passing = passes_meanwhile(batcher, asked)
+        outlook.left = 1 - min(MOST_TAKEN, outlook.passing * outlook.run.mean * outlook.slower
+                               / (outlook.rows * outlook.instances))
+        # a flood begins with connections that are made, and with runs that take longer than any before
         outlook.reserve = max(outlook.reserve, KEPT_FREE * (asked.deadline - asked.arrived))
     look_at_runs(batcher, asked.now, &outlook)
     if idle and asked.rows <= outlook.rows:
@@ -146,6 +179,29 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, int64_t* retry_n
             retry_ns[0] = <int64_t>outlook.run.mean
             return PAST_DEADLINE
     return ADMITTED
+
+
+cdef double cut_to_pieces(Batcher batcher, int64_t now, const Outlook* outlook) noexcept:
+    """By how much a row takes longer in the runs that there are than in full ones.
+
+    Others' deadlines may leave room for fewer rows, and rows of other dimensions run apart.
+    """
+    cdef Py_ssize_t rows = <Py_ssize_t>batcher.cut_rows
+    if not 0 < rows < outlook.rows or now - batcher.cut_ns > SECOND_NS or outlook.run.mean <= 0:
+        return 1
+    return max(batcher.cost.guess(rows).mean / rows * outlook.rows / outlook.run.mean, 1.0)
+
+
+cdef double passes_meanwhile(Batcher batcher, const Asked* asked) noexcept:
+    """Rows a nanosecond of higher priorities, as many as were let in of late, that are to pass one who waits."""
+    cdef double rate = 0
+    cdef int rank
+    if asked.rank <= batcher.urgent_rank or asked.now - batcher.urgent_ns >= URGENT_NS:
+        return 0
+    for rank in range(asked.rank):
+        if batcher.entering[rank] > 0:
+            rate += batcher.entering[rank] * exp((batcher.entered_ns[rank] - asked.now) / ENTERED_NS)
+    return rate
 
 
 cdef int look_at_runs(Batcher batcher, int64_t now, Outlook* outlook) except -1:
@@ -185,10 +241,10 @@ cdef bint displaces(Batcher batcher, const Asked* asked, const Outlook* outlook,
             break
         if edge >= rows + at_once:  # where the run of its last row ends
             edge = (rows + at_once - 1) // at_once * at_once
-        if entry.rank == asked.rank and entry.deadline != NEVER and rows + asked.rows > edge:
+        if entry.rank == asked.rank and entry.deadline != NEVER and (rows + asked.rows > edge or outlook.passing):
             theirs.remaining = entry.deadline - asked.now
-            if takes(&theirs, rows) <= theirs.remaining < takes(&theirs, rows + asked.rows):
-                return False
+            if takes_on_average(&theirs, rows) <= theirs.remaining < takes(&theirs, rows + asked.rows):
+                return False  # it may make it as it is
         rows -= entry.rows
         i -= 1
     ahead[0] = rows
@@ -208,6 +264,24 @@ cdef void note_lateness(Batcher batcher, Batch batch, int64_t now) noexcept:
         batcher.reserve_ns *= RESERVE_KEPT
     else:  # no more than is taken into account at most
         batcher.reserve_ns = min(batcher.reserve_ns + late, max(0.0, HELD_BACK * (batch.earliest - batch.created_ns)))
+
+
+cdef void note_begun(Batcher batcher, Batch batch, int64_t now) noexcept:
+    """A batch has left the queue to run."""
+    batch.state = RUNNING
+    batch.started_ns = now
+    if batcher.queue.begin < batcher.queue.end:
+        if now - batcher.cut_ns > SECOND_NS:
+            batcher.cut_rows = batch.live
+        batcher.cut_rows += CUT_SHARE * (batch.live - batcher.cut_rows)
+        batcher.cut_ns = now
+
+
+cdef void note_entered(Batcher batcher, int rank, Py_ssize_t rows, int64_t now) noexcept:
+    if rank < LOWEST_RANK:
+        batcher.entering[rank] *= exp((batcher.entered_ns[rank] - now) / ENTERED_NS)
+        batcher.entering[rank] += rows / ENTERED_NS
+        batcher.entered_ns[rank] = now
 
 
 cdef void note_lag(Batcher batcher, int64_t took, int64_t now) noexcept:

@@ -98,6 +98,10 @@ cdef class Batcher:
     cdef int64_t lag_at, scheduled_ns, last_run_ns, seeded_ns
     cdef int urgent_rank                # the most urgent that was asked for
     cdef int64_t urgent_ns              # and when
+    cdef double[8] entering             # rows a nanosecond that are let in, smoothed, by priority
+    cdef int64_t[8] entered_ns          # as of then
+    cdef double cut_rows                # of a run that left others waiting, smoothed
+    cdef int64_t cut_ns                 # the last one's
     cdef int64_t last_key, company_ns   # who asked last, and when it was somebody else before
     cdef bint trying                    # an idle model is, against what its runs seemed to take
     cdef int head_refused               # requests, at the head

@@ -266,6 +266,7 @@ cdef class Batcher:
         self.waiting_rows += slot.rows
         self.counts.waiting_rows += slot.rows
         self.waiting_bytes += slot.nbytes
+        note_entered(self, ticket.rank, slot.rows, ticket.queued_ns)
         if not self.scheduled:
             self.scheduled = True
             self.scheduled_ns = ticket.queued_ns
@@ -405,8 +406,7 @@ cdef class Batcher:
             batch = self.next_batch(now)
             if batch is None:
                 break
-            batch.state = RUNNING
-            batch.started_ns = now
+            note_begun(self, batch, now)
             if self.run_async is not None:
                 run_elsewhere(self, batch)
                 continue

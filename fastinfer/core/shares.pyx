@@ -175,7 +175,7 @@ cdef bint all_make_it(Batcher batcher, const Asked* asked, const Outlook* outloo
             continue
         if edge < others:  # where the run of its last row ends
             edge = (others + at_once - 1) // at_once * at_once
-        if rows <= edge:
+        if rows <= edge and not outlook.passing:
             continue
         theirs.remaining = entry.deadline - asked.now
         while not (<Slot>entry.slot).ticket.yields and \
