@@ -155,7 +155,7 @@ for _ in range(2):
 def test_a_name_server_that_does_not_answer_holds_nobody(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text(
         'runtime = "triton"\n[triton]\nurl = "triton.example:8000"\nconnect_timeout = 0.1\n')
-    subprocess.run([sys.executable, "-c", HUNG_NAMES, str(tmp_path)], check=True, timeout=45)
+    subprocess.run([sys.executable, "-P", "-c", HUNG_NAMES, str(tmp_path)], check=True, timeout=45)
 
 
 # ---- answers that are none ----------------------------------------------------------------------------------------
