@@ -117,7 +117,7 @@ def fastinfer(base: str) -> str:
     wheel = next(wheels.glob("*.whl"))
     needs = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     # The extras make the models and serve gRPC, and decoding is held against orjson.
-    wanted = (f"fastinfer[sklearn,grpc] @ {wheel.as_uri()}", "orjson")
+    wanted = (f"fastinfer[sklearn,grpc,triton] @ {wheel.as_uri()}", "orjson")
     python = Path(ensure("fastinfer", wanted, base, made_of=f"orjson grpc {needs}"))
     stamp = VENVS / "fastinfer" / "wheel.txt"
     if not stamp.exists() or stamp.read_text() != str(wheel):
