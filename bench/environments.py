@@ -116,9 +116,9 @@ def fastinfer(base: str) -> str:
             raise InstallError("\n".join((finished.stdout + finished.stderr).strip().splitlines()[-8:]))
     wheel = next(wheels.glob("*.whl"))
     needs = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    # The extras make the models and serve gRPC, and decoding is held against orjson.
+    # The extras make the models, serve gRPC and go before a Triton, and decoding is held against orjson.
     wanted = (f"fastinfer[sklearn,grpc,triton] @ {wheel.as_uri()}", "orjson")
-    python = Path(ensure("fastinfer", wanted, base, made_of=f"orjson grpc {needs}"))
+    python = Path(ensure("fastinfer", wanted, base, made_of=f"orjson grpc triton {needs}"))
     stamp = VENVS / "fastinfer" / "wheel.txt"
     if not stamp.exists() or stamp.read_text() != str(wheel):
         pip(python, "--force-reinstall", "--no-deps", str(wheel))
