@@ -1,6 +1,6 @@
 """LightGBM's trees in the core beside onnxruntime, lleaves and LightGBM itself, in turn, in one process on one thread.
 
-    pip install lightgbm onnxmltools lleaves     # beside fastinfer; what is missing is left out
+    pip install lightgbm onnxmltools lleaves 'llvmlite<0.45'     # beside fastinfer; what is missing is left out
     taskset -c 1 python bench/trees.py           # half a minute
 
 300 trees of 31 leaves, 30 features, rows that differ. Every round asks each of them for all rows, in batches of one
