@@ -48,19 +48,20 @@ class Plain:
     company: bool = False
     urgent: list[tuple[int, int, int]] = field(default_factory=list)  # let in: when, of which priority, rows
 
-    def takes(self, rows: int, now: int, asked: Request, left: float) -> float:
+    def takes(self, rows: int, now: int, asked: Request, left: float, caution: float = 3) -> float:
         """Nanoseconds until so many rows have run, and a tenth of the time that the one who comes has.
 
-        Those of higher priorities come as in the last second, or somewhat more, until the last run begins.
+        Those of higher priorities come as in the last second, or somewhat more, until the last run begins; on average,
+        and with no time to spare, where there is no caution.
         """
         rate = sum(count * math.exp((then - now) / 1e9) for then, rank, count in self.urgent if rank < asked.rank) / 1e9
         wait, runs = self.began + RUN - now, -(-rows // self.batch)
         if rate:
             left_of_it = 1 - min(0.98, rate * RUN / self.batch)
             passing = rate * (wait + (runs - 1) * RUN) / left_of_it
-            runs = math.ceil((rows + passing + 3 * math.sqrt(passing) / left_of_it) / self.batch)
+            runs = math.ceil((rows + passing + caution * math.sqrt(passing) / left_of_it) / self.batch)
         free = min(0.1 * (asked.deadline - now), 0.25 * left) if asked.deadline != NEVER else 0
-        return wait + runs * RUN + free
+        return wait + runs * RUN + (free if caution else 0)
 
     def held(self, in_bytes: bool = False) -> Counter[int]:
         held = Counter[int]()
@@ -83,9 +84,10 @@ class Plain:
         keyed = []
         for each in sorted([*self.waiting, asked], key=lambda each: (each.rank, each.deadline, each.order)):
             is_excess = each.client != 0 and before[each.client] >= level
+            start = before[each.client] if is_excess else 0
             before[each.client] += 0 if each is asked else each.rows  # others keep their turn
-            keyed.append((each.rank, each.deadline == NEVER, is_excess, each.deadline, each.order, each))
-        return [(key[2], key[5]) for key in sorted(keyed, key=lambda key: key[:5])]
+            keyed.append((each.rank, each.deadline == NEVER, is_excess, start, each.deadline, each.order, each))
+        return [(key[2], key[6]) for key in sorted(keyed, key=lambda key: key[:6])]
 
     def one_yields(self, asked: Request, among: list[Request], yields: list[Request], least: int,
                    in_bytes: bool) -> bool:
@@ -127,8 +129,9 @@ class Plain:
         assert asked.client
         assert self.company
         if ahead + asked.rows <= self.batch:
-            return "" if self.takes(ahead + asked.rows, now, asked, left) <= left else "deadline", []
-        if all(self.takes(2 * (rows + asked.rows), now, asked, left) > left for rows in (ahead, own)) and own:
+            return self.fit_in_at_once(asked, now), []
+        furthest = own > 0 and own + asked.rows >= max(self.held().values())
+        if furthest and all(self.takes(2 * (rows + asked.rows), now, asked, left) > left for rows in (ahead, own)):
             return "fair_share", []
         return self.fit_in(asked, now, yields)
 
@@ -139,6 +142,18 @@ class Plain:
         while self.waiting and sum(each.size(in_bytes) for each in [*self.waiting, asked] if each not in yields) > room:
             if not self.one_yields(asked, line, yields, least, in_bytes):
                 return "queue_bytes" if in_bytes else "queue_rows"
+        return ""
+
+    def fit_in_at_once(self, asked: Request, now: int) -> str:
+        """Of rows that all go into the next run, unless others pass."""
+        line = sorted([*self.waiting, asked], key=lambda each: (each.rank, each.deadline, each.order))
+        for at in range(line.index(asked), len(line)):
+            each, rows = line[at], sum(before.rows for before in line[:at + 1])
+            left = each.deadline - now
+            if each.rank != asked.rank or each.deadline == NEVER or self.takes(rows, now, asked, left) <= left:
+                continue
+            if each is asked or self.takes(rows - asked.rows, now, asked, left, caution=0) <= left:
+                return "deadline"
         return ""
 
     def fit_in(self, asked: Request, now: int, yields: list[Request]) -> tuple[str, list[Request]]:

@@ -80,7 +80,14 @@ cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns):
 
     What is to give way to it where it is let in stands in ``yielding``.
     """
-    cdef Reason reason
+    cdef Reason reason = let_in(batcher, asked, retry_ns)
+    if reason != ADMITTED:
+        keep_places(batcher)
+        batcher.queue.short = True
+    return reason
+
+
+cdef Reason let_in(Batcher batcher, const Asked* asked, int64_t* retry_ns):
     cdef Holder* holder
     keep_places(batcher)
     retry_ns[0] = SECOND_NS
@@ -90,22 +97,14 @@ cdef Reason judge(Batcher batcher, const Asked* asked, int64_t* retry_ns):
         batcher.last_key = asked.key
     if batcher.waiting_rows:
         if batcher.waiting_bytes + asked.nbytes > <size_t>batcher.queue_bytes and not make_room(batcher, asked, True):
-            keep_places(batcher)
             return BYTES_FULL
         if batcher.waiting_rows + asked.rows > batcher.queue_rows and not make_room(batcher, asked, False):
-            keep_places(batcher)
             return ROWS_FULL
         if asked.key and passes_share(batcher, asked, batcher.waiting_rows, batcher.waiting_bytes):
-            holder = queue_holder(&batcher.queue, asked.key)
+            holder = queue_waiting(&batcher.queue, asked.key)
             if holder != NULL and passes_share(batcher, asked, holder.rows, holder.nbytes):
-                keep_places(batcher)
                 return SHARE_FULL
-    if asked.deadline == NEVER:
-        return ADMITTED
-    reason = judge_deadline(batcher, asked, retry_ns)
-    if reason != ADMITTED:
-        keep_places(batcher)
-    return reason
+    return judge_deadline(batcher, asked, retry_ns) if asked.deadline != NEVER else ADMITTED
 
 
 cdef bint passes_share(Batcher batcher, const Asked* asked, Py_ssize_t rows, size_t nbytes) noexcept:
@@ -153,12 +152,14 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, int64_t* retry_n
     elif not batcher.running and ahead + asked.rows < outlook.rows:
         own = batcher.cost.guess(ahead + asked.rows)
         outlook.run.mean, outlook.run.high = own.mean, own.high
+    batcher.queue.credit = lag_allowed(batcher, &outlook, asked.deadline - asked.arrived)
     if company and not idle and ahead + asked.rows > outlook.rows:  # past the next run it matters who goes first
         if takes(&outlook, 2 * (ahead + asked.rows)) > outlook.remaining:
-            holder = queue_holder(&batcher.queue, asked.key)  # one client may take at most half of the time there is
-            if holder != NULL and takes(&outlook, 2 * (holder.rows + asked.rows)) > outlook.remaining:
+            holder = queue_waiting(&batcher.queue, asked.key)
+            if holder != NULL and goes_furthest(&batcher.queue, holder, asked.rows) and \
+                    takes(&outlook, 2 * (holder.rows + asked.rows)) > outlook.remaining:
                 retry_ns[0] = <int64_t>outlook.run.mean
-                return SHARE_FULL
+                return SHARE_FULL  # one client may take at most half of the time there is
         return fit_in(batcher, asked, &outlook, retry_ns)
     if batcher.queue.excess:
         return fit_in(batcher, asked, &outlook, retry_ns)
@@ -179,6 +180,12 @@ cdef Reason judge_deadline(Batcher batcher, const Asked* asked, int64_t* retry_n
             retry_ns[0] = <int64_t>outlook.run.mean
             return PAST_DEADLINE
     return ADMITTED
+
+
+cdef Py_ssize_t lag_allowed(Batcher batcher, const Outlook* outlook, int64_t budget) noexcept:
+    """As many rows as run while a request may wait: with so many one that asks modestly may come at once."""
+    cdef double runs = max(budget / max(outlook.run.mean * outlook.slower, 1.0), 1.0)
+    return <Py_ssize_t>min(runs * outlook.rows * outlook.instances, <double>(batcher.queue_rows // 2))
 
 
 cdef double cut_to_pieces(Batcher batcher, int64_t now, const Outlook* outlook) noexcept:
@@ -270,6 +277,7 @@ cdef void note_begun(Batcher batcher, Batch batch, int64_t now) noexcept:
     """A batch has left the queue to run."""
     batch.state = RUNNING
     batch.started_ns = now
+    queue_pass_time(&batcher.queue, batch.live)
     if batcher.queue.begin < batcher.queue.end:
         if now - batcher.cut_ns > SECOND_NS:
             batcher.cut_rows = batch.live

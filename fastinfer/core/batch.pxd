@@ -22,6 +22,7 @@ cdef class Slot:
     cdef size_t nbytes                  # as the queue counts them
     cdef uint64_t order                 # in the queue; 0: it does not wait
     cdef int turn                       # there
+    cdef Py_ssize_t place               # in its client's virtual time
     cdef Outputs own_outputs            # where the batch was bisected
     cdef list own_tags                  # of their rows, in a checked build
     cdef object error

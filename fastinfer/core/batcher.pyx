@@ -72,7 +72,8 @@ cdef class Batcher:
         self.instances = instances
         self.queue_rows = queue_rows
         self.queue_bytes = queue_bytes
-        self.queue.held_limit = min(max(queue_rows, self.max_batch_size) + 1, MAX_HELD)
+        self.queue.held_limit = min(2 * (max(queue_rows, self.max_batch_size) + LONG_PAST), MAX_HELD)
+        self.queue.credit = self.max_batch_size
         self.run_timeout_s = run_timeout_ms / 1000.0
         self.cost = Cost(inline_budget_us * 1000)
         self.forming = []
@@ -289,8 +290,7 @@ cdef class Batcher:
     cdef void withdraw_slot(self, Slot slot):
         cdef Batch batch = slot.batch
         cdef Ticket ticket = slot.ticket
-        queue_remove(&self.queue, queue_position(&self.queue, ticket.rank, slot.turn, ticket.deadline, slot.order),
-                     False)
+        queue_remove(&self.queue, slot_position(&self.queue, ticket, slot), False)
         self.strike(slot)
         ticket.missing -= 1
         slot.batch = None  # which still has it, until its rows are closed up
@@ -402,7 +402,7 @@ cdef class Batcher:
         self.scheduled = False
         self.thread = PyThread_get_thread_ident()
         while len(self.running) < self.instances:
-            take_turns(self, now)
+            take_turns(self)
             batch = self.next_batch(now)
             if batch is None:
                 break

@@ -22,20 +22,19 @@ cdef struct Waiting:
     Py_ssize_t rows
     size_t nbytes
     void* slot                          # which is kept alive
+    Py_ssize_t start                    # in its client's virtual time; 0: it has none
     int rank
     int turn
 
-# A client of whom something waits.
+# A client of whom something waits, or of whom it is known what has run.
 cdef struct Holder:
-    int64_t key
-    Py_ssize_t slots                    # that wait; 0: nobody stands here
+    int64_t key                         # 0: nobody stands here
+    Py_ssize_t slots                    # that wait
     Py_ssize_t rows
+    Py_ssize_t start                    # the virtual time up to which it has been served
     size_t nbytes
     int64_t deadline                    # and rank: of the one that goes last, or went
     int rank
-    Py_ssize_t excess                   # slots that are that
-    uint64_t round                      # in which the next one counts
-    Py_ssize_t served                   # rows within its share that have run
     uint64_t look                       # at the queue, for the while of which the next two count
     Py_ssize_t counted                  # rows, or bytes
     size_t tail                         # behind its last one that may give way; 0: there is none
@@ -47,22 +46,27 @@ cdef struct Queue:
     uint64_t orders                     # given away
     Waiting* spare                      # as large as data, where it was needed
     size_t spare_capacity
-    Py_ssize_t level                    # rows of one client that go before others' excess
+    Py_ssize_t level                    # the virtual time whose rows go before the excess; 0: no one has any
     size_t excess                       # slots that are that
     Py_ssize_t excess_rows
-    uint64_t round                      # of turns, in which each client has its share
-    Py_ssize_t run_rows                 # in this round
-    bint in_rounds                      # a round takes more than one run
     bint unsettled                      # who is that may have changed since turns were taken
+    Py_ssize_t virtual                  # time, in rows: as many as a client could have had that always asks
+    Py_ssize_t virtual_next             # when the run has begun that turns were taken for
+    Py_ssize_t stood                    # rows that have run since it went on
+    Py_ssize_t credit                   # rows by which a client may lag behind it
+    bint short                          # somebody was refused since the last run began
     Holder* holders                     # by a hash of their keys
     size_t holder_slots                 # a power of two, or 0
-    size_t holder_count
+    size_t holder_count                 # of whom something waits
+    size_t known_count                  # and all of them
     uint64_t looks
-    uint32_t* held                      # how many clients have so many rows
-    uint64_t* occupied                  # a bit for each such number that is not 0
-    Py_ssize_t held_size                # of both, in bits
-    Py_ssize_t held_limit               # as many or more are counted as so many
-    Py_ssize_t held_top                 # none has more
+    Py_ssize_t origin                   # the virtual time that these begin with:
+    uint32_t* started                   # how many clients' first rows stand there
+    uint32_t* ended                     # and behind how many clients' last ones
+    uint64_t* occupied                  # a bit for each where one of them is not 0
+    Py_ssize_t held_size                # of all three
+    Py_ssize_t held_limit               # what is further is taken for as far
+    Py_ssize_t held_top                 # nothing is
     size_t most_bytes                   # that one client has, where ...
     bint bytes_known
 

@@ -1,86 +1,98 @@
-# How clients share a queue that does not go into the next run.
+# How clients share a queue that does not go into the next run: fair queueing by a virtual time.
 #
-# Each may have so many rows in the next run as all could have (max-min fairness); what a client has beyond that waits
-# until the others' part has gone, so that who asks modestly never stands behind the queue of one that does not. Where
-# there is no time for what is passed by then, and none for the one who comes, the youngest requests of the client that
-# has most give way: they are refused after all. Between clients that have much the same nobody does.
+# It counts the rows that a client could have had that always asks. Each stands in it where it has been served up to;
+# the next run takes all up to the level that it has room for (max-min fairness), and what a client has beyond that, its
+# excess, waits until the others' part has gone, so that who asks modestly never stands behind the queue of one that
+# does not. Who asked for less of late than it could have had lags behind and goes first with as much more, up to what
+# runs while a request may wait. Where there is no time for what is passed by then, and none for the one who comes, the
+# youngest requests of the client that is furthest give way: they are refused after all. Between clients that are much
+# as far nobody does.
+#
+# After Goyal, Vin and Cheng, Start-time Fair Queuing (1997), with whole runs for packets, and a lag that is let stand.
 from libc.stdint cimport INT64_MIN, int64_t, uint64_t
 from libcpp.algorithm cimport pop_heap, push_heap
 
-cdef Py_ssize_t LONG_ROUND = 4              # rows that run in it, for each client
 cdef int64_t COMPANY_NS = 10 * SECOND_NS    # for which another client that was seen counts as about
+cdef Py_ssize_t LONG_PAST = 1024            # virtual time that is kept, at least, before there is another beginning
 
 
 cdef bint has_company(Batcher batcher, int64_t now) noexcept:
     return now - batcher.company_ns < COMPANY_NS
 
 
-cdef Py_ssize_t fair_level(const Queue* queue, Py_ssize_t room, int64_t key, Py_ssize_t rows) noexcept nogil:
-    """The most rows that each client may have where ``room`` is for all, one of whom is to have so many more.
-
-    It rises from one number of rows that some client has to the next.
-    """
+cdef Py_ssize_t fair_level(Queue* queue, Py_ssize_t room, int64_t key, Py_ssize_t rows) noexcept nogil:
+    """The virtual time up to which each client may be served where ``room`` rows are for all, one of whom is to have
+    so many more; a row at least of each that stands furthest behind."""
     cdef Holder* holder = queue_holder(queue, key)
-    cdef Py_ssize_t own = min(holder.rows, queue.held_limit) if holder != NULL else 0
-    cdef Py_ssize_t moved = own + rows if key else 0
-    cdef Py_ssize_t above = <Py_ssize_t>queue.holder_count + (key != 0 and holder == NULL)
-    cdef Py_ssize_t level = 0, taken = 0, step, upto
-    while above:
-        upto = held_next(queue, level)
-        if upto == own and moved and queue.held[own] == 1:
-            upto = held_next(queue, own)
-        if moved > level:
-            upto = min(upto, moved)
-        step = (room - taken) // above
-        if step < upto - level:
-            return max(level + step, <Py_ssize_t>1)
-        taken += above * (upto - level)
-        level = upto
-        if level < queue.held_size:
-            above -= queue.held[level]
-        above += (level == own and moved > 0) - (level == moved)
-    return max(room, <Py_ssize_t>1)
+    cdef bint waits = holder != NULL and holder.slots > 0
+    cdef Py_ssize_t start = PY_SSIZE_T_MAX, end = PY_SSIZE_T_MAX, level, lowest
+    if key:
+        start = min(queue_start(queue, holder) - queue.origin, queue.held_limit)
+        end = min(start + rows + (holder.rows if waits else 0), queue.held_limit)
+        if waits:
+            held_out(queue, holder)
+    lowest = min(held_next(queue, 0), start)
+    if lowest == PY_SSIZE_T_MAX:
+        return queue.origin + room  # nobody in particular
+    level = water_level(queue, room, start, end)
+    if waits:
+        held_in(queue, holder)
+    return queue.origin + max(level, lowest + 1)
 
 
-cdef int take_turns(Batcher batcher, int64_t now) except -1:
-    """Order those who wait for the run that is to begin.
+cdef Py_ssize_t water_level(const Queue* queue, Py_ssize_t room, Py_ssize_t start, Py_ssize_t end) noexcept nogil:
+    """How far each may be served, as a place in what is counted; one more client's rows begin and end at two places.
 
-    Where there are more clients than rows in a run they take turns: who has had its share waits until the others have.
-    Such a round ends when nobody waits who has not; or, so that nobody is kept out of it by many who come and go, when
-    several times as much has run.
+    It rises from one place where some client's rows begin or end to the next.
     """
+    cdef Py_ssize_t level = min(held_next(queue, 0), start), above = 0, upto, step
+    while True:
+        if level < queue.held_size:
+            above += <Py_ssize_t>queue.started[level] - <Py_ssize_t>queue.ended[level]
+        above += (level == start) - (level == end)
+        upto = held_next(queue, level + 1)
+        if start > level:
+            upto = min(upto, start)
+        if end > level:
+            upto = min(upto, end)
+        if upto == PY_SSIZE_T_MAX:
+            return level + room
+        if above:
+            step = room // above
+            if step < upto - level:
+                return level + step
+            room -= above * (upto - level)
+        level = upto
+
+
+cdef int take_turns(Batcher batcher) except -1:
+    """Order those who wait for the run that is to begin, and see what time it is by then."""
     cdef Queue* queue = &batcher.queue
-    cdef Py_ssize_t room, level = 0
-    if queue.holder_count < 2 and queue.excess == 0:
+    cdef Py_ssize_t room, level
+    queue.virtual_next = queue.virtual
+    if queue.holder_count == 0:
         queue.level = 0
-        queue.in_rounds = False
         return 0
     room = (<Slot>queue.data[queue.begin].slot).ticket.limit
+    if queue.virtual - queue.credit - queue.origin > max(LONG_PAST, queue.held_size // 8):
+        held_anew(queue)
     if batcher.waiting_rows <= room:
+        level = queue_most(queue)
+        if level != PY_SSIZE_T_MAX:
+            queue.virtual_next = max(queue.virtual, level)
+        if not queue.short:
+            queue.virtual_next = max(queue.virtual_next, queue.virtual + room)
         return 0
-    if queue.holder_count > 1 and has_company(batcher, now):
-        level = fair_level(queue, room, 0, 0)
-    if queue.in_rounds and (<Py_ssize_t>queue.holder_count <= room
-                            or queue.run_rows > LONG_ROUND * <Py_ssize_t>queue.holder_count):
-        begin_round(queue)
-    queue.in_rounds = <Py_ssize_t>queue.holder_count > room
-    queue_take_turns(queue, level)
-    if queue.in_rounds and queue.data[queue.begin].turn & EXCESS:
-        begin_round(queue)
-        queue_take_turns(queue, level)
+    level = queue.origin + water_level(queue, room, PY_SSIZE_T_MAX, PY_SSIZE_T_MAX)
+    queue.virtual_next = max(queue.virtual, level)
+    queue_take_turns(queue, fair_level(queue, room, 0, 0) if queue.holder_count > 1 else 0)
     return 0
-
-
-cdef void begin_round(Queue* queue) noexcept nogil:
-    queue.round += 1
-    queue.run_rows = 0
-    queue.unsettled = True
 
 
 cdef Reason fit_in(Batcher batcher, const Asked* asked, const Outlook* outlook, int64_t* retry_ns):
     """Whether one can make it in its turn, and all others still can, but for those that are to give way."""
     cdef Queue* queue = &batcher.queue
-    cdef Holder* holder = queue_holder(queue, asked.key)
+    cdef Holder* holder = queue_waiting(queue, asked.key)
     cdef Py_ssize_t before = 0
     cdef Py_ssize_t level = fair_level(queue, outlook.rows, asked.key, asked.rows)
     cdef int turn = FAIR if asked.deadline != NEVER else ENDLESS
@@ -96,11 +108,10 @@ cdef Reason fit_in(Batcher batcher, const Asked* asked, const Outlook* outlook, 
                                                        or queue.data[i].rank == asked.rank
                                                        and queue.data[i].deadline <= asked.deadline):
                     before += queue.data[i].rows
-        if holder != NULL:
-            before += served(queue, holder)
+        before += queue_start(queue, queue_holder(queue, asked.key))
         before += (asked.rows - 1) // batcher.max_batch_size * batcher.max_batch_size  # its own first pieces
         turn += before >= level
-    if batcher.yielding or not goes_last(queue, asked):
+    if batcher.yielding or not goes_last(queue, asked, turn, before):
         pass
     elif turn == FAIR:
         if level == queue.level and not queue.unsettled and \
@@ -109,12 +120,12 @@ cdef Reason fit_in(Batcher batcher, const Asked* asked, const Outlook* outlook, 
     elif takes(outlook, batcher.waiting_rows + asked.rows) > outlook.remaining and not some_may_yield(queue, asked):
         return PAST_DEADLINE
     queue_take_turns(queue, level)
-    place = queue_position(queue, asked.rank, turn, asked.deadline, <uint64_t>-1)
+    place = queue_position(queue, asked.rank, turn, before, asked.deadline, <uint64_t>-1)
     return ADMITTED if all_make_it(batcher, asked, outlook, place, level) else PAST_DEADLINE
 
 
-cdef bint goes_last(const Queue* queue, const Asked* asked) noexcept nogil:
-    """Whether one that has a deadline goes behind all who wait, or all within their share, whichever its turn is."""
+cdef bint goes_last(Queue* queue, const Asked* asked, int turn, Py_ssize_t start) noexcept nogil:
+    """Whether one that has a deadline goes behind all who wait, or behind the others' fair part if it is in that."""
     cdef const Waiting* last
     cdef size_t excess
     if queue.begin == queue.end:
@@ -122,25 +133,31 @@ cdef bint goes_last(const Queue* queue, const Asked* asked) noexcept nogil:
     last = &queue.data[queue.end - 1]
     if last.rank != asked.rank:
         return last.rank < asked.rank
-    if last.turn >= ENDLESS or last.deadline > asked.deadline:
+    if last.turn >= ENDLESS:
         return False
-    excess = queue_position(queue, asked.rank, EXCESS, INT64_MIN, 0)
+    if turn & EXCESS:
+        return queue_most(queue) <= start
+    excess = queue_position(queue, asked.rank, EXCESS, 0, INT64_MIN, 0)
     last = &queue.data[excess - 1]
     return excess == queue.begin or last.rank < asked.rank or last.deadline <= asked.deadline
 
 
 cdef bint some_may_yield(Queue* queue, const Asked* asked) noexcept nogil:
-    """False where no client has so much more than the one who comes that it might give way."""
+    """False where no client is so much further than the one who comes that it might give way."""
     return asked.key != 0 and queue_most(queue) > most_after(queue, asked, False)
 
 
 cdef Py_ssize_t most_after(const Queue* queue, const Asked* asked, bint in_bytes) noexcept nogil:
     """What one that gives way keeps at least: as much as the one who comes has then."""
-    cdef Holder* holder = queue_holder(queue, asked.key)
-    cdef Py_ssize_t more = <Py_ssize_t>asked.nbytes if in_bytes else asked.rows
-    if holder != NULL:
-        more += <Py_ssize_t>holder.nbytes if in_bytes else holder.rows
-    return more
+    cdef Holder* holder = queue_waiting(queue, asked.key)
+    if in_bytes:
+        return <Py_ssize_t>(asked.nbytes + (holder.nbytes if holder != NULL else 0))
+    return queue_start(queue, queue_holder(queue, asked.key)) + asked.rows + (holder.rows if holder != NULL else 0)
+
+
+cdef inline Py_ssize_t most_of(const Holder* holder, bint in_bytes) noexcept nogil:
+    """What a client has: its bytes, or the virtual time at which its rows end."""
+    return <Py_ssize_t>holder.nbytes if in_bytes else holder.start + holder.rows
 
 
 cdef bint all_make_it(Batcher batcher, const Asked* asked, const Outlook* outlook, size_t place, Py_ssize_t level):
@@ -207,7 +224,7 @@ cdef Py_ssize_t rows_before(const Queue* queue, Ticket ticket, size_t place):
     cdef Slot slot = ticket.slot
     cdef Py_ssize_t rows = 0, i = 0, pieces = 0 if ticket.pieces is None else len(ticket.pieces)
     while True:
-        if queue_position(queue, ticket.rank, slot.turn, ticket.deadline, slot.order) < place:
+        if slot_position(queue, ticket, slot) < place:
             rows += slot.rows
         if i == pieces:
             return rows
@@ -229,6 +246,7 @@ cdef bint have_yield(Batcher batcher, const Asked* asked, int turn, Py_ssize_t l
     cdef Py_ssize_t least = most_after(queue, asked, in_bytes), left, size
     cdef Holder* holder
     cdef Ticket ticket
+    cdef bint is_next
     cdef size_t i
     if not asked.key:
         return False  # nobody in particular has no share
@@ -239,12 +257,13 @@ cdef bint have_yield(Batcher batcher, const Asked* asked, int turn, Py_ssize_t l
         left = batcher.claims.front().first
         i = batcher.claims.front().second
         holder = queue_holder(queue, queue.data[i].key)
-        if holder.tail == i + 1 and (left <= level or left <= least):
+        is_next = holder.tail == i + 1 and left == most_of(holder, in_bytes) - holder.counted
+        if is_next and (left <= level or left <= least):
             return False
         pop_heap(batcher.claims.begin(), batcher.claims.end())
         batcher.claims.pop_back()
-        if holder.tail != i + 1:
-            continue  # one that stands behind it is there since
+        if not is_next:
+            continue  # one that stands behind it is there since, or was and gives way
         ticket = (<Slot>queue.data[i].slot).ticket
         size = size_waiting(ticket, in_bytes)
         holder.tail = batcher.older[i]
@@ -278,7 +297,7 @@ cdef int note_claims(Batcher batcher, const Asked* asked, int turn, Py_ssize_t o
         if entry.rank < asked.rank or entry.key == asked.key or entry.turn & turn != turn:
             continue
         holder = queue_holder(queue, entry.key)
-        if holder == NULL or (<Py_ssize_t>holder.nbytes if in_bytes else holder.rows) <= over:
+        if holder == NULL or most_of(holder, in_bytes) <= over:
             continue
         looked_at(queue, holder)
         batcher.older[i] = holder.tail
@@ -289,7 +308,7 @@ cdef int note_claims(Batcher batcher, const Asked* asked, int turn, Py_ssize_t o
             continue
         holder = queue_holder(queue, entry.key)
         if holder != NULL and holder.look == queue.looks and holder.tail == i:
-            claim(batcher, holder, (<Py_ssize_t>holder.nbytes if in_bytes else holder.rows) - holder.counted)
+            claim(batcher, holder, most_of(holder, in_bytes) - holder.counted)
     batcher.claimed = max(batcher.claimed, upto)
     return 0
 
