@@ -156,6 +156,7 @@ class Peer:
 
     def __init__(self, world: World, lane: _core.Lane) -> None:
         self.written = b""
+        self.gone = 0
         self.holds: list[bool] = []
         self.wire = _core.Connection(self, lane)
         self.fed = b""
@@ -175,7 +176,8 @@ class Peer:
 
     def refused(self, *context: Any) -> None: ...
 
-    def left(self, ticket: _core.Ticket, request_id: bytes) -> None: ...
+    def left(self, ticket: _core.Ticket, request_id: bytes) -> None:
+        self.gone += 1
 
 
 def lane_to(world: World) -> _core.Lane:
@@ -243,6 +245,35 @@ def test_who_leaves_makes_room_at_once() -> None:
     assert world.batches == [[0.5], [1, 1, 1, 3]]
     with pytest.raises(CancelledError):
         tickets[1].encode()
+
+
+def test_who_leaves_between_the_run_and_the_answer_is_counted_as_cancelled_once() -> None:
+    world = World()
+    body = b'{"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1]}]}'
+    gone, answered = (world.endpoint.submit(0, body, -1, lambda _: None, _core.Arrival(world.now)) for _ in range(2))
+    world.drain()
+    answered.encode()
+    for _ in range(2):
+        gone.cancel()
+        answered.cancel()
+    assert world.counted("cancelled") == 1
+    assert world.counted("goodput") == 1
+
+
+def test_what_of_a_pipeline_has_run_and_waits_for_its_turn_is_counted_once_when_the_client_leaves() -> None:
+    world = World(instances=2, max_batch_size=1)
+    peer = Peer(world, lane_to(world))
+    peer.wire.data_received(2 * message("/v2/models/m/infer", BODY))
+    world.turn()
+    work, args = world.runs.pop()  # the second is done first, and its answer has to wait
+    work(*args)
+    world.turn()
+    assert peer.written == b""
+    peer.wire.lost()
+    world.drain()
+    assert peer.gone == 2
+    counts = world.endpoint.counters()
+    assert (counts["admitted"], counts["cancelled"], counts["goodput"], counts["in_flight"]) == (2, 2, 0, 0)
 
 
 def test_a_client_of_the_standard_lane_leaves_with_its_connection() -> None:

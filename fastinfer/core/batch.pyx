@@ -28,6 +28,15 @@ cdef int64_t monotonic_ns() noexcept nogil:
     return now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
+cdef uint64_t wall_ms(int64_t monotonic) noexcept:
+    """Milliseconds since the epoch of a monotonic time; 0 of none."""
+    cdef timespec wall
+    if monotonic == 0:
+        return 0
+    clock_gettime(CLOCK_REALTIME, &wall)
+    return <uint64_t>((wall.tv_sec * 1_000_000_000 + wall.tv_nsec - monotonic_ns() + monotonic) // 1_000_000)
+
+
 def hold_clock(int64_t nanoseconds):
     """Let the core's clocks stand at this monotonic time, so that a test need not wait; 0 lets them go again."""
     global held_ns

@@ -56,9 +56,9 @@ cdef class Connection:
         self.gone = True
         while self.first is not None:
             ticket = self.take_first()
-            if not ticket.finished:
+            if not ticket.settled:
                 self.protocol.left(ticket, ticket.request_id or self.lane.next_id())
-            elif not ticket.elsewhere:
+            if ticket.finished and not ticket.elsewhere:
                 ticket.release()
             ticket.cancel()
         if self.standard is not None:

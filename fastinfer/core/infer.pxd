@@ -34,6 +34,7 @@ cdef class Ticket:
     cdef uint64_t tag                   # a number of its own, in a checked build
     cdef Py_ssize_t tagged              # rows of it that have one
     cdef bint finished                  # answered, failed or cancelled
+    cdef bint settled                   # its end is counted: a success, or cancelled
     cdef bint yields                    # it is to give way
     cdef object done
     cdef Outputs empty_outputs          # of a request without rows

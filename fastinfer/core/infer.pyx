@@ -2,7 +2,7 @@
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 cdef extern from "<time.h>" nogil:
     enum: CLOCK_REALTIME
@@ -195,6 +195,9 @@ cdef class Ticket:
     cdef void count_success(self):
         cdef int64_t now = monotonic_ns()
         cdef Row* counts = self.endpoint.counts
+        if self.settled:  # encoded on another thread, while its client left
+            return
+        self.settled = True
         counts.success += 1
         counts.success_ns += now - self.started_ns
         counts.input_ns += self.preprocess_ns
@@ -252,8 +255,11 @@ cdef class Ticket:
     def cancel(self):
         """The client left: rows that wait will not run, and nobody is told."""
         if self.finished:
+            if self.error is None and not self.settled:  # it has run, and nobody is there to be answered
+                self.endpoint.counts.cancelled += 1
+            self.settled = True
             return
-        self.finished = True
+        self.finished = self.settled = True
         self.leave()
         self.done = None
         self.error = CancelledError("the client closed the connection")
@@ -270,15 +276,6 @@ cdef bint expands(Rows rows, Py_ssize_t count) noexcept nogil:
     for i in range(rows.count):
         size += rows.row_bytes[i]
     return size > MAX_REQUEST_BYTES or <size_t>count * size > MAX_REQUEST_BYTES
-
-
-cdef uint64_t wall_ms(int64_t monotonic) noexcept:
-    """Milliseconds since the epoch of a monotonic time; 0 of none."""
-    cdef timespec wall
-    if monotonic == 0:
-        return 0
-    clock_gettime(CLOCK_REALTIME, &wall)
-    return <uint64_t>((wall.tv_sec * 1_000_000_000 + wall.tv_nsec - monotonic_ns() + monotonic) // 1_000_000)
 
 
 cdef Outputs slot_outputs(Slot slot):
