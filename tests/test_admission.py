@@ -183,7 +183,7 @@ def test_where_the_rows_cost_nothing_batches_are_full() -> None:
 def test_few_samples_are_taken_for_less_than_many() -> None:
     rooms = []
     for times in (1, 4, 64):
-        world = world_of(10, slo_ms=65, times=times)
+        world = world_of(10, slo_ms=67, times=times)
         busy(world)
         rooms.append(fill(world))
     assert rooms[0] < rooms[2]
