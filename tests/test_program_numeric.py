@@ -134,6 +134,14 @@ def test_spline_transformer(extrapolation: str, degree: int, sparse: bool, dtype
     check(transformer, fit, serve, dtype)
 
 
+def test_splines_whose_knots_are_rounded_out_of_order_are_refused() -> None:
+    low, high = float.fromhex("-0x1.4cc1f26b89e5bp+2"), float.fromhex("0x1.4cc1f26ba4caep+2")
+    fit = np.array([[low], [low], [low], [high]])
+    transformer = SplineTransformer(n_knots=3, degree=1, knots="quantile", extrapolation="periodic")
+    with pytest.raises(ImportRefusedError, match="pipeline: splines whose knots do not ascend"):
+        check(transformer, fit, fit)
+
+
 @pytest.mark.parametrize("extrapolation", ["constant", "linear", "continue", "periodic", "error"])
 def test_splines_of_missing_values(extrapolation: str) -> None:
     """Missing values become zeros; nothing is checked then, infinities neither."""

@@ -1,5 +1,6 @@
 """scikit-learn's SplineTransformer."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,10 @@ def spline_transformer(trace: Trace, transformer: Any, matrix: Matrix, path: str
         names = [f"{feature.name}_sp_{i}" for i in range(width - 1 + bool(transformer.include_bias))]
         if not names:
             continue
-        values = trace.write("spline", path, [feature], names, degree=int(spline.k),
-                             knots=tuple([float(knot) for knot in spline.t]),
+        knots = tuple([float(knot) for knot in spline.t])
+        if not all(knot <= later for knot, later in pairwise(knots)):
+            raise refuse(path, "splines whose knots do not ascend, for scikit-learn's arithmetic has rounded them")
+        values = trace.write("spline", path, [feature], names, degree=int(spline.k), knots=knots,
                              extrapolation="edges" if ends else extrapolation, **ends,
                              **({"sparse": True} if sparse else {}), **single(dtype))
         features.extend(Feature(name, value, "number", dtype) for name, value in zip(names, values, strict=True))
